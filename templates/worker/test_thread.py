@@ -1,0 +1,135 @@
+from collections.abc import Iterator
+from queue import Queue
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from flask import Flask, current_app
+from psycopg2.extensions import connection
+
+from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.db import get_db
+from {{ cookiecutter.project_slug }}.worker import QueueFull, task
+
+from .live import poll, sleeping
+
+SETTINGS = {"TESTING": True, "WORKER_QUEUE_SIZE": 2, "WORKER_TIMEOUT": 0.1}
+
+results: Queue[Any] = Queue()
+gate = Event()
+
+
+@task
+def add(a: int, b: int) -> None:
+    results.put(a + b)
+
+
+@task
+def wait_at_the_gate() -> None:
+    results.put("waiting")
+    gate.wait(10)
+
+
+@task
+def fail() -> None:
+    raise RuntimeError("on purpose")
+
+
+@task
+def use_database() -> None:
+    results.put((current_app.name, get_db().info.backend_pid))
+
+
+@task
+def write_and_sleep() -> None:
+    with get_db() as db, db.cursor() as cursor:
+        cursor.execute("INSERT INTO notes (body) VALUES ('unfinished')")
+        cursor.execute("SELECT pg_sleep(60)")
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Flask]:
+    app = create_app(SETTINGS | {"DATABASE_URL": database_url})
+    gate.clear()
+    with app.app_context():
+        yield app
+    gate.set()
+    app.extensions["worker"].stop()
+
+
+def test_task_is_still_a_function(app: Flask) -> None:
+    add(1, b=2)
+    assert results.get_nowait() == 3
+
+
+def test_put_off_task_runs(app: Flask) -> None:
+    add.delay(1, b=2)
+    assert results.get(timeout=10) == 3
+
+
+def test_thread_starts_with_the_first_task_and_is_a_daemon(app: Flask) -> None:
+    worker = app.extensions["worker"]
+    assert worker.thread is None
+    add.delay(1, 2)
+    assert results.get(timeout=10) == 3
+    assert isinstance(worker.thread, Thread)
+    assert worker.thread.daemon
+
+
+def test_task_has_a_context_of_its_own(app: Flask) -> None:
+    mine = get_db().info.backend_pid
+    use_database.delay()
+    name, backend = results.get(timeout=10)
+    assert name == app.name
+    assert backend != mine
+
+
+def test_failed_task_is_logged_and_the_next_one_runs(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail.delay()
+    add.delay(1, 2)
+    assert results.get(timeout=10) == 3
+    assert "fail() failed" in caplog.text
+    assert "RuntimeError: on purpose" in caplog.text
+
+
+def test_full_queue_is_an_error_that_names_the_settings(app: Flask) -> None:
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    add.delay(1, 2)
+    add.delay(3, 4)
+    message = r"^add\(5, 6\) .* WORKER_TIMEOUT \(0.1 s\): raise WORKER_QUEUE_SIZE \(2\)"
+    with pytest.raises(QueueFull, match=message):
+        add.delay(5, 6)
+    gate.set()
+    assert [results.get(timeout=10), results.get(timeout=10)] == [3, 7]
+
+
+def test_stop_names_what_is_lost(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    add.delay(1, b=2)
+    app.extensions["worker"].stop()
+    assert "Lost as the process ends: wait_at_the_gate(), add(1, b=2)" in caplog.text
+    assert results.empty()
+
+
+def test_stop_cuts_off_a_query_and_rolls_it_back(
+    app: Flask, db: connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_and_sleep.delay()
+    assert poll(lambda: sleeping(db), seconds=10)
+    app.extensions["worker"].stop()
+    assert not app.extensions["worker"].thread.is_alive()
+    assert "Lost as the process ends: write_and_sleep()" in caplog.text
+    with db.cursor() as cursor:
+        cursor.execute("SELECT FROM notes")
+        assert cursor.rowcount == 0
+
+
+def test_stop_without_a_task_is_silent(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.extensions["worker"].stop()
+    assert caplog.text == ""

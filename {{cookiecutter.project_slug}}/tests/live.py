@@ -1,0 +1,190 @@
+"""A development server in a process of its own, on a copy of the project."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from threading import Thread
+from typing import Any, Self
+from urllib.request import Request, urlopen
+
+import psutil
+from psycopg2.extensions import connection
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "{{ cookiecutter.project_slug }}"
+DEADLINE = 20.0  # seconds for anything to happen, on a busy machine
+
+# What the server writes while all is well.
+EXPECTED = re.compile(
+    r" \* (Serving Flask app|Debug mode|Running on|Restarting|Debugger|Detected).*"
+    r"|WARNING: This is a development server\..*"
+    r"|Press CTRL\+C to quit"
+    r'|127\.0\.0\.1 - - \[.+\] "(GET|POST) \S+ HTTP/1\.1" [23]\d\d -'
+    r"|"
+)
+
+
+class Server:
+    """Run `flask run --debug` on a copy of the project, made in `folder`.
+
+    `app` is the module to serve. Errors raised here end with what the server wrote.
+    """
+
+    def __init__(self, folder: Path, app: str = "tests.probe", **environ: str) -> None:
+        self.folder = folder
+        self.app = app
+        self.environ = environ
+        self.port = _free_port()
+        self.version = 0
+        self.module = folder / PACKAGE / "__init__.py"
+
+    def __enter__(self) -> Self:
+        for name in (PACKAGE, "devserver", "tests"):
+            shutil.copytree(ROOT / name, self.folder / name, ignore=_caches)
+        self.start()
+        try:
+            self.wait_for(self.answer, "an answer")
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start the server, without waiting for it."""
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as for most who use it
+        with (self.folder / "log").open("ab") as log:
+            self.process = psutil.Popen(
+                [sys.executable, "-u", "-m", "flask", "--app", self.app]
+                + ["run", "--debug", "--port", str(self.port)],
+                cwd=self.folder,
+                env=environ | self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def interrupt(self) -> None:
+        """Stop it as Ctrl-C in a terminal does, and wait until it has ended."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.wait_for(lambda: self.process.poll() is not None, "the end")
+
+    def kill(self) -> None:
+        """End whatever is left of it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def reload(self) -> dict[str, Any]:
+        """Save a new version and return its answer."""
+        self.version += 1
+        self.save(f"{self.module.read_text()}\nVERSION = {self.version}\n")
+        answer: dict[str, Any] = self.wait_for(
+            self.new_answer, f"answer of version {self.version}"
+        )
+        return answer
+
+    def save(self, text: str) -> None:
+        """Save `text` as the package's first module."""
+        self.module.write_text(text)
+
+    def new_answer(self) -> dict[str, Any] | None:
+        """Return the answer of the version saved last, or none within 3 seconds."""
+        found = poll(lambda: self.answer().get("version") == self.version, seconds=3)
+        if not found:
+            # Werkzeug's reloader misses a save while the new process starts.
+            self.module.touch()
+        return self.answer() if found else None
+
+    def answer(self) -> Any:
+        """Return what /version says, or nothing where nobody answers."""
+        with suppress(OSError, HTTPException):
+            return self.request("/version")
+        return {}
+
+    def request(self, path: str, method: str = "GET") -> Any:
+        """Return what the server says in JSON. Raises `OSError` when it does not."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        with urlopen(Request(url, method=method), timeout=DEADLINE) as response:
+            return json.load(response)
+
+    def request_in_background(self, path: str) -> None:
+        """Make a request that may be cut off."""
+
+        def request() -> None:
+            with suppress(OSError, HTTPException):
+                self.request(path)
+
+        Thread(target=request, daemon=True).start()
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait until `condition` is true and return it; fail with the log if not."""
+        if found := poll(condition, DEADLINE):
+            return found
+        raise AssertionError(f"no {what} in {DEADLINE:g} s; it wrote:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        """What the server wrote, without colours."""
+        return re.sub(r"\x1b\[\d+m", "", (self.folder / "log").read_text())
+
+    def unexpected(self) -> list[str]:
+        """Return the lines of the log that do not belong there."""
+        return [line for line in self.log.splitlines() if not EXPECTED.fullmatch(line)]
+
+    def port_is_free(self) -> bool:
+        """Say whether another server could listen on the port."""
+        with suppress(OSError), socket.create_server(("127.0.0.1", self.port)):
+            return True
+        return False
+
+
+def processes_connected(db: connection) -> set[int]:
+    """Return the ids of the processes that have a connection to the test's database."""
+    with db.cursor() as cursor:
+        cursor.execute(
+            "SELECT split_part(application_name, ' ', 2)::int FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name LIKE 'process %'"
+        )
+        return {process for (process,) in cursor.fetchall()}
+
+
+def sleeping(db: connection) -> bool:
+    """Say whether `pg_sleep` runs in the test's database."""
+    with db.cursor() as cursor:
+        cursor.execute(
+            "SELECT FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        )
+        return cursor.rowcount > 0
+
+
+def poll(condition: Callable[[], Any], seconds: float) -> Any:
+    """Return what `condition` returns once that is true, or in the end what it is."""
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _caches(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name in ("__pycache__", ".pytest_cache")]

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from {{ cookiecutter.project_slug }} import config, create_app
+
+SETTINGS = {"DATABASE_URL": "postgresql://localhost/a", "SECRET_KEY": "0" * 32}
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*SETTINGS, "FLASK_DEBUG", "SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_missing_setting_stops_the_start(name: str) -> None:
+    message = f"^{name} is not set: set it to .*[.]$"
+    with pytest.raises(config.ConfigError, match=message):
+        create_app(SETTINGS | {name: ""})
+
+
+def test_other_database_stops_the_start_without_its_password() -> None:
+    message = "^DATABASE_URL is no PostgreSQL URL: write it like "
+    with pytest.raises(config.ConfigError, match=message) as error:
+        create_app(SETTINGS | {"DATABASE_URL": "mysql://user:hunter2@host/a"})
+    assert "hunter2" not in str(error.value)
+
+
+def test_environment_gives_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    found = create_app().config
+    assert {name: found[name] for name in SETTINGS} == SETTINGS
+
+
+def test_development_key_stays_the_same_and_private(tmp_path: Path) -> None:
+    keys = set()
+    for _ in range(2):
+        app = Flask("app", instance_path=str(tmp_path))
+        config.load_config(app, {"TESTING": True})
+        keys.add(app.config["SECRET_KEY"])
+    [key] = keys
+    assert len(key) == 64
+    assert (tmp_path / "secret_key").stat().st_mode & 0o077 == 0
+
+
+def test_number_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIZE", "3")
+    assert config.number(Flask("app"), "SIZE", 8) == 3
+
+
+@pytest.mark.parametrize("value", ["abc", "", "0", "-1", "2.5", "nan", "inf"])
+def test_other_than_a_whole_number_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("SIZE", value)
+    message = f"^SIZE is '{value}': set it to a whole number above 0, such as 8[.]$"
+    with pytest.raises(config.ConfigError, match=message):
+        config.number(Flask("app"), "SIZE", 8)

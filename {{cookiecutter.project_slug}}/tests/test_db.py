@@ -1,0 +1,96 @@
+import pytest
+from flask import Flask, g
+from psycopg2.extensions import connection, make_dsn
+
+from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.db import Unavailable, get_db
+
+
+def test_a_context_has_one_connection(app: Flask) -> None:
+    with app.app_context():
+        assert get_db() is get_db()
+
+
+def test_a_context_takes_none_before_it_asks(app: Flask) -> None:
+    with app.app_context():
+        assert "db" not in g
+
+
+def test_connection_tells_whose_it_is(app: Flask) -> None:
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute("SHOW application_name")
+        assert cursor.fetchone() == (app.name,)
+
+
+def test_url_wins_over_the_defaults(database_url: str) -> None:
+    url = make_dsn(database_url, application_name="mine")
+    app = create_app({"TESTING": True, "DATABASE_URL": url})
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute("SHOW application_name")
+        assert cursor.fetchone() == ("mine",)
+
+
+def test_statement_takes_effect_at_once(app: Flask, db: connection) -> None:
+    with app.app_context():
+        add_note(get_db())
+        assert count_notes(db) == 1
+
+
+def test_transaction_is_committed_at_the_end(app: Flask, db: connection) -> None:
+    with app.app_context():
+        with get_db() as conn:
+            add_note(conn)
+            assert count_notes(db) == 0
+        assert count_notes(db) == 1
+
+
+def test_transaction_is_rolled_back_on_an_error(app: Flask, db: connection) -> None:
+    with app.app_context():
+        with pytest.raises(RuntimeError), get_db() as conn:
+            add_note(conn)
+            raise RuntimeError
+        assert count_notes(db) == 0
+
+
+def test_what_is_open_at_the_end_is_rolled_back(app: Flask, db: connection) -> None:
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute("BEGIN")
+        add_note(get_db())
+    assert count_notes(db) == 0
+    with db.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_stat_activity WHERE state LIKE 'idle in tr%'")
+        assert cursor.rowcount == 0
+
+
+def test_next_context_sees_nothing_of_the_one_before(app: Flask) -> None:
+    with app.app_context():
+        get_db().set_session(readonly=True, autocommit=False)
+    with app.app_context():
+        assert get_db().autocommit
+        add_note(get_db())
+
+
+def test_unreachable_database_is_answered_503(caplog: pytest.LogCaptureFixture) -> None:
+    url = "postgresql://user:hunter2@127.0.0.1:1/none"
+    client = create_app({"TESTING": True, "DATABASE_URL": url}).test_client()
+    response = client.get("/notes")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert "DATABASE_URL" in caplog.text
+    assert "hunter2" not in caplog.text + response.text
+
+
+def test_unreachable_database_is_an_error_to_a_command() -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": "postgresql://127.0.0.1:1/a"})
+    with app.app_context(), pytest.raises(Unavailable, match="^DATABASE_URL: "):
+        get_db()
+
+
+def add_note(conn: connection) -> None:
+    with conn.cursor() as cursor:
+        cursor.execute("INSERT INTO notes (body) VALUES ('a note')")
+
+
+def count_notes(conn: connection) -> int:
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT FROM notes")
+        return cursor.rowcount

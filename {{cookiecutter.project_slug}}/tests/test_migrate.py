@@ -1,0 +1,69 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from psycopg2.extensions import connection, make_dsn
+
+from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.migrate import MigrationError, migrate
+
+from .conftest import connect, new_database
+
+
+@pytest.fixture
+def empty_url(server_url: str) -> Iterator[str]:
+    """A database without migrations."""
+    with new_database(server_url, "template1") as name:
+        yield make_dsn(server_url, dbname=name)
+
+
+@pytest.fixture
+def empty(empty_url: str) -> Iterator[connection]:
+    with closing(connect(empty_url)) as conn:
+        yield conn
+
+
+def test_command_applies_what_is_missing_once(empty_url: str) -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    runner = app.test_cli_runner()
+    assert runner.invoke(args=["migrate"]).output.startswith("Applied 0001_notes.sql\n")
+    assert runner.invoke(args=["migrate"]).output == "Nothing to apply\n"
+
+
+def test_files_are_applied_in_order(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / "0002_b.sql").write_text("INSERT INTO a VALUES ('50 %')")
+    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text); SELECT 1")
+    assert migrate(empty, tmp_path) == ["0001_a.sql", "0002_b.sql"]
+    assert migrate(empty, tmp_path) == []
+
+
+def test_refused_file_changes_nothing(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text);\nNONSENSE;")
+    message = '^0001_a.sql, line 2: syntax error at or near "NONSENSE"; nothing of it'
+    with pytest.raises(MigrationError, match=message):
+        migrate(empty, tmp_path)
+    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text)")
+    assert migrate(empty, tmp_path) == ["0001_a.sql"]
+
+
+def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / "0001_a.sql").write_text("SELECT 1")
+    migrate(empty, tmp_path)
+    (tmp_path / "0001_a.sql").write_text("SELECT 2")
+    with pytest.raises(MigrationError, match="^0001_a.sql was edited after"):
+        migrate(empty, tmp_path)
+
+
+def test_runners_that_start_together_apply_each_file_once(
+    empty_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text); SELECT pg_sleep(.1)")
+
+    def run(_: int) -> list[str]:
+        with closing(connect(empty_url)) as conn:
+            return migrate(conn, tmp_path)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(run, range(4))) == [[], [], [], ["0001_a.sql"]]

@@ -1,0 +1,54 @@
+"""A Flask application on PostgreSQL."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, redirect, url_for
+from werkzeug.wrappers import Response
+
+from .config import load_config
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """Create the application; connections and threads wait for their first use.
+
+    `config` overrides what the environment says, as a test does. Raises
+    `ConfigError` when a setting is missing or malformed.
+    """
+    app = Flask(__name__)
+    load_config(app, config)
+
+    from . import db
+
+    db.init_app(app)
+{%- if cookiecutter.pool != 'none' %}
+
+    from . import pool
+
+    pool.init_app(app)
+{%- endif %}
+{%- if cookiecutter.worker != 'none' %}
+
+    from . import worker
+
+    worker.init_app(app)
+{%- endif %}
+
+    from . import migrate
+
+    migrate.init_app(app)
+
+    from . import health
+
+    app.register_blueprint(health.bp)
+
+    from . import notes
+
+    app.register_blueprint(notes.bp)
+
+    @app.get("/")
+    def index() -> Response:
+        """Lead to the notes, the example; put your own first page here."""
+        return redirect(url_for("notes.index"))
+
+    return app

@@ -1,0 +1,99 @@
+"""The PostgreSQL connection of the current application context."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+import psycopg2
+from flask import Flask, current_app, g
+from psycopg2.extensions import connection, parse_dsn
+from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.wrappers import Response
+
+
+class Unavailable(RuntimeError):
+    """No connection can be had now; answered 503 with Retry-After."""
+
+
+class Pool(Protocol):
+    """Where contexts get their connections from and give them back to."""
+
+    def getconn(self) -> connection: ...
+
+    def putconn(self, conn: connection) -> None: ...
+
+
+class NullPool:
+    """Open a connection for every context that asks, and close it at the end."""
+
+    def getconn(self) -> connection:
+        return connect()
+
+    def putconn(self, conn: connection) -> None:
+        conn.close()
+
+
+def get_db() -> connection:
+    """Return the connection of this request, command or task, taken at first use.
+
+    It is in autocommit: a statement takes effect at once. A transaction is
+    `with get_db() as db:`, which commits at the end and rolls back on an error
+    (psycopg2 2.9 and later). What is open when the context ends is rolled back.
+    Raises `Unavailable`.
+    """
+    if "db" not in g:
+        g.db = current_app.extensions["pool"].getconn()
+    db: connection = g.db
+    return db
+
+
+def close_db(error: BaseException | None = None) -> None:
+    """Give the connection of this context back, if it took one."""
+    if "db" in g:
+        current_app.extensions["pool"].putconn(g.pop("db"))
+
+
+def connect() -> connection:
+    """Open a connection in autocommit, which the caller closes.
+
+    Parameters in `DATABASE_URL` win over the defaults here. Raises `Unavailable`.
+    """
+    options = {
+        "application_name": current_app.name,
+        "connect_timeout": "5",
+        # A query whose client is gone ends within 0.5 s, so none outlives a reload:
+        # https://www.postgresql.org/docs/current/runtime-config-connection.html
+        "options": "-c client_connection_check_interval=500",
+        **parse_dsn(current_app.config["DATABASE_URL"] or _embedded_url()),
+    }
+    try:
+        conn: connection = psycopg2.connect(**options)
+    except psycopg2.OperationalError as error:
+        raise Unavailable(f"DATABASE_URL: {error}".splitlines()[0]) from error
+    conn.autocommit = True
+    return conn
+
+
+def init_app(app: Flask) -> None:
+    """Give every application context of `app` a connection when it asks for one."""
+    app.extensions["pool"] = NullPool()
+    app.teardown_appcontext(close_db)
+    app.register_error_handler(Unavailable, _service_unavailable)
+
+
+def _service_unavailable(error: Unavailable) -> Response:
+    current_app.logger.error("%s", error)
+    return ServiceUnavailable(retry_after=1).get_response()
+
+
+def _embedded_url() -> str:
+    # Development and tests only: elsewhere the settings demand a DATABASE_URL.
+    from devserver import postgres
+
+    from .migrate import migrate
+
+    folder = Path(current_app.instance_path) / "postgres"
+    current_app.config["DATABASE_URL"] = url = postgres.url(folder, current_app.name)
+    with closing(connect()) as conn:
+        migrate(conn)
+    return url

@@ -1,0 +1,88 @@
+"""Plain SQL migrations: `migrations/*.sql`, applied in order by `flask migrate`."""
+
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+
+import click
+import psycopg2
+from flask import Flask
+from flask.cli import with_appcontext
+from psycopg2.extensions import connection
+
+from .db import connect
+
+FOLDER = Path(__file__).parent / "migrations"
+LOCK = 7_164_001  # any number will do, so long as every runner takes the same
+
+
+class MigrationError(click.ClickException):
+    """A migration was refused: it left the database as it was."""
+
+
+def migrate(conn: connection, folder: Path = FOLDER) -> list[str]:
+    """Apply the files that are new, each in a transaction, and return their names.
+
+    `conn` is in autocommit and used for nothing else: it holds a lock until it is
+    closed, so that of two runners one waits for the other. Raises `MigrationError`;
+    the files before the refused one stay applied.
+    """
+    applied = _lock_and_list(conn)
+    paths = sorted(folder.glob("*.sql"))
+    return [path.name for path in paths if _apply_if_new(conn, path, applied)]
+
+
+@click.command("migrate")
+@with_appcontext
+def migrate_command() -> None:
+    """Apply the SQL migrations that the database does not have yet."""
+    with closing(connect()) as conn:
+        names = migrate(conn)
+    click.echo("\n".join(f"Applied {name}" for name in names) or "Nothing to apply")
+
+
+def init_app(app: Flask) -> None:
+    """Add the command `flask migrate`."""
+    app.cli.add_command(migrate_command)
+
+
+def _lock_and_list(conn: connection) -> dict[str, str]:
+    with conn.cursor() as cursor:
+        # A session's lock, not a row: a runner that is killed leaves none behind.
+        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+        cursor.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY,"
+            " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        cursor.execute("SELECT name, checksum FROM schema_migrations")
+        return dict(cursor.fetchall())
+
+
+def _apply_if_new(conn: connection, path: Path, applied: dict[str, str]) -> bool:
+    sql = path.read_text(encoding="utf-8")
+    checksum = sha256(sql.encode()).hexdigest()
+    if path.name not in applied:
+        _apply(conn, path.name, sql, checksum)
+    elif applied[path.name] != checksum:
+        message = f"{path.name} was edited after it was applied: put the change into"
+        raise MigrationError(f"{message} a new file, and this one back as it was.")
+    return path.name not in applied
+
+
+def _apply(conn: connection, name: str, sql: str, checksum: str) -> None:
+    try:
+        with conn, conn.cursor() as cursor:
+            cursor.execute(sql)
+            cursor.execute(
+                "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)",
+                [name, checksum],
+            )
+    except psycopg2.Error as error:
+        reason = error.diag.message_primary or error
+        message = f"{name}, line {_line(sql, error)}: {reason}; nothing of it applied."
+        raise MigrationError(message) from error
+
+
+def _line(sql: str, error: psycopg2.Error) -> int:
+    """Return the line PostgreSQL points at, or the first where it points at none."""
+    return sql.count("\n", 0, int(error.diag.statement_position or 1) - 1) + 1
