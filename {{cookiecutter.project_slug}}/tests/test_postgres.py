@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -143,21 +143,26 @@ def has_ended(folder: Path) -> bool:
 
 def programs(folder: Path) -> list[psutil.Process]:
     """Return the processes that run for the server in `folder`."""
-    places = {str(folder), str(folder.resolve())}
+    data = str(folder.resolve() / "data")
     return [
         process
         for process in psutil.process_iter()
-        if any(place in title(process) for place in places)
-        and CLIENT not in title(process)
+        if f"devserver.keeper {folder}" in title(process) or cwd(process) == data
     ]
 
 
 def title(process: psutil.Process) -> str:
     """Return the command line of the process, or nothing when it has ended."""
-    try:
+    with suppress(psutil.Error):
         return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return ""
+
+
+def cwd(process: psutil.Process) -> str:
+    """Return where the process is, or nothing when it has ended or is not ours."""
+    with suppress(psutil.Error):
+        return process.cwd()
+    return ""
 
 
 def query(url: str, sql: str) -> object:
