@@ -63,6 +63,7 @@ def run(*command: str | Path, cwd: Path, **environ: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=600,
     )
     if done.returncode:
         pytest.fail(f"{command} ended with {done.returncode}:\n{done.stdout}")
