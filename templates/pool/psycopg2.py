@@ -57,7 +57,12 @@ class Pool:
             raise
 
     def putconn(self, conn: connection) -> None:
-        """Give a connection back; one with anything left open in it is closed."""
+        """Give a connection back; one with anything open or changed is closed.
+
+        What a query changed (`SET`, advisory locks, temporary tables) is not noticed.
+        """
+        if conn not in self._opened:
+            return  # the parent's, whose context was open when this process was forked
         if _is_clean(conn):
             self._places.put((conn, monotonic()))
         else:

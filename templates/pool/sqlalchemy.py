@@ -61,8 +61,13 @@ class Pool:
         return conn
 
     def putconn(self, conn: connection) -> None:
-        """Give a connection back; one with anything left open in it is closed."""
-        proxy = self._lent.pop(conn)
+        """Give a connection back; one with anything open or changed is closed.
+
+        What a query changed (`SET`, advisory locks, temporary tables) is not noticed.
+        """
+        proxy = self._lent.pop(conn, None)
+        if proxy is None:
+            return  # the parent's, whose context was open when this process was forked
         if _is_clean(conn):
             proxy.close()
         else:

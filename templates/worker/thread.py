@@ -1,17 +1,18 @@
 """Work in the background, in a thread of this process: for work that may be lost.
 
-A task runs at most once. What waits or runs when the process ends is lost, and named
-in the log; when the process is killed, not even that.
+A task runs at most once. What waits or runs when the process ends is lost, and named in
+the log; when the process is killed, not even that.
 """
 
 import atexit
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from queue import Empty, Full, Queue
+from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
-from typing import Any, Generic, ParamSpec
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import psycopg2
 from flask import Flask, current_app
@@ -20,8 +21,10 @@ from flask.ctx import AppContext
 from .config import number
 
 P = ParamSpec("P")
+R = TypeVar("R")
+Job = partial[Any]
 
-# Seconds to end a task at exit. Ctrl-C leaves a reloading server 0.25 s in all.
+# Seconds to end a task at exit: Ctrl-C leaves a reloading server 0.25 s for everything.
 DEADLINE = 0.15
 
 
@@ -29,42 +32,26 @@ class QueueFull(RuntimeError):
     """The worker has fallen behind and takes no task for now."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A task and the arguments of one call of it."""
-
-    function: Callable[..., object]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def __str__(self) -> str:
-        arguments = [repr(value) for value in self.args]
-        arguments += [f"{name}={value!r}" for name, value in self.kwargs.items()]
-        return f"{self.function.__name__}({', '.join(arguments)})"
-
-    def run(self) -> None:
-        self.function(*self.args, **self.kwargs)
-
-
-class Task(Generic[P]):
+class Task(Generic[P, R]):
     """A function that can be called as ever, or put off with `delay`."""
 
-    def __init__(self, function: Callable[P, object]) -> None:
+    def __init__(self, function: Callable[P, R]) -> None:
         self.function = function
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        self.function(*args, **kwargs)
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run in the background, in an application context of its own.
 
-        Call it after the transaction it relies on: it may start at once. Raises
-        `QueueFull` when no place came free in `WORKER_TIMEOUT` seconds.
+        It may start at once, so call this after the transaction it relies on. Raises
+        `QueueFull` when no place came free in `WORKER_TIMEOUT` seconds; what was
+        committed before stays.
         """
-        current_app.extensions["worker"].put(Job(self.function, args, kwargs))
+        current_app.extensions["worker"].put(partial(self.function, *args, **kwargs))
 
 
-def task(function: Callable[P, object]) -> Task[P]:
+def task(function: Callable[P, R]) -> Task[P, R]:
     """Make a task of a function: `@task`."""
     return Task(function)
 
@@ -84,39 +71,39 @@ class Worker:
             os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        # A forked process inherits no thread; the jobs are its parent's to run.
-        self._queue: Queue[Job | None] = Queue(self.size)
-        self._ending = Event()
-        self._starting = Lock()
+        # A forked process inherits no thread, and the jobs are its parent's to run.
         self.thread: Thread | None = None
+        self._starting = Lock()
+        self._ending = Event()
+        self._queue: Queue[Job | None] = Queue(self.size)
         self._job: Job | None = None
         self._context: AppContext | None = None
 
     def put(self, job: Job) -> None:
         """Add a job. Raises `QueueFull`."""
+        if self._ending.is_set():
+            return self._name_lost([job])
         with self._starting:
             if self.thread is None:
                 self._start()
         try:
             self._queue.put(job, timeout=self.timeout)
         except Full:
-            message = f"{job} found no place in WORKER_TIMEOUT ({self.timeout:g} s)"
-            hint = f"raise WORKER_QUEUE_SIZE ({self.size}) or give fewer tasks."
+            message = f"{_name(job)} had no place for {self.timeout:g} s"
+            hint = f"raise WORKER_QUEUE_SIZE ({self.size}) or WORKER_TIMEOUT."
             raise QueueFull(f"{message}: {hint}") from None
 
     def stop(self) -> None:
         """End within `DEADLINE` seconds, and name the jobs that are lost in the log."""
         atexit.unregister(self.stop)
-        if self.thread is None:
-            return
         self._ending.set()
         waiting = _drain(self._queue)
         with suppress(Full):
             self._queue.put_nowait(None)  # wakes the thread where it waits for a job
-        self._cancel_query()
-        self.thread.join(DEADLINE)
-        if lost := [str(job) for job in [self._job, *waiting] if job]:
-            self.app.logger.warning("Lost as the process ends: %s", ", ".join(lost))
+        self._disconnect()
+        if self.thread:
+            self.thread.join(DEADLINE)
+        self._name_lost([self._job, *waiting])
 
     def _start(self) -> None:
         # A daemon, for Python joins all other threads before it runs exit hooks: one
@@ -134,18 +121,25 @@ class Worker:
     def _run_job(self, job: Job) -> None:
         try:
             with self.app.app_context() as self._context:
-                job.run()
-        except Exception:
+                job()
+        except BaseException:  # not even SystemExit ends the worker
             if self._ending.is_set():
                 return  # cut off: `stop` names it
-            self.app.logger.exception("%s failed", job)
+            self.app.logger.exception("Task %s failed", _name(job))
         self._job = None
 
-    def _cancel_query(self) -> None:
+    def _disconnect(self) -> None:
+        # The query that runs fails here at once, and at the server within 0.5 s, rolled
+        # back. `cancel` would wait for the server, and with it the whole process.
         db = self._context.g.get("db") if self._context else None
-        if db:
-            with suppress(psycopg2.Error):
-                db.cancel()
+        with suppress(psycopg2.Error, OSError):
+            if db and self._job:
+                with fromfd(db.fileno(), AF_INET, SOCK_STREAM) as socket:
+                    socket.shutdown(SHUT_RDWR)
+
+    def _name_lost(self, jobs: list[Job | None]) -> None:
+        if names := [_name(job) for job in jobs if job]:
+            self.app.logger.warning("Lost as the process ends: %s", ", ".join(names))
 
 
 def _drain(queue: Queue[Job | None]) -> list[Job | None]:
@@ -154,6 +148,10 @@ def _drain(queue: Queue[Job | None]) -> list[Job | None]:
         while True:
             jobs.append(queue.get_nowait())
     return jobs
+
+
+def _name(job: Job) -> str:
+    return str(job.func.__name__)  # not its arguments, which may be anybody's secrets
 
 
 def init_app(app: Flask) -> None:

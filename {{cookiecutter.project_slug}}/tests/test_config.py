@@ -16,7 +16,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_missing_setting_stops_the_start(name: str) -> None:
-    message = f"^{name} is not set: set it to .*[.]$"
+    message = f"^{name} is not set: set it to .*, or use `flask --debug` .*[.]$"
     with pytest.raises(config.ConfigError, match=message):
         create_app(SETTINGS | {name: ""})
 
@@ -59,3 +59,11 @@ def test_other_than_a_whole_number_stops_the_start(
     message = f"^SIZE is '{value}': set it to a whole number above 0, such as 8[.]$"
     with pytest.raises(config.ConfigError, match=message):
         config.number(Flask("app"), "SIZE", 8)
+
+
+@pytest.mark.parametrize("value", [None, 2.5, float("inf"), "1e3"])
+def test_override_is_checked_as_well(value: object) -> None:
+    app = Flask("app")
+    app.config["SIZE"] = value
+    with pytest.raises(config.ConfigError, match="^SIZE is "):
+        config.number(app, "SIZE", 8)

@@ -48,6 +48,21 @@ def test_refused_file_changes_nothing(empty: connection, tmp_path: Path) -> None
     assert migrate(empty, tmp_path) == ["0001_a.sql"]
 
 
+def test_file_without_a_line_to_blame_is_named_all_the_same(
+    empty: connection, tmp_path: Path
+) -> None:
+    (tmp_path / "0001_a.sql").write_text("SELECT 1;\nSELECT 1 / 0;")
+    with pytest.raises(MigrationError, match="^0001_a.sql: division by zero; nothing"):
+        migrate(empty, tmp_path)
+
+
+def test_what_a_file_sets_ends_with_it(empty: connection, tmp_path: Path) -> None:
+    unset = "SELECT set_config('search_path', '', false); CREATE TABLE public.a ()"
+    (tmp_path / "0001_a.sql").write_text(unset)
+    (tmp_path / "0002_b.sql").write_text("CREATE TABLE b ()")
+    assert migrate(empty, tmp_path) == ["0001_a.sql", "0002_b.sql"]
+
+
 def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 1")
     migrate(empty, tmp_path)

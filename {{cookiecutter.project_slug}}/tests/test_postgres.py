@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
 
 from .conftest import connect
@@ -105,6 +106,34 @@ def test_next_who_asks_replaces_what_was_killed(
     first.kill()
     second.kill()
     assert has_ended(folder)
+
+
+def test_new_keeper_knows_the_owners_of_the_one_before(
+    folder: Path, start: StartClient
+) -> None:
+    first = start()
+    url = first.url()
+    [keeper] = [found for found in programs(folder) if "keeper" in title(found)]
+    keeper.kill()
+    second = start()
+    second.url()
+    second.kill()
+    owners = folder / "owners"
+    assert poll(lambda: len(list(owners.iterdir())) == 1, seconds=10)
+    assert query(url, "SELECT 1") == 1
+
+
+def test_server_whose_connections_are_used_up_is_left_as_it_is(
+    folder: Path, start: StartClient
+) -> None:
+    url = start().url()
+    with ExitStack() as stack:
+        with suppress(psycopg2.OperationalError):
+            while True:
+                stack.enter_context(closing(connect(url)))
+        second = start()
+        stack.close()
+        assert second.url() == url
 
 
 def test_other_process_with_the_servers_id_is_not_taken_for_it(

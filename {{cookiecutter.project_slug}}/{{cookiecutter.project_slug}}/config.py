@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,9 +49,10 @@ def number(app: Flask, name: str, default: Number) -> Number:
     given = app.config.get(name, os.environ.get(name, default))
     try:
         value = type(default)(given)
-    except ValueError:
-        value = type(default)(0)
-    if not 0 < value < 1e9:
+        valid = 0 < value < 1e9 and value == float(given)
+    except (TypeError, ValueError, OverflowError):
+        valid = False
+    if not valid:
         kind = "a whole number" if isinstance(default, int) else "a number"
         message = f"{name} is {given!r}: set it to {kind} above 0, such as {default:g}."
         raise ConfigError(message)
@@ -61,7 +63,8 @@ def number(app: Flask, name: str, default: Number) -> Number:
 def _require_all(app: Flask) -> None:
     for name, example in EXAMPLES.items():
         if not app.config[name]:
-            raise ConfigError(f"{name} is not set: set it to {example}.")
+            message = f"{name} is not set: set it to {example}"
+            raise ConfigError(f"{message}, or use `flask --debug` in development.")
 
 
 def _check_url(url: str) -> None:
@@ -77,10 +80,12 @@ def _check_url(url: str) -> None:
 def _development_key(app: Flask) -> str:
     path = Path(app.instance_path) / "secret_key"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # Only the first of the processes that start together gets to write it.
-        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as f:
-            f.write(secrets.token_hex())
-    except FileExistsError:
-        pass
+    if not path.exists():
+        # Of the processes that start together, one gets to name its draft the key.
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_hex())
+        with suppress(FileExistsError):
+            os.link(draft, path)
+        draft.unlink()
     return path.read_text()

@@ -2,8 +2,8 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
+import click
 import psycopg2
 from flask import Flask, current_app, g
 from psycopg2.extensions import connection, parse_dsn
@@ -11,25 +11,19 @@ from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wrappers import Response
 
 
-class Unavailable(RuntimeError):
+class Unavailable(click.ClickException):
     """No connection can be had now; answered 503 with Retry-After."""
-
-
-class Pool(Protocol):
-    """Where contexts get their connections from and give them back to."""
-
-    def getconn(self) -> connection: ...
-
-    def putconn(self, conn: connection) -> None: ...
 
 
 class NullPool:
     """Open a connection for every context that asks, and close it at the end."""
 
     def getconn(self) -> connection:
+        """Take a connection. Raises `Unavailable`."""
         return connect()
 
     def putconn(self, conn: connection) -> None:
+        """Give a connection back."""
         conn.close()
 
 
@@ -38,8 +32,8 @@ def get_db() -> connection:
 
     It is in autocommit: a statement takes effect at once. A transaction is
     `with get_db() as db:`, which commits at the end and rolls back on an error
-    (psycopg2 2.9 and later). What is open when the context ends is rolled back.
-    Raises `Unavailable`.
+    (psycopg2 2.9 and later). What is open when the context ends is rolled back. A
+    process forked meanwhile needs a context of its own. Raises `Unavailable`.
     """
     if "db" not in g:
         g.db = current_app.extensions["pool"].getconn()
@@ -58,20 +52,7 @@ def connect() -> connection:
 
     Parameters in `DATABASE_URL` win over the defaults here. Raises `Unavailable`.
     """
-    options = {
-        "application_name": current_app.name,
-        "connect_timeout": "5",
-        # A query whose client is gone ends within 0.5 s, so none outlives a reload:
-        # https://www.postgresql.org/docs/current/runtime-config-connection.html
-        "options": "-c client_connection_check_interval=500",
-        **parse_dsn(current_app.config["DATABASE_URL"] or _embedded_url()),
-    }
-    try:
-        conn: connection = psycopg2.connect(**options)
-    except psycopg2.OperationalError as error:
-        raise Unavailable(f"DATABASE_URL: {error}".splitlines()[0]) from error
-    conn.autocommit = True
-    return conn
+    return _open(current_app.config["DATABASE_URL"] or _embedded_url())
 
 
 def init_app(app: Flask) -> None:
@@ -86,6 +67,25 @@ def _service_unavailable(error: Unavailable) -> Response:
     return ServiceUnavailable(retry_after=1).get_response()
 
 
+def _open(url: str) -> connection:
+    options = {
+        "application_name": current_app.name,
+        "connect_timeout": "5",
+        # A query whose client is gone ends within 0.5 s, so none outlives a reload:
+        # https://www.postgresql.org/docs/current/runtime-config-connection.html
+        "options": "-c client_connection_check_interval=500",
+        **parse_dsn(url),
+    }
+    try:
+        conn: connection = psycopg2.connect(**options)
+    except psycopg2.OperationalError as error:
+        reason = str(error).splitlines()[0]
+        hint = "is it right, and does PostgreSQL run there?"
+        raise Unavailable(f"DATABASE_URL: {reason}: {hint}") from error
+    conn.autocommit = True
+    return conn
+
+
 def _embedded_url() -> str:
     # Development and tests only: elsewhere the settings demand a DATABASE_URL.
     from devserver import postgres
@@ -93,7 +93,9 @@ def _embedded_url() -> str:
     from .migrate import migrate
 
     folder = Path(current_app.instance_path) / "postgres"
-    current_app.config["DATABASE_URL"] = url = postgres.url(folder, current_app.name)
-    with closing(connect()) as conn:
-        migrate(conn)
+    url = postgres.url(folder, current_app.name)
+    with closing(_open(url)) as conn:
+        for name in migrate(conn):
+            current_app.logger.info("Applied %s", name)
+    current_app.config["DATABASE_URL"] = url
     return url

@@ -72,17 +72,21 @@ def _apply_if_new(conn: connection, path: Path, applied: dict[str, str]) -> bool
 def _apply(conn: connection, name: str, sql: str, checksum: str) -> None:
     try:
         with conn, conn.cursor() as cursor:
-            cursor.execute(sql)
             cursor.execute(
                 "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)",
                 [name, checksum],
             )
+            cursor.execute(sql)
+            cursor.execute("RESET ALL")  # what a file sets is for that file
     except psycopg2.Error as error:
         reason = error.diag.message_primary or error
-        message = f"{name}, line {_line(sql, error)}: {reason}; nothing of it applied."
+        message = f"{name}{_line(sql, error)}: {reason}; nothing of it is applied."
         raise MigrationError(message) from error
 
 
-def _line(sql: str, error: psycopg2.Error) -> int:
-    """Return the line PostgreSQL points at, or the first where it points at none."""
-    return sql.count("\n", 0, int(error.diag.statement_position or 1) - 1) + 1
+def _line(sql: str, error: psycopg2.Error) -> str:
+    """Return the line that PostgreSQL points at, where it points at one."""
+    position = error.diag.statement_position
+    if position is None:
+        return ""
+    return f", line {sql.count(chr(10), 0, int(position) - 1) + 1}"

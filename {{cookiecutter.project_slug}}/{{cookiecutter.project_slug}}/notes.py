@@ -33,6 +33,7 @@ def add() -> ResponseReturnValue:
         [note] = cursor.fetchall()
 {%- if cookiecutter.worker != 'none' %}
 
+    # The example of a task: this paragraph and tasks.py are all of it.
     from .tasks import count_words
 
     count_words.delay(note["id"])
