@@ -15,6 +15,8 @@ import pytest
 from .conftest import connect
 from .live import PACKAGE, ROOT, Server, poll
 
+KEEPER = "devserver.keeper"
+
 CLIENT = """
 import sys
 from pathlib import Path
@@ -93,7 +95,7 @@ def test_data_and_port_outlive_the_server(folder: Path, start: StartClient) -> N
     assert query(url, "SELECT count(*) FROM a") == 0
 
 
-@pytest.mark.parametrize("program", ["bin/postgres", "devserver.keeper"])
+@pytest.mark.parametrize("program", ["bin/postgres", KEEPER])
 def test_next_who_asks_replaces_what_was_killed(
     folder: Path, start: StartClient, program: str
 ) -> None:
@@ -113,7 +115,7 @@ def test_new_keeper_knows_the_owners_of_the_one_before(
 ) -> None:
     first = start()
     url = first.url()
-    [keeper] = [found for found in programs(folder) if "keeper" in title(found)]
+    [keeper] = [found for found in programs(folder) if KEEPER in title(found)]
     keeper.kill()
     second = start()
     second.url()
@@ -176,7 +178,7 @@ def programs(folder: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter()
-        if f"devserver.keeper {folder}" in title(process) or cwd(process) == data
+        if f"{KEEPER} {folder}" in title(process) or cwd(process) == data
     ]
 
 
