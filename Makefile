@@ -14,7 +14,7 @@ demo: .venv/ready
 		project_slug=$(SLUG) pool=$(POOL) worker=$(WORKER)
 	cd .demo/$(SLUG) && $(UV) sync --quiet
 	@echo "Open http://127.0.0.1:$(PORT)/ and edit .demo/$(SLUG)/$(SLUG)/notes.py; Ctrl-C ends it."
-	cd .demo/$(SLUG) && $(UV) run flask run --debug --port $(PORT)
+	cd .demo/$(SLUG) && $(UV) run flask dev --port $(PORT)
 
 test: .venv/ready lint
 	.venv/bin/pytest

@@ -5,6 +5,6 @@ Done. To see it run:
 
     cd {{ cookiecutter.project_slug }}
     uv sync
-    uv run flask run --debug
+    uv run flask dev
 
 and open http://127.0.0.1:5000/. README.md tells the rest.""")

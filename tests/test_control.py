@@ -1,7 +1,7 @@
 """Negative controls: apps built the wrong way fail the reload tests of a project.
 
-They are what everybody's reload breaks on, put into a baked project and run through its
-own tests/test_reload.py, so that these tests are known to be able to fail.
+A small app of the kind that reload breaks on everywhere is put into a baked project and
+run through its own tests/test_reload.py, so that these are known to be able to fail.
 """
 
 import subprocess
@@ -12,31 +12,32 @@ import pytest
 from .conftest import Bake, clean_environment
 from .test_projects import install
 
-# A database object at module level, whose thread is no daemon.
-THREAD = """
-
+# An app with a database object at module level; `daemon` is whether its thread is one.
+APP = """
+import os
 import threading
+
+import psycopg2
+from flask import Flask
+
+import app as package
 
 
 class Database:
-    def __init__(self) -> None:
+    def __init__(self):
+        name = f"process {os.getpid()}"
+        self.conn = psycopg2.connect(os.environ["DATABASE_URL"], application_name=name)
         self.closed = threading.Event()
-        threading.Thread(target=self.closed.wait).start()
+        threading.Thread(target=self.closed.wait, daemon=%(daemon)s).start()
 
 
 database = Database()
-"""
+app = Flask(__name__)
 
-# A connection that is opened as the module is imported, in every process that does.
-CONNECTION = """
 
-import os
-
-import psycopg2
-
-database = psycopg2.connect(
-    os.environ["DATABASE_URL"], application_name=f"process {os.getpid()}"
-)
+@app.get("/version")
+def version():
+    return {"version": getattr(package, "VERSION", 0), "process": os.getpid()}
 """
 
 # The selector that Windows has: it fails on a socket that was closed meanwhile, where
@@ -56,16 +57,14 @@ socketserver._ServerSelector = Selector
 """
 
 
-def spoil(project: Path, text: str) -> None:
-    """Add `text` to the app that the reload tests serve."""
-    with (project / "tests" / "probe.py").open("a") as module:
-        module.write(text)
-
-
-def reload_ten_times(project: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+def reload_ten_times(
+    project: Path, daemon: bool, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the test of ten reloads, under Flask's own server, on the app built wrong."""
+    (project / "tests" / "probe.py").write_text(APP % {"daemon": daemon})
     programs = install(project)
     return subprocess.run(
-        [programs / "pytest", "-k", "test_ten_reloads", "tests/test_reload.py"],
+        [programs / "pytest", "-k", "test_ten_reloads and run", "tests/test_reload.py"],
         cwd=project,
         env=clean_environment() | environ,
         stdout=subprocess.PIPE,
@@ -84,8 +83,7 @@ def selector_of_windows(tmp_path: Path) -> str:
 
 def test_thread_that_is_no_daemon_is_caught(bake: Bake) -> None:
     project = bake(project_slug="app")
-    spoil(project, THREAD)
-    control = reload_ten_times(project)
+    control = reload_ten_times(project, daemon=False)
     assert control.returncode == 1
     assert "AssertionError: no answer of version 1 in 20 s; it wrote:" in control.stdout
     assert "Detected change in" in control.stdout
@@ -95,8 +93,7 @@ def test_same_thread_shows_the_traceback_of_windows(
     bake: Bake, selector_of_windows: str
 ) -> None:
     project = bake(project_slug="app")
-    spoil(project, THREAD)
-    control = reload_ten_times(project, PYTHONPATH=selector_of_windows)
+    control = reload_ten_times(project, False, PYTHONPATH=selector_of_windows)
     assert control.returncode == 1
     assert "in serve_forever" in control.stdout
     assert "OSError: [Errno 9] Bad file descriptor" in control.stdout
@@ -104,7 +101,6 @@ def test_same_thread_shows_the_traceback_of_windows(
 
 def test_connection_of_the_reloaders_parent_is_caught(bake: Bake) -> None:
     project = bake(project_slug="app")
-    spoil(project, CONNECTION)
-    control = reload_ten_times(project)
+    control = reload_ten_times(project, daemon=True)
     assert control.returncode == 1
     assert "assert processes_connected(db) <= {new}" in control.stdout

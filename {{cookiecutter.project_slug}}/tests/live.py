@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -26,7 +26,7 @@ DEADLINE = 20.0  # seconds for anything to happen, on a busy machine
 
 # What the server writes while all is well.
 EXPECTED = re.compile(
-    r" \* (Serving Flask app|Debug mode|Running on|Restarting|Debugger|Detected).*"
+    r" \* (Serving|Debug mode|Running on|Restarting|Debugger|Detected|Reloaded).*"
     r"|WARNING: This is a development server\..*"
     r"|Press CTRL\+C to quit"
     r"|\[.+\] INFO in db: Applied \S+\.sql"
@@ -35,13 +35,25 @@ EXPECTED = re.compile(
 )
 
 
+RUN = ("run", "--debug")
+DEV = ("dev",)
+DEV_WITHOUT_FORK = ("dev", "--no-fork")
+
+
 class Server:
-    """Run `flask run --debug` on a copy of the project, made in `folder`.
+    """Run `flask run --debug`, or another, on a copy of the project in `folder`.
 
     `app` is the module to serve. Errors raised here end with what the server wrote.
     """
 
-    def __init__(self, folder: Path, app: str = "tests.probe", **environ: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        app: str = "tests.probe",
+        command: Sequence[str] = RUN,
+        **environ: str,
+    ) -> None:
+        self.command = command
         self.folder = folder
         self.app = app
         self.environ = environ
@@ -70,7 +82,7 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             self.process = psutil.Popen(
                 [sys.executable, "-u", "-m", "flask", "--app", self.app]
-                + ["run", "--debug", "--port", str(self.port)],
+                + [*self.command, "--port", str(self.port)],
                 cwd=self.folder,
                 env=environ | self.environ,
                 stdin=subprocess.DEVNULL,
@@ -92,12 +104,16 @@ class Server:
 
     def reload(self) -> dict[str, Any]:
         """Save a new version and return its answer."""
-        self.version += 1
-        self.save(f"{self.module.read_text()}\nVERSION = {self.version}\n")
+        self.save_version()
         answer: dict[str, Any] = self.wait_for(
             self.new_answer, f"answer of version {self.version}"
         )
         return answer
+
+    def save_version(self) -> None:
+        """Save a new version."""
+        self.version += 1
+        self.save(f"{self.module.read_text()}\nVERSION = {self.version}\n")
 
     def save(self, text: str) -> None:
         """Save `text` as the package's first module."""

@@ -16,11 +16,15 @@ if url := app.config["DATABASE_URL"]:
 
 
 @app.get("/version")
-def version() -> dict[str, int]:
+def version() -> dict[str, object]:
     """Say which version of the package answers, and from which process."""
     with get_db().cursor() as cursor:
         cursor.execute("SELECT 1")  # so that there is a connection to leave behind
-    return {"version": getattr(package, "VERSION", 0), "process": os.getpid()}
+    return {
+        "version": getattr(package, "VERSION", 0),
+        "process": os.getpid(),
+        "greeting": os.environ.get("GREETING"),
+    }
 
 
 @app.get("/query")

@@ -7,12 +7,22 @@ import psutil
 import pytest
 from psycopg2.extensions import connection
 
-from .live import Server, processes_connected, sleeping
+from .live import (
+    DEV,
+    DEV_WITHOUT_FORK,
+    RUN,
+    Server,
+    processes_connected,
+    sleeping,
+)
 
 
-@pytest.fixture
-def server(tmp_path: Path, database_url: str) -> Iterator[Server]:
-    with Server(tmp_path, DATABASE_URL=database_url) as server:
+@pytest.fixture(params=[RUN, DEV, DEV_WITHOUT_FORK], ids=" ".join)
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, database_url: str
+) -> Iterator[Server]:
+    command = request.param
+    with Server(tmp_path, command=command, DATABASE_URL=database_url) as server:
         yield server
 
 

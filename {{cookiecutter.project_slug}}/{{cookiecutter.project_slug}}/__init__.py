@@ -18,6 +18,11 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app = Flask(__name__)
     load_config(app, config)
 
+    if app.debug:
+        from devserver import guard
+
+        guard.install()
+
     from . import db
 
     db.init_app(app)

@@ -1,0 +1,244 @@
+"""The process of `flask dev` that stays: it starts a version, and ends it for the next.
+
+It holds the socket that the versions listen on, so that a request during a reload waits
+instead of being refused. It imports packages for its forks, but never the application.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from typing import IO, cast
+
+import click
+import watchfiles  # noqa: F401  # which the watcher needs
+from dotenv import dotenv_values
+
+from .version import Version, on_signals
+
+SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
+
+# A save starts a reload at once. Those that follow it closely are taken together.
+MOMENT = 0.5  # seconds within which a save follows another closely
+QUIET = 0.2  # seconds without a save after which those are taken
+
+# What the packages' versions or the environment come from.
+BEGIN_ANEW = {".env", ".flaskenv", "pyproject.toml"}
+
+
+class Supervisor:
+    """Serve `app`, an import path or None for Flask's own search, and reload it.
+
+    `deadline` is how many seconds a version has to end. With `fork`, versions are forks
+    of this process, which imports the packages once; else each is a new Python.
+    """
+
+    def __init__(
+        self, app: str | None, host: str, port: int, deadline: float, fork: bool
+    ) -> None:
+        self.fork = fork
+        self.deadline = deadline
+        self.listener = _listen(host, port)
+        self.life, self.life_end = os.pipe()
+        fd = self.listener.fileno()
+        self.version = Version(app, host, port, fd, self.life, -1, deadline)
+        self.url = f"http://{host}:{self.listener.getsockname()[1]}"
+        self.pid = 0  # of the version that runs
+        self.ready = False
+        self.ending = False
+        self.changed: set[str] = set()
+        self.saved = self.due = 0.0
+        self.began = time.monotonic()
+        self.parent = os.getppid()
+        self.environ = _own_environment()
+        self.packages = SITE_PACKAGES.stat().st_mtime_ns
+
+    def run(self) -> Version | None:
+        """Serve until a signal; return None, or in a fork the version to serve."""
+        self.signals = on_signals(
+            self._on_signal,
+            signal.SIGCHLD,
+            signal.SIGINT,
+            signal.SIGTERM,
+            signal.SIGHUP,
+        )
+        self.watcher = _start_watcher()
+        self.selector = DefaultSelector()
+        self.selector.register(self.signals, EVENT_READ, self._on_wakeup)
+        saved = cast("IO[bytes]", self.watcher.stdout)
+        self.selector.register(saved, EVENT_READ, self._on_saved)
+        forked = self._start()
+        while not (forked or self.ending or os.getppid() != self.parent):
+            for key, _ in self.selector.select(self._until_due()):
+                key.data(key.fileobj)
+            if self.due and self._until_due() == 0:
+                forked = self._reload()
+        if forked:
+            return self.version
+        self._end(min(self.deadline, 0.4))
+        self.watcher.kill()
+        return None
+
+    def _until_due(self) -> float:
+        return min(max(self.due - time.monotonic(), 0), 0.5) if self.due else 0.5
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self.ending = self.ending or number != signal.SIGCHLD
+
+    def _on_wakeup(self, signals: socket.socket) -> None:
+        signals.recv(1024)
+        if self.pid and self._has_ended():
+            print(" * The version has ended by itself; save a file to start it again.")
+
+    def _on_saved(self, output: IO[bytes]) -> None:
+        line = output.readline()
+        if not line:
+            raise click.ClickException("The watcher of flask dev has ended.")
+        now = time.monotonic()
+        self.due = now + (QUIET if now - self.saved < MOMENT else 0)
+        self.saved = now
+        self.changed.update(json.loads(line))
+
+    def _on_news(self, news: IO[bytes]) -> None:
+        line = news.readline()
+        if not line:
+            self.selector.unregister(news)
+            news.close()
+            return
+        self.ready = True
+        seconds = time.monotonic() - self.began
+        files = ", ".join(sorted(self.changed))
+        if self.version.first:
+            print(f" * Serving {self.url}; Ctrl-C ends it.", flush=True)
+        else:
+            print(f" * Reloaded in {seconds:.2f} s: {files}", flush=True)
+        self.version.first = False
+        self.changed.clear()
+        if self.fork:
+            self._import(json.loads(line)["modules"])
+
+    def _import(self, modules: list[str]) -> None:
+        for name in modules:
+            if name not in sys.modules:
+                with suppress(BaseException):  # whatever it raised, it did not before
+                    import_module(name)
+        if threading.active_count() > 1:
+            self.fork = False
+            print(" * A package starts a thread when imported: no more forks.")
+
+    def _reload(self) -> bool:
+        self.due = 0.0
+        self.began = time.monotonic()
+        self._end(self.deadline)
+        names = {Path(path).name for path in self.changed}
+        if names & BEGIN_ANEW or SITE_PACKAGES.stat().st_mtime_ns != self.packages:
+            self._begin_anew()
+        return self._start()
+
+    def _start(self) -> bool:
+        """Start a version; return whether this is the fork in which to serve it."""
+        news, self.version.news = os.pipe()
+        self.ready = False
+        sys.stdout.flush()
+        if self.fork:
+            self.pid = os.fork()
+            if self.pid == 0:
+                self._close_in_fork(news)
+                return True
+        else:
+            self.pid = _spawn(self.version)
+        os.close(self.version.news)
+        self.selector.register(os.fdopen(news, "rb"), EVENT_READ, self._on_news)
+        return False
+
+    def _close_in_fork(self, news: int) -> None:
+        signal.set_wakeup_fd(-1)
+        for end in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(end, signal.SIG_DFL)
+        self.selector.close()
+        self.signals.close()
+        os.close(self.life_end)  # or this process would not notice the end of the other
+        os.close(news)
+        for pipe in (self.watcher.stdin, self.watcher.stdout):
+            cast("IO[bytes]", pipe).close()
+        self.watcher.returncode = 0  # it is not this process that waits for it
+
+    def _end(self, deadline: float) -> None:
+        if self.pid:
+            self._signal(signal.SIGTERM if self.ready else signal.SIGKILL)
+            # The version itself says why it does not end, and ends at the deadline.
+            if not self._await_end(deadline + 0.3):
+                self._signal(signal.SIGKILL)
+                self._await_end(5)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def _await_end(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        with DefaultSelector() as selector:
+            selector.register(self.signals, EVENT_READ)
+            while not self._has_ended() and time.monotonic() < end:
+                if selector.select(end - time.monotonic()):
+                    self.signals.recv(1024)
+        return not self.pid
+
+    def _has_ended(self) -> bool:
+        pid, _ = os.waitpid(self.pid, os.WNOHANG) if self.pid else (1, 0)
+        self.pid = 0 if pid else self.pid
+        return not self.pid
+
+    def _begin_anew(self) -> None:
+        """Become a new process, with packages and environment as they are by now."""
+        print(" * Packages or settings have changed: starting anew.", flush=True)
+        self.watcher.kill()
+        self.watcher.wait()
+        os.set_inheritable(self.listener.fileno(), True)
+        fd = str(self.listener.fileno())
+        python = [sys.executable, *sys.orig_argv[1:]]
+        environ = self.environ | {"FLASK_DEV_LISTENER": fd}
+        os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if fd := os.environ.pop("FLASK_DEV_LISTENER", None):
+        return socket.socket(fileno=int(fd))
+    try:
+        return socket.create_server((host, port), backlog=128)
+    except OSError as error:
+        message = f"--port {port} cannot be had ({error.strerror}): end what listens"
+        raise click.ClickException(f"{message} there, or use another.") from None
+
+
+def _own_environment() -> dict[str, str]:
+    """Return the environment without what Flask has read from .env and .flaskenv."""
+    read = dotenv_values(".flaskenv") | dotenv_values(".env")
+    return {k: v for k, v in os.environ.items() if read.get(k) != v}
+
+
+def _start_watcher() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "devserver.watcher", str(time.time())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def _spawn(version: Version) -> int:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "devserver.version", json.dumps(asdict(version))],
+        pass_fds=[version.listener, version.life, version.news],
+    )
+    process.returncode = 0  # the supervisor waits for it, by its id
+    return process.pid
