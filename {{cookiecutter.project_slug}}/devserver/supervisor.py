@@ -158,7 +158,8 @@ class Supervisor:
         else:
             self.pid = _spawn(self.version)
         os.close(self.version.news)
-        self.selector.register(os.fdopen(news, "rb"), EVENT_READ, self._on_news)
+        reader = os.fdopen(news, "rb", buffering=0)
+        self.selector.register(reader, EVENT_READ, self._on_news)
         return False
 
     def _close_in_fork(self, news: int) -> None:
@@ -215,7 +216,8 @@ def _listen(host: str, port: int) -> socket.socket:
     if fd := os.environ.pop("FLASK_DEV_LISTENER", None):
         return socket.socket(fileno=int(fd))
     try:
-        return socket.create_server((host, port), backlog=128)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
         message = f"--port {port} cannot be had ({error.strerror}): end what listens"
         raise click.ClickException(f"{message} there, or use another.") from None
@@ -232,6 +234,7 @@ def _start_watcher() -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "devserver.watcher", str(time.time())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        bufsize=0,  # or a line could wait in a buffer, where no selector sees it
     )
 
 

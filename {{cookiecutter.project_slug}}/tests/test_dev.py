@@ -75,12 +75,17 @@ def test_no_request_fails_during_reloads(server: Server) -> None:
 
 @BOTH
 def test_saves_in_a_row_are_taken_together(server: Server) -> None:
-    server.reload()
-    for _ in range(10):
-        server.save_version()
-        time.sleep(0.1)  # ten saves in a second
+    seconds = 10.0
+    while seconds > 1.5:  # a busy machine may take longer for ten saves
+        server.reload()
+        reloads = server.log.count("Reloaded in")
+        start = time.monotonic()
+        for _ in range(10):
+            server.save_version()
+            time.sleep(0.1)
+        seconds = time.monotonic() - start
     server.wait_for(server.new_answer, "answer of the last version")
-    assert server.log.count("Reloaded in") - 1 <= 2
+    assert server.log.count("Reloaded in") - reloads <= 2
 
 
 @BOTH
@@ -134,9 +139,9 @@ def test_nothing_outlives_the_server(
     server.wait_for(lambda: sleeping(db), "query")
     family = [server.process, *server.process.children(recursive=True)]
     server.process.send_signal(end)
-    assert poll(lambda: not any(map(runs, family)), seconds=1)
+    assert poll(lambda: not any(map(runs, family)), seconds=3)
     assert server.port_is_free()
-    assert poll(lambda: not processes_connected(db), seconds=1)
+    assert poll(lambda: not processes_connected(db), seconds=3)
 
 
 @pytest.mark.parametrize("command", [RUN], ids=" ".join)
@@ -146,7 +151,7 @@ def test_nothing_outlives_flasks_own_server(
 ) -> None:
     family = [server.process, *server.process.children(recursive=True)]
     server.process.send_signal(end)
-    assert poll(lambda: not any(map(runs, family)), seconds=2)
+    assert poll(lambda: not any(map(runs, family)), seconds=3)
     assert server.port_is_free()
 
 
