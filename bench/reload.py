@@ -51,22 +51,19 @@ def version():
 class Reloader:
     """A server of one module, in a folder of its own, that reloads by itself."""
 
-    def __init__(
-        self, folder: Path, module: str, *command: str, **environ: str
-    ) -> None:
+    def __init__(self, folder: Path, module: str, *command: str) -> None:
         folder.mkdir()
         self.file = folder / "served.py"
         self.file.write_text(module)
         self.version = 0
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.port = server.getsockname()[1]
-        kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "FL"))
-        }
+        ours = ("PYTHON", "FLASK", "DATABASE_URL", "SECRET_KEY")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         self.process = subprocess.Popen(
             [part.replace("PORT", str(self.port)) for part in command],
             cwd=folder,
-            env=kept | environ,
+            env=kept,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -90,11 +87,10 @@ class Reloader:
     def reload(self) -> float:
         """Save a new version; return the seconds until it answers."""
         self.version += 1
-        text = re.sub(
-            r"VERSION = .*", f"VERSION = {self.version}", self.file.read_text()
-        )
+        text = self.file.read_text() + "#\n"  # longer, or old bytecode may be served
+        text = re.sub(r"VERSION = .*", f"VERSION = {self.version}", text)
         start = time.perf_counter()
-        self.file.write_text(f"{text}#\n")
+        self.file.write_text(text)
         self.await_version()
         return time.perf_counter() - start
 
@@ -127,7 +123,8 @@ def reloaders(folder: Path) -> dict[str, Reloader]:
     watched = environment(folder / "watchdog", "watchdog<7")
     run = ["--app", "served", "run", "--debug", "--port", "PORT"]
     dev = ["--app", "served", "dev", "--port", "PORT"]
-    flask, gunicorn = str(plain / "flask"), str(plain / "gunicorn")
+    flask, uvicorn = str(plain / "flask"), str(plain / "uvicorn")
+    gunicorn = str(plain / "gunicorn")
     asgi = BARE + "from a2wsgi import WSGIMiddleware\nasgi = WSGIMiddleware(app)\n"
     served = {
         "bare, flask run --debug (stat)": (BARE, flask, *run),
@@ -136,14 +133,7 @@ def reloaders(folder: Path) -> dict[str, Reloader]:
             *(BARE, gunicorn, "--reload", "--bind", "127.0.0.1:PORT", "served:app"),
         ),
         "bare, uvicorn --reload": (
-            *(
-                asgi,
-                str(plain / "uvicorn"),
-                "--reload",
-                "--port",
-                "PORT",
-                "served:asgi",
-            ),
+            *(asgi, uvicorn, "--reload", "--port", "PORT", "served:asgi"),
         ),
         "bare, flask dev --no-fork": (BARE, flask, *dev, "--no-fork"),
         "bare, flask dev": (BARE, flask, *dev),
