@@ -27,6 +27,9 @@ def dev(info: ScriptInfo, host: str, port: int, deadline: float, fork: bool) -> 
     The process that watches the files never imports the application, so nothing that
     the application does can stop the reload.
     """
+    if sys.platform == "win32":
+        message = "flask dev runs on Linux and macOS: use flask run --debug here."
+        raise click.ClickException(message)
     try:
         from .supervisor import Supervisor
     except ImportError as error:

@@ -54,6 +54,7 @@ class Supervisor:
         self.version = Version(app, host, port, fd, self.life, -1, deadline)
         self.url = f"http://{host}:{self.listener.getsockname()[1]}"
         self.pid = 0  # of the version that runs
+        self.news: IO[bytes] | None = None  # from it
         self.ready = False
         self.ending = False
         self.changed: set[str] = set()
@@ -98,7 +99,7 @@ class Supervisor:
     def _on_wakeup(self, signals: socket.socket) -> None:
         signals.recv(1024)
         if self.pid and self._has_ended():
-            print(" * The version has ended by itself; save a file to start it again.")
+            print(" * It has ended by itself; save a file to begin anew.", flush=True)
 
     def _on_saved(self, output: IO[bytes]) -> None:
         line = output.readline()
@@ -112,9 +113,7 @@ class Supervisor:
     def _on_news(self, news: IO[bytes]) -> None:
         line = news.readline()
         if not line:
-            self.selector.unregister(news)
-            news.close()
-            return
+            return self._close_news()
         self.ready = True
         seconds = time.monotonic() - self.began
         files = ", ".join(sorted(self.changed))
@@ -126,6 +125,12 @@ class Supervisor:
         self.changed.clear()
         if self.fork:
             self._import(json.loads(line)["modules"])
+
+    def _close_news(self) -> None:
+        if self.news:
+            self.selector.unregister(self.news)
+            self.news.close()
+            self.news = None
 
     def _import(self, modules: list[str]) -> None:
         for name in modules:
@@ -147,6 +152,7 @@ class Supervisor:
 
     def _start(self) -> bool:
         """Start a version; return whether this is the fork in which to serve it."""
+        self._close_news()  # what the version before said is not about this one
         news, self.version.news = os.pipe()
         self.ready = False
         sys.stdout.flush()
@@ -158,8 +164,8 @@ class Supervisor:
         else:
             self.pid = _spawn(self.version)
         os.close(self.version.news)
-        reader = os.fdopen(news, "rb", buffering=0)
-        self.selector.register(reader, EVENT_READ, self._on_news)
+        self.news = os.fdopen(news, "rb", buffering=0)
+        self.selector.register(self.news, EVENT_READ, self._on_news)
         return False
 
     def _close_in_fork(self, news: int) -> None:
