@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 from threading import Thread
@@ -34,31 +35,38 @@ def batches(root: Path, began: float) -> Iterator[list[str]]:
     That is a time in seconds, of before the first version was started: what is saved
     until the watching begins would be lost.
     """
+    wanted = Sources()
     watching = False
     for changes in watch(
         root,
-        watch_filter=Sources(),
+        watch_filter=None,  # or a busy log would keep it from yielding at all
         step=10,
         rust_timeout=500,
         yield_on_timeout=True,
         raise_interrupt=False,
     ):
-        paths = {path for _, path in changes}
+        paths = {path for change, path in changes if wanted(change, path)}
         if not watching:
-            paths |= {path for path in _sources(root) if os.path.getmtime(path) > began}
+            found = _sources(root, wanted)
+            paths |= {path for path in found if _is_newer(path, began)}
             watching = True
         if paths:
             yield sorted(os.path.relpath(path, root) for path in paths)
 
 
-def _sources(root: Path) -> Iterator[str]:
-    wanted = Sources()
+def _sources(root: Path, wanted: Sources) -> Iterator[str]:
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in wanted.ignore_dirs]
         for name in names:
             path = os.path.join(folder, name)
             if wanted(Change.modified, path):
                 yield path
+
+
+def _is_newer(path: str, began: float) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.getmtime(path) > began
+    return False
 
 
 def _end_with_input() -> None:
