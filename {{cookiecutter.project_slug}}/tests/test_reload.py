@@ -1,6 +1,7 @@
 """Reloading: the new version answers, and nothing of the old one is left."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -33,7 +34,7 @@ def test_ten_reloads_leave_nothing_behind(server: Server, db: connection) -> Non
         assert new != old
         assert not psutil.pid_exists(old)
         # Not the old process, and not the parent of both, which only watches.
-        assert processes_connected(db) <= {new}
+        server.wait_for(partial(connects_only, db, new), "end of other connections")
     assert server.unexpected() == []
 
 
@@ -60,7 +61,7 @@ def test_query_of_a_slow_request_does_not_outlive_the_reload(
     server.wait_for(lambda: sleeping(db), "query")
     new = server.reload()["process"]
     server.wait_for(lambda: not sleeping(db), "end of the query")
-    assert processes_connected(db) <= {new}
+    server.wait_for(partial(connects_only, db, new), "end of other connections")
     assert server.unexpected() == []
 
 
@@ -75,3 +76,7 @@ def test_open_transaction_is_rolled_back_by_the_reload(
         cursor.execute("SELECT body FROM notes")
         assert cursor.fetchall() == []
     assert server.unexpected() == []
+
+
+def connects_only(db: connection, process: int) -> bool:
+    return processes_connected(db) <= {process}
