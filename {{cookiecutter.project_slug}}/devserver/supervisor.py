@@ -124,7 +124,7 @@ class Supervisor:
         self.version.first = False
         self.changed.clear()
         if self.fork:
-            self._import(json.loads(line)["modules"])
+            self._import(json.loads(line))
 
     def _close_news(self) -> None:
         if self.news:

@@ -76,7 +76,7 @@ class Version:
             selector.register(server.socket, EVENT_READ, server.handle_request)
             signals = on_signals(lambda *_: None, signal.SIGTERM)
             selector.register(signals, EVENT_READ, ending.set)
-            self._tell({"ready": True, "modules": _installed_modules()})
+            os.write(self.news, json.dumps(_installed_modules()).encode() + b"\n")
             while not ending.is_set():
                 for key, _ in selector.select():
                     key.data()
@@ -95,9 +95,6 @@ class Version:
                 raise error from None
 
         return DebuggedApplication(app, evalex=True, pin_logging=self.first)
-
-    def _tell(self, news: dict[str, Any]) -> None:
-        os.write(self.news, json.dumps(news).encode() + b"\n")
 
     def _end_with_supervisor(self) -> None:
         os.read(self.life, 1)

@@ -122,8 +122,9 @@ class Server:
     def new_answer(self) -> dict[str, Any] | None:
         """Return the answer of the version saved last, or none within 3 seconds."""
         found = poll(lambda: self.answer().get("version") == self.version, seconds=3)
-        if not found:
-            # Werkzeug's reloader misses a save while the new process starts.
+        if not found and self.command == RUN:
+            # Werkzeug's reloader misses a save while the new process starts. To help
+            # `flask dev` would hide that it lost one.
             self.module.touch()
         return self.answer() if found else None
 
@@ -182,10 +183,15 @@ def processes_connected(db: connection) -> set[int]:
 
 def sleeping(db: connection) -> bool:
     """Say whether `pg_sleep` runs in the test's database."""
+    return has_backend(db, "wait_event = 'PgSleep'")
+
+
+def has_backend(db: connection, condition: str) -> bool:
+    """Say whether the condition holds for a backend of the test's database."""
     with db.cursor() as cursor:
         cursor.execute(
             "SELECT FROM pg_stat_activity"
-            " WHERE datname = current_database() AND wait_event = 'PgSleep'"
+            f" WHERE datname = current_database() AND {condition}"
         )
         return cursor.rowcount > 0
 

@@ -5,7 +5,7 @@ from psycopg2.extensions import connection, make_dsn
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.db import get_db
 
-from .live import poll
+from .live import has_backend, poll
 
 
 def test_a_context_has_one_connection(app: Flask) -> None:
@@ -59,7 +59,8 @@ def test_what_is_open_at_the_end_is_rolled_back(app: Flask, db: connection) -> N
         cursor.execute("BEGIN")
         add_note(get_db())
     assert count_notes(db) == 0
-    assert poll(lambda: not idle_in_transaction(db), seconds=10)
+    idle = "state LIKE 'idle in transaction%'"
+    assert poll(lambda: not has_backend(db, idle), seconds=10)
 
 
 def test_next_context_has_a_connection_as_new(app: Flask) -> None:
@@ -85,15 +86,6 @@ def test_unreachable_database_ends_a_command_with_one_sentence() -> None:
     assert result.exit_code == 1
     [sentence] = result.output.splitlines()
     assert sentence.startswith("Error: DATABASE_URL: connection to server at")
-
-
-def idle_in_transaction(db: connection) -> bool:
-    with db.cursor() as cursor:
-        cursor.execute(
-            "SELECT FROM pg_stat_activity WHERE datname = current_database()"
-            " AND state LIKE 'idle in transaction%'"
-        )
-        return cursor.rowcount > 0
 
 
 def add_note(conn: connection) -> None:

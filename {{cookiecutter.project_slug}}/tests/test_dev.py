@@ -110,22 +110,14 @@ def test_saved_environment_starts_anew(server: Server) -> None:
 
 @ALL
 def test_thread_that_blocks_the_reload_is_named_and_ended(server: Server) -> None:
-    good = server.module.read_text()
-    server.save(good + THREAD + "\nVERSION = -1\n")
-    server.wait_for(lambda: server.answer().get("version") == -1, "blocking thread")
-    server.save(good)
-    server.reload()
+    reload_after(server, THREAD)
     assert "Thread 'pool' is no daemon, so Python waits for it." in server.log
     assert f"{server.module}" in server.log
 
 
 @ALL
 def test_exit_hook_that_blocks_the_reload_is_named_and_ended(server: Server) -> None:
-    good = server.module.read_text()
-    server.save(good + EXIT_HOOK + "\nVERSION = -1\n")
-    server.wait_for(lambda: server.answer().get("version") == -1, "exit hook")
-    server.save(good)
-    server.reload()
+    reload_after(server, EXIT_HOOK)
     assert f"An exit hook (atexit) takes so long, at {server.module}" in server.log
 
 
@@ -153,6 +145,15 @@ def test_nothing_outlives_flasks_own_server(
     server.process.send_signal(end)
     assert poll(lambda: not any(map(runs, family)), seconds=3)
     assert server.port_is_free()
+
+
+def reload_after(server: Server, text: str) -> None:
+    """Serve a version with `text` in it, and reload from that to one without."""
+    good = server.module.read_text()
+    server.save(f"{good}{text}\nVERSION = -1\n")
+    server.wait_for(lambda: server.answer().get("version") == -1, "version to block")
+    server.save(good)
+    server.reload()
 
 
 def has_ended(process: int) -> bool:
