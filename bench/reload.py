@@ -1,11 +1,14 @@
 """From a save to the first answer of the new version: every reloader, interleaved.
 
-Makes a project and its environment in a temporary folder; prints a table in Markdown.
+Makes a project and its environment in a temporary folder; prints a table in Markdown
+and draws docs/images/reload.svg. A floor is what no reloader can do without: a fork of
+a process that has the packages, the import of the application, and a request.
 """
 
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import statistics
@@ -18,6 +21,8 @@ from http.client import HTTPException
 from pathlib import Path
 from random import shuffle
 from urllib.request import urlopen
+
+import chart
 
 ROUNDS = int(os.environ.get("ROUNDS", "50"))
 TEMPLATE = Path(__file__).parents[1]
@@ -33,6 +38,7 @@ VERSION = 0
 def version():
     return {"version": VERSION}
 """
+ASGI = BARE + "from a2wsgi import WSGIMiddleware\nasgi = WSGIMiddleware(app)\n"
 FULL = """
 import app as package
 from app.db import get_db
@@ -46,34 +52,92 @@ def version():
         cursor.execute("SELECT 1")
     return {"version": VERSION}
 """
+FLOOR = """
+import importlib, json, os, sys, time
+
+os.environ |= {"FLASK_DEBUG": "1", "WERKZEUG_RUN_MAIN": "true", "FLASK_DEV": "1"}
 
 
-class Reloader:
-    """A server of one module, in a folder of its own, that reloads by itself."""
+def in_fork(function):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.write(writing, json.dumps(function()).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        found = json.load(answer)
+    os.wait()
+    return found
 
-    def __init__(self, folder: Path, module: str, *command: str) -> None:
-        folder.mkdir()
+
+def answer():
+    import served
+    return served.app.test_client().get("/version").get_json()["version"]
+
+
+def modules():
+    answer()
+    return [
+        name
+        for name, module in sys.modules.items()
+        if "site-packages" in str(module) or name in sys.stdlib_module_names
+    ]
+
+
+for module in in_fork(modules):
+    importlib.import_module(module)
+for line in sys.stdin:
+    start = time.perf_counter()
+    assert in_fork(answer) == int(line)
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+class Served:
+    """A module in a folder of its own, and a program that serves it."""
+
+    def __init__(self, folder: Path, module: str, *command: str | Path) -> None:
         self.file = folder / "served.py"
         self.file.write_text(module)
         self.version = 0
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.port = server.getsockname()[1]
         ours = ("PYTHON", "FLASK", "DATABASE_URL", "SECRET_KEY")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         self.process = subprocess.Popen(
-            [part.replace("PORT", str(self.port)) for part in command],
+            [str(part).replace("PORT", str(self.port)) for part in command],
             cwd=folder,
-            env=kept,
-            stdout=subprocess.DEVNULL,
+            env={k: v for k, v in os.environ.items() if not k.startswith(ours)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if "-c" in command else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            text=True,
         )
 
-    def answer(self) -> int:
-        with suppress(OSError, HTTPException, ValueError):
-            with urlopen(f"http://127.0.0.1:{self.port}/version", timeout=20) as found:
-                return int(json.load(found)["version"])
-        return -1
+    def save(self) -> float:
+        """Save a new version; return when that was."""
+        self.version += 1
+        text = self.file.read_text() + "#\n"  # longer, or old bytecode may be served
+        text = re.sub(r"VERSION = .*", f"VERSION = {self.version}", text)
+        start = time.perf_counter()
+        self.file.write_text(text)
+        return start
+
+    def end(self) -> None:
+        """End it with all that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        self.process.wait()
+
+
+class Reloader(Served):
+    """A server that reloads by itself."""
+
+    def reload(self) -> float:
+        """Save a new version; return the seconds until it answers."""
+        start = self.save()
+        self.await_version()
+        return time.perf_counter() - start
 
     def await_version(self) -> None:
         """Wait for the answer; save again what a reloader has missed."""
@@ -84,20 +148,24 @@ class Reloader:
                 saved = time.monotonic()
                 self.file.touch()
 
-    def reload(self) -> float:
-        """Save a new version; return the seconds until it answers."""
-        self.version += 1
-        text = self.file.read_text() + "#\n"  # longer, or old bytecode may be served
-        text = re.sub(r"VERSION = .*", f"VERSION = {self.version}", text)
-        start = time.perf_counter()
-        self.file.write_text(text)
-        self.await_version()
-        return time.perf_counter() - start
+    def answer(self) -> int:
+        """Return the version that answers, if any does."""
+        with suppress(OSError, HTTPException, ValueError):
+            with urlopen(f"http://127.0.0.1:{self.port}/version", timeout=20) as found:
+                return int(json.load(found)["version"])
+        return -1
 
-    def end(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.wait()
+
+class Floor(Served):
+    """What no reloader can do without."""
+
+    def reload(self) -> float:
+        """Save a new version; return the seconds until its answer, from the fork."""
+        self.save()
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{self.version}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
 
 
 def environment(folder: Path, *packages: str) -> Path:
@@ -115,59 +183,87 @@ def environment(folder: Path, *packages: str) -> Path:
     return project / ".venv" / PROGRAMS.name
 
 
-def reloaders(folder: Path) -> dict[str, Reloader]:
-    """Start them all."""
-    (folder / "plain").mkdir()
-    (folder / "watchdog").mkdir()
+def start_all(folder: Path) -> dict[str, Served]:
+    """Start every reloader, each in a folder with a copy of the project's package."""
     plain = environment(folder / "plain", "uvicorn", "a2wsgi")
     watched = environment(folder / "watchdog", "watchdog<7")
     run = ["--app", "served", "run", "--debug", "--port", "PORT"]
     dev = ["--app", "served", "dev", "--port", "PORT"]
-    flask, uvicorn = str(plain / "flask"), str(plain / "uvicorn")
-    gunicorn = str(plain / "gunicorn")
-    asgi = BARE + "from a2wsgi import WSGIMiddleware\nasgi = WSGIMiddleware(app)\n"
-    served = {
-        "bare, flask run --debug (stat)": (BARE, flask, *run),
-        "bare, with watchdog 6": (BARE, str(watched / "flask"), *run),
-        "bare, gunicorn --reload": (
-            *(BARE, gunicorn, "--reload", "--bind", "127.0.0.1:PORT", "served:app"),
-        ),
-        "bare, uvicorn --reload": (
-            *(asgi, uvicorn, "--reload", "--port", "PORT", "served:asgi"),
-        ),
-        "bare, flask dev --no-fork": (BARE, flask, *dev, "--no-fork"),
-        "bare, flask dev": (BARE, flask, *dev),
-        "fullest project, flask run --debug": (FULL, flask, *run),
-        "fullest project, flask dev --no-fork": (FULL, flask, *dev, "--no-fork"),
-        "fullest project, flask dev": (FULL, flask, *dev),
+    gunicorn = ["--reload", "--bind", "127.0.0.1:PORT", "served:app"]
+    uvicorn = ["--reload", "--port", "PORT", "served:asgi"]
+    commands = {
+        "bare: flask run --debug (stat)": (BARE, plain / "flask", *run),
+        "bare: flask run --debug (watchdog 6)": (BARE, watched / "flask", *run),
+        "bare: gunicorn --reload": (BARE, plain / "gunicorn", *gunicorn),
+        "bare: uvicorn --reload": (ASGI, plain / "uvicorn", *uvicorn),
+        "bare: flask dev --no-fork": (BARE, plain / "flask", *dev, "--no-fork"),
+        "bare: flask dev": (BARE, plain / "flask", *dev),
+        "bare: floor": (BARE, plain / "python", "-c", FLOOR),
+        "full: flask run --debug (stat)": (FULL, plain / "flask", *run),
+        "full: flask dev --no-fork": (FULL, plain / "flask", *dev, "--no-fork"),
+        "full: flask dev": (FULL, plain / "flask", *dev),
+        "full: floor": (FULL, plain / "python", "-c", FLOOR),
     }
-    return {
-        name: Reloader(folder / str(number), module, *command)
-        for number, (name, (module, *command)) in enumerate(served.items())
-    }
+    served = {}
+    for number, (name, (module, *command)) in enumerate(commands.items()):
+        copy = folder / str(number)
+        shutil.copytree(folder / "plain" / "app" / "app", copy / "app")
+        kind = Floor if name.endswith("floor") else Reloader
+        served[name] = kind(copy, module, *command)
+    return served
+
+
+def measure(served: dict[str, Served]) -> dict[str, list[float]]:
+    """Return the seconds of each, from rounds in which each has a turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in served}
+    for number in range(ROUNDS + 1):
+        order = list(served)
+        shuffle(order)
+        for name in order:
+            found = served[name].reload()
+            if number:  # the first round is to get warm
+                seconds[name].append(found)
+            time.sleep(0.6)  # a save that follows closely is another matter
+    return seconds
+
+
+def show(seconds: dict[str, list[float]]) -> None:
+    """Print a table, and draw a picture of the medians."""
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    first, *_ = medians.values()
+    print("| | median | p99 | of the first |\n|---|---|---|---|")
+    for name, found in seconds.items():
+        p99 = statistics.quantiles(found, n=100, method="inclusive")[98]
+        median = medians[name]
+        print(f"| {name} | {median:.3f} s | {p99:.3f} s | {median / first:.2f} |")
+    bars = {name: median for name, median in medians.items() if "floor" not in name}
+    title = "Seconds from a save to the new answer"
+    chart.draw(TEMPLATE / "docs" / "images" / "reload.svg", title, bars, "flask dev")
 
 
 def main() -> None:
+    """Measure every reloader, and remove what that has made."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        running = reloaders(folder)
-        for reloader in running.values():
-            stack.callback(reloader.end)
-        for reloader in running.values():
-            reloader.await_version()
-        seconds: dict[str, list[float]] = {name: [] for name in running}
-        for _ in range(ROUNDS):
-            order = list(running)
-            shuffle(order)
-            for name in order:
-                seconds[name].append(running[name].reload())
-                time.sleep(0.6)  # a save that follows closely is another matter
-    first = statistics.median(next(iter(seconds.values())))
-    print("| | median | p99 | of the first |\n|---|---|---|---|")
-    for name, found in seconds.items():
-        median = statistics.median(found)
-        p99 = statistics.quantiles(found, n=100, method="inclusive")[98]
-        print(f"| {name} | {median:.2f} s | {p99:.2f} s | {median / first:.2f} |")
+        stack.callback(remove_databases, folder)
+        for name in ("plain", "watchdog"):
+            (folder / name).mkdir()
+        served = start_all(folder)
+        for each in served.values():
+            stack.callback(each.end)
+        for each in served.values():
+            if isinstance(each, Reloader):
+                each.await_version()
+        show(measure(served))
+
+
+def remove_databases(folder: Path) -> None:
+    """Remove the embedded databases, which as root are not in the folder."""
+    for link in folder.glob("*/instance/postgres"):
+        home = link.resolve()
+        while (home / "data" / "postmaster.pid").exists():
+            time.sleep(0.1)
+        shutil.rmtree(home)
 
 
 if __name__ == "__main__":

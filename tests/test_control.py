@@ -28,7 +28,9 @@ class Database:
         name = f"process {os.getpid()}"
         self.conn = psycopg2.connect(os.environ["DATABASE_URL"], application_name=name)
         self.closed = threading.Event()
-        threading.Thread(target=self.closed.wait, daemon=%(daemon)s).start()
+        threading.Thread(
+            target=self.closed.wait, name="pool", daemon=%(daemon)s
+        ).start()
 
 
 database = Database()
@@ -57,20 +59,60 @@ socketserver._ServerSelector = Selector
 """
 
 
-def reload_ten_times(
-    project: Path, daemon: bool, **environ: str
+# What a project's tests do not ask: that it fails each time, and under `flask dev`.
+TESTS = """
+import re
+
+import pytest
+
+from .live import DEV, DEV_WITHOUT_FORK, Server
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_traceback(tmp_path, database_url, number):
+    with Server(tmp_path, DATABASE_URL=database_url) as server:
+        server.save_version()
+        server.wait_for(lambda: "Bad file descriptor" in server.log, "traceback")
+        assert "in serve_forever" in server.log
+
+
+@pytest.mark.parametrize("command", [DEV, DEV_WITHOUT_FORK])
+def test_flask_dev(tmp_path, database_url, command):
+    with Server(tmp_path, command=command, DATABASE_URL=database_url) as server:
+        for _ in range(3):
+            server.reload()
+    named = "Thread 'pool' is no daemon, so Python waits for it. It was started at"
+    assert server.log.count(named) == 3
+    seconds = re.findall(r"Reloaded in (.+) s", server.log)
+    assert len(seconds) == 3
+    assert max(map(float, seconds)) < 1 + 1.5  # the deadline, and a reload
+"""
+
+
+RELOADS = ["tests/test_reload.py", "-k", "many_reloads and run"]
+
+
+def run_on_wrong_app(
+    project: Path, *options: str, daemon: bool, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the test of ten reloads, under Flask's own server, on the app built wrong."""
+    """Run tests of the project on the app built wrong."""
     (project / "tests" / "probe.py").write_text(APP % {"daemon": daemon})
-    programs = install(project)
+    (project / "tests" / "test_wrong.py").write_text(TESTS)
+    return pytest_in(project, *options, **environ)
+
+
+def pytest_in(
+    project: Path, *options: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run tests of the project."""
     return subprocess.run(
-        [programs / "pytest", "-k", "test_ten_reloads and run", "tests/test_reload.py"],
+        [install(project) / "pytest", *options],
         cwd=project,
         env=clean_environment() | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -83,24 +125,40 @@ def selector_of_windows(tmp_path: Path) -> str:
 
 def test_thread_that_is_no_daemon_is_caught(bake: Bake) -> None:
     project = bake(project_slug="app")
-    control = reload_ten_times(project, daemon=False)
+    control = run_on_wrong_app(project, *RELOADS, daemon=False)
     assert control.returncode == 1
     assert "AssertionError: no answer of version 1 in 20 s; it wrote:" in control.stdout
     assert "Detected change in" in control.stdout
 
 
-def test_same_thread_shows_the_traceback_of_windows(
+def test_connection_of_the_reloaders_parent_is_caught(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    control = run_on_wrong_app(project, *RELOADS, daemon=True)
+    assert control.returncode == 1
+    assert "AssertionError: no end of other connections in 20 s" in control.stdout
+
+
+def test_same_thread_shows_the_traceback_of_windows_every_time(
     bake: Bake, selector_of_windows: str
 ) -> None:
     project = bake(project_slug="app")
-    control = reload_ten_times(project, False, PYTHONPATH=selector_of_windows)
-    assert control.returncode == 1
-    assert "in serve_forever" in control.stdout
-    assert "OSError: [Errno 9] Bad file descriptor" in control.stdout
+    options = ["tests/test_wrong.py", "-k", "traceback"]
+    environ = {"PYTHONPATH": selector_of_windows}
+    control = run_on_wrong_app(project, *options, daemon=False, **environ)
+    assert "10 passed" in control.stdout, control.stdout
 
 
-def test_connection_of_the_reloaders_parent_is_caught(bake: Bake) -> None:
+def test_project_shows_no_traceback_of_windows(
+    bake: Bake, selector_of_windows: str
+) -> None:
     project = bake(project_slug="app")
-    control = reload_ten_times(project, daemon=True)
-    assert control.returncode == 1
-    assert "AssertionError: no end of other connections in 20 s" in control.stdout
+    options = ["tests/test_reload.py", "-k", "many_reloads"]
+    done = pytest_in(project, *options, PYTHONPATH=selector_of_windows)
+    assert "3 passed" in done.stdout, done.stdout
+
+
+def test_flask_dev_reloads_the_same_app_and_names_its_thread(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    options = ["tests/test_wrong.py", "-k", "flask_dev"]
+    control = run_on_wrong_app(project, *options, daemon=False)
+    assert "2 passed" in control.stdout, control.stdout

@@ -5,15 +5,12 @@ import shutil
 import signal
 import socket
 import subprocess
-from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
-from urllib.parse import urlencode
-from urllib.request import urlopen
 
 import pytest
 
 from .conftest import TEMPLATE, clean_environment, remove_database, run, wait_for
+from .serving import free_port, page
 
 
 @pytest.fixture
@@ -43,8 +40,7 @@ def test_make_demo_serves_notes_and_leaves_nothing_running(clone: Path) -> None:
     url = f"http://127.0.0.1:{port}/notes"
     try:
         assert "Nothing here yet" in wait_for(lambda: page(url), "page", seconds=120)
-        with urlopen(url, urlencode({"body": "Buy milk"}).encode()) as answer:
-            assert "<li>Buy milk</li>" in answer.read().decode()
+        assert "<li>Buy milk</li>" in page(url, body="Buy milk")
         wait_for(lambda: "Note 1 has 2 words" in log.read_text(), "task")
     finally:
         os.killpg(demo.pid, signal.SIGINT)
@@ -54,14 +50,3 @@ def test_make_demo_serves_notes_and_leaves_nothing_running(clone: Path) -> None:
     remove_database(project / "instance" / "postgres")
     with socket.create_server(("127.0.0.1", port)):
         assert run("ps", "-e", "-o", "args", cwd=clone).count(str(clone)) == 0
-
-
-def page(url: str) -> str:
-    with suppress(URLError, ConnectionError), urlopen(url, timeout=10) as answer:
-        return str(answer.read().decode())
-    return ""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -1,9 +1,13 @@
 """What development needs: `flask dev`, and a PostgreSQL where none is set up."""
 
 import sys
+import time
+from typing import Any
 
 import click
 from flask.cli import ScriptInfo, pass_script_info
+
+CREATED = time.time()
 
 
 @click.command("dev", short_help="Run a server that reloads when a file is saved.")
@@ -20,8 +24,13 @@ from flask.cli import ScriptInfo, pass_script_info
     default=sys.platform == "linux",
     help="Fork a process that has the packages ready, or start Python anew.",
 )
+@click.option(
+    "--browser-reload/--no-browser-reload",
+    default=True,
+    help="Reload the pages in browsers when a new version answers.",
+)
 @pass_script_info
-def dev(info: ScriptInfo, host: str, port: int, deadline: float, fork: bool) -> None:
+def dev(info: ScriptInfo, /, **options: Any) -> None:
     """Serve the application, and a new version as soon as a file is saved.
 
     The process that watches the files never imports the application, so nothing that
@@ -36,6 +45,6 @@ def dev(info: ScriptInfo, host: str, port: int, deadline: float, fork: bool) -> 
         message = f"flask dev needs the package {error.name}: install the group dev."
         raise click.ClickException(message) from None
 
-    supervisor = Supervisor(info.app_import_path, host, port, deadline, fork)
+    supervisor = Supervisor(info.app_import_path, **options, created=CREATED)
     if version := supervisor.run():  # in a fork, which is to serve it
         version.serve()

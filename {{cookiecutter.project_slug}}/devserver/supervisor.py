@@ -4,6 +4,7 @@ It holds the socket that the versions listen on, so that a request during a relo
 instead of being refused. It imports packages for its forks, but never the application.
 """
 
+import gc
 import json
 import os
 import signal
@@ -16,15 +17,16 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
+from importlib.util import cache_from_source
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import IO, cast
 
 import click
-import watchfiles  # noqa: F401  # which the watcher needs
 from dotenv import dotenv_values
 
 from .version import Version, on_signals
+from .watcher import SETTINGS
 
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 
@@ -32,35 +34,45 @@ SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 MOMENT = 0.5  # seconds within which a save follows another closely
 QUIET = 0.2  # seconds without a save after which those are taken
 
-# What the packages' versions or the environment come from.
-BEGIN_ANEW = {".env", ".flaskenv", "pyproject.toml"}
-
 
 class Supervisor:
     """Serve `app`, an import path or None for Flask's own search, and reload it.
 
     `deadline` is how many seconds a version has to end. With `fork`, versions are forks
-    of this process, which imports the packages once; else each is a new Python.
+    of this process, which imports the packages once; else each is a new Python. With
+    `browser_reload`, a page in a browser reloads when a new version answers. `created`
+    is the time, in seconds, of before anything of the application was read.
     """
 
     def __init__(
-        self, app: str | None, host: str, port: int, deadline: float, fork: bool
+        self,
+        app: str | None,
+        host: str,
+        port: int,
+        deadline: float,
+        fork: bool,
+        browser_reload: bool,
+        created: float,
     ) -> None:
         self.fork = fork
-        self.deadline = deadline
         self.listener = _listen(host, port)
         self.life, self.life_end = os.pipe()
         fd = self.listener.fileno()
-        self.version = Version(app, host, port, fd, self.life, -1, deadline)
+        self.version = Version(
+            app, host, port, fd, self.life, -1, deadline, browser_reload
+        )
         self.url = f"http://{host}:{self.listener.getsockname()[1]}"
         self.pid = 0  # of the version that runs
         self.news: IO[bytes] | None = None  # from it
         self.ready = False
         self.ending = False
-        self.changed: set[str] = set()
+        self.changed: set[str] = set()  # files that no version has been started with
+        self.reloaded: set[str] = set()  # those that this one was started for
         self.saved = self.due = 0.0
         self.began = time.monotonic()
         self.parent = os.getppid()
+        # What is saved from then on, another version is started for.
+        self.created = float(os.environ.pop("FLASK_DEV_CREATED", created))
         self.environ = _own_environment()
         self.packages = SITE_PACKAGES.stat().st_mtime_ns
 
@@ -73,7 +85,7 @@ class Supervisor:
             signal.SIGTERM,
             signal.SIGHUP,
         )
-        self.watcher = _start_watcher()
+        self.watcher = _start_watcher(self.created)
         self.selector = DefaultSelector()
         self.selector.register(self.signals, EVENT_READ, self._on_wakeup)
         saved = cast("IO[bytes]", self.watcher.stdout)
@@ -86,7 +98,8 @@ class Supervisor:
                 forked = self._reload()
         if forked:
             return self.version
-        self._end(min(self.deadline, 0.4))
+        # Whoever ends the server does not wait long.
+        self._end(min(self.version.deadline, 0.4))
         self.watcher.kill()
         return None
 
@@ -113,18 +126,21 @@ class Supervisor:
     def _on_news(self, news: IO[bytes]) -> None:
         line = news.readline()
         if not line:
-            return self._close_news()
+            self._close_news()
+        elif not self.ready:
+            self._say_ready()
+        elif self.fork and line.endswith(b"\n"):  # it may have ended meanwhile
+            self._import(json.loads(line))
+
+    def _say_ready(self) -> None:
         self.ready = True
         seconds = time.monotonic() - self.began
-        files = ", ".join(sorted(self.changed))
+        files = ", ".join(sorted(self.reloaded))
         if self.version.first:
             print(f" * Serving {self.url}; Ctrl-C ends it.", flush=True)
         else:
             print(f" * Reloaded in {seconds:.2f} s: {files}", flush=True)
         self.version.first = False
-        self.changed.clear()
-        if self.fork:
-            self._import(json.loads(line))
 
     def _close_news(self) -> None:
         if self.news:
@@ -137,16 +153,23 @@ class Supervisor:
             if name not in sys.modules:
                 with suppress(BaseException):  # whatever it raised, it did not before
                     import_module(name)
+        gc.freeze()  # so that a fork knows its own objects from these
         if threading.active_count() > 1:
             self.fork = False
-            print(" * A package starts a thread when imported: no more forks.")
+            print(" * A package starts a thread when imported: no forks.", flush=True)
 
     def _reload(self) -> bool:
         self.due = 0.0
         self.began = time.monotonic()
-        self._end(self.deadline)
-        names = {Path(path).name for path in self.changed}
-        if names & BEGIN_ANEW or SITE_PACKAGES.stat().st_mtime_ns != self.packages:
+        if self.ready:
+            self.reloaded.clear()
+        self._end(self.version.deadline)
+        self.reloaded |= self.changed
+        self.changed.clear()
+        for path in self.reloaded:
+            _forget_bytecode(path)
+        names = {Path(path).name for path in self.reloaded}
+        if names & SETTINGS or SITE_PACKAGES.stat().st_mtime_ns != self.packages:
             self._begin_anew()
         return self._start()
 
@@ -157,14 +180,18 @@ class Supervisor:
         self.ready = False
         sys.stdout.flush()
         if self.fork:
+            # Until a fork has its own handlers, a signal to it must wait.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
             self.pid = os.fork()
             if self.pid == 0:
                 self._close_in_fork(news)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+            if self.pid == 0:
                 return True
         else:
             self.pid = _spawn(self.version)
         os.close(self.version.news)
-        self.news = os.fdopen(news, "rb", buffering=0)
+        self.news = os.fdopen(news, "rb", buffering=0)  # as with the watcher's
         self.selector.register(self.news, EVENT_READ, self._on_news)
         return False
 
@@ -182,8 +209,8 @@ class Supervisor:
 
     def _end(self, deadline: float) -> None:
         if self.pid:
-            self._signal(signal.SIGTERM if self.ready else signal.SIGKILL)
-            # The version itself says why it does not end, and ends at the deadline.
+            # It ends at once while it starts. Later it says itself why it does not end.
+            self._signal(signal.SIGTERM)
             if not self._await_end(deadline + 0.3):
                 self._signal(signal.SIGKILL)
                 self._await_end(5)
@@ -215,6 +242,7 @@ class Supervisor:
         fd = str(self.listener.fileno())
         python = [sys.executable, *sys.orig_argv[1:]]
         environ = self.environ | {"FLASK_DEV_LISTENER": fd}
+        environ["FLASK_DEV_CREATED"] = str(time.time())
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
 
 
@@ -235,9 +263,16 @@ def _own_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if read.get(k) != v}
 
 
-def _start_watcher() -> subprocess.Popen[bytes]:
+def _forget_bytecode(path: str) -> None:
+    # Python takes it for good when the file was saved twice within a second.
+    if path.endswith(".py"):
+        with suppress(OSError):  # there may be none, or another user's
+            Path(cache_from_source(path)).unlink()
+
+
+def _start_watcher(began: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "devserver.watcher", str(time.time())],
+        [sys.executable, "-m", "devserver.watcher", str(began)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,  # or a line could wait in a buffer, where no selector sees it

@@ -1,5 +1,7 @@
 """A version of the application, served until a file is saved or the server ends."""
 
+import atexit
+import gc
 import json
 import os
 import signal
@@ -10,19 +12,25 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader, BufferedWriter, TextIOWrapper
 from selectors import EVENT_READ, DefaultSelector
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, cast
 
 from flask.cli import ScriptInfo
 from werkzeug.debug import DebuggedApplication
-from werkzeug.serving import ThreadedWSGIServer
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
+from .browser import PREFIX, BrowserReload
 from .guard import remember_starts, what_blocks
 
 Handler = Callable[[int, FrameType | None], object]
 
+INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platlib"))
+
+IDLE = 0.3  # seconds between two looks for modules that were imported
 GRACE = 0.25  # seconds for the requests that are being answered when it is to end
 
 
@@ -31,15 +39,48 @@ class Server(ThreadedWSGIServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.answering: set[Any] = set()
+        self.connections: set[socket.socket] = set()
+        self.begun: set[socket.socket] = set()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self.answering.add(request)
+        self.connections.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)
-        self.answering.discard(request)
+        self.connections.discard(request)
+        self.begun.discard(request)
+
+    def finish_requests(self, seconds: float) -> None:
+        """Wait for the requests that have begun, but no longer than `seconds`."""
+        end = time.monotonic() + seconds
+        looks = 0  # at two of which nothing has begun, in case that it just does
+        while self.connections and looks < 2 and time.monotonic() < end:
+            time.sleep(0.005)
+            begun = any(map(self._has_begun, list(self.connections)))
+            looks = 0 if begun else looks + 1
+
+    def _has_begun(self, connection: socket.socket) -> bool:
+        # Browsers open connections long before they send something, if they ever do.
+        with suppress(OSError):
+            peeking = socket.MSG_PEEK | socket.MSG_DONTWAIT
+            return connection in self.begun or bool(connection.recv(1, peeking))
+        return False
+
+
+class RequestHandler(WSGIRequestHandler):
+    """Werkzeug's, which does not log what the browser asks to reload a page."""
+
+    server: Server
+
+    def handle_one_request(self) -> None:
+        if cast(BufferedReader, self.rfile).peek(1):
+            self.server.begun.add(self.connection)
+        super().handle_one_request()
+
+    def log_request(self, *args: Any) -> None:
+        if not getattr(self, "path", "").startswith(PREFIX):
+            super().log_request(*args)
 
 
 @dataclass
@@ -47,7 +88,8 @@ class Version:
     """What a process needs to serve a version.
 
     `listener` is the socket, `life` a pipe that ends with the supervisor, `news` one
-    to it; all are file descriptors. `deadline` is in seconds. The `first` version says
+    to it; all are file descriptors. `deadline` is in seconds. With `browser_reload`, a
+    page in a browser reloads when the next version answers. The `first` version says
     the debugger's PIN.
     """
 
@@ -58,43 +100,58 @@ class Version:
     life: int
     news: int
     deadline: float
+    browser_reload: bool
     first: bool = True
 
-    def serve(self) -> None:
-        """Serve the application until SIGTERM; return when the process is to end."""
-        # Python takes bytecode for good when the file was saved in the same second.
-        sys.dont_write_bytecode = True
+    def serve(self) -> NoReturn:
+        """Serve the application until SIGTERM, and end the process."""
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", FLASK_DEV="1")
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor ends it
+        for fd in (self.listener, self.life, self.news):
+            os.set_inheritable(fd, False)  # to what the application may start
         threading.Thread(target=self._end_with_supervisor, daemon=True).start()
         remember_starts()
-        server = Server(self.host, self.port, self._load(), fd=self.listener)
-        server.timeout = 0
         ending = threading.Event()
+        app = self._load()
+        if self.browser_reload:
+            app = BrowserReload(app, ending)
+        server = Server(self.host, self.port, app, RequestHandler, fd=self.listener)
+        server.timeout = 0
         threading.Thread(target=self._end_in_time, args=[ending], daemon=True).start()
         with DefaultSelector() as selector:
             selector.register(server.socket, EVENT_READ, server.handle_request)
             signals = on_signals(lambda *_: None, signal.SIGTERM)
-            selector.register(signals, EVENT_READ, ending.set)
-            os.write(self.news, json.dumps(_installed_modules()).encode() + b"\n")
+            selector.register(signals, EVENT_READ, lambda: _set_at_end(ending, signals))
+            os.write(self.news, b"ready\n")
+            threading.Thread(target=self._tell_modules, daemon=True).start()
             while not ending.is_set():
                 for key, _ in selector.select():
                     key.data()
-        end = time.monotonic() + GRACE
-        while server.answering and time.monotonic() < end:
-            time.sleep(0.005)
+        server.finish_requests(GRACE)
+        _end_process()
 
     def _load(self) -> Any:
         try:
             app: Any = ScriptInfo(app_import_path=self.app).load_app()
         except (Exception, SystemExit) as raised:
             traceback.print_exc()
-            error = raised
+            error, place = raised, raised.__traceback__
 
             def app(*_: object) -> Any:
-                raise error from None
+                raise error.with_traceback(place)
 
         return DebuggedApplication(app, evalex=True, pin_logging=self.first)
+
+    def _tell_modules(self) -> None:
+        """Say whenever there are more modules, for the next version to have at once."""
+        told = 0
+        with suppress(Exception):  # a slower start is no reason to disturb this one
+            while True:
+                time.sleep(IDLE)  # for what matters now is the first request
+                if len(sys.modules) != told:
+                    told = len(sys.modules)
+                    line = json.dumps(_installed_modules()) + "\n"
+                    os.write(self.news, line.encode())
 
     def _end_with_supervisor(self) -> None:
         os.read(self.life, 1)
@@ -118,13 +175,32 @@ def on_signals(handler: Handler, *numbers: signal.Signals) -> socket.socket:
     return reading
 
 
+def _set_at_end(ending: threading.Event, signals: socket.socket) -> None:
+    if signal.SIGTERM in signals.recv(1024):  # not one that the application handles
+        ending.set()
+
+
+def _end_process() -> NoReturn:
+    """End the process as Python does, but for taking every module apart.
+
+    In a fork, which has them from its parent, that takes ten times as long as the rest
+    of a reload. What uses `multiprocessing` ends its forks so, too.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for each in gc.get_objects():  # of which a fork has few, for its parent froze most
+        if issubclass(type(each), (TextIOWrapper, BufferedWriter)):
+            with suppress(Exception):  # one may be closed, or for reading
+                each.flush()
+    os._exit(0)
+
+
 def _installed_modules() -> list[str]:
     """Return the modules that are not the project's: Python's own and its packages'."""
-    places = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platlib"))
     return [
         name
-        for name, module in sorted(sys.modules.items())
-        if (getattr(module, "__file__", None) or "").startswith(places)
+        for name, module in sorted(sys.modules.copy().items())
+        if (getattr(module, "__file__", None) or "").startswith(INSTALLED)
         and name != "__main__"
     ]
 

@@ -15,18 +15,29 @@ from threading import Thread
 
 from watchfiles import Change, DefaultFilter, watch
 
-SUFFIXES = {".py", ".sql", ".html", ".jinja", ".j2"}
-NAMES = {".env", ".flaskenv", "pyproject.toml"}
+SUFFIXES = {".py", ".sql", ".html", ".jinja", ".j2", ".css", ".js"}
+
+# What the packages' versions or the environment come from.
+SETTINGS = {".env", ".flaskenv", "pyproject.toml"}
 
 
 class Sources(DefaultFilter):
-    """What an application consists of, without caches, environments and data."""
+    """What the application in `root` is, without caches, environments and data."""
 
     ignore_dirs = (*DefaultFilter.ignore_dirs, "dist", "instance", "venv")
 
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
     def __call__(self, change: Change, path: str) -> bool:
-        known = Path(path).suffix in SUFFIXES or Path(path).name in NAMES
-        return known and super().__call__(change, path)
+        known = Path(path).suffix in SUFFIXES or Path(path).name in SETTINGS
+        return known and self.reach(path)
+
+    def reach(self, path: str) -> bool:
+        """Say whether the path, a folder perhaps, is in none that is left out."""
+        # What the folders above the root are called does not matter.
+        return super().__call__(Change.modified, os.path.relpath(path, self.root))
 
 
 def batches(root: Path, began: float) -> Iterator[list[str]]:
@@ -35,27 +46,31 @@ def batches(root: Path, began: float) -> Iterator[list[str]]:
     That is a time in seconds, of before the first version was started: what is saved
     until the watching begins would be lost.
     """
-    wanted = Sources()
+    wanted = Sources(root)
     watching = False
     for changes in watch(
         root,
         watch_filter=None,  # or a busy log would keep it from yielding at all
         step=10,
+        ignore_permission_denied=True,
         rust_timeout=500,
         yield_on_timeout=True,
         raise_interrupt=False,
     ):
         paths = {path for change, path in changes if wanted(change, path)}
+        for _, path in changes:  # of a folder that was renamed, only it is reported
+            if wanted.reach(path):
+                paths.update(_sources(path, wanted))
         if not watching:
-            found = _sources(root, wanted)
+            found = _sources(str(root), wanted)
             paths |= {path for path in found if _is_newer(path, began)}
             watching = True
         if paths:
             yield sorted(os.path.relpath(path, root) for path in paths)
 
 
-def _sources(root: Path, wanted: Sources) -> Iterator[str]:
-    for folder, folders, names in os.walk(root):
+def _sources(place: str, wanted: Sources) -> Iterator[str]:
+    for folder, folders, names in os.walk(place):
         folders[:] = [name for name in folders if name not in wanted.ignore_dirs]
         for name in names:
             path = os.path.join(folder, name)
@@ -64,8 +79,8 @@ def _sources(root: Path, wanted: Sources) -> Iterator[str]:
 
 
 def _is_newer(path: str, began: float) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.getmtime(path) > began
+    with suppress(OSError):
+        return os.stat(path).st_ctime > began  # which a file has that was moved here
     return False
 
 

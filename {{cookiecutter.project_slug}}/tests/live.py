@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from http.client import HTTPException
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from threading import Thread
-from typing import Any, Self
+from threading import Event, Thread
+from typing import Any, Self, cast
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
@@ -23,6 +25,7 @@ from psycopg2.extensions import connection
 ROOT = Path(__file__).parents[1]
 PACKAGE = "{{ cookiecutter.project_slug }}"
 DEADLINE = 20.0  # seconds for anything to happen, on a busy machine
+RELOADS = int(os.environ.get("RELOADS", "20"))  # in a row; more for a longer soak
 
 # What the server writes while all is well.
 EXPECTED = re.compile(
@@ -59,6 +62,7 @@ class Server:
         self.environ = environ
         self.port = _free_port()
         self.version = 0
+        self.answered = 0  # the last version that is known to have answered
         self.module = folder / PACKAGE / "__init__.py"
 
     def __enter__(self) -> Self:
@@ -108,6 +112,7 @@ class Server:
         answer: dict[str, Any] = self.wait_for(
             self.new_answer, f"answer of version {self.version}"
         )
+        self.answered = self.version
         return answer
 
     def save_version(self) -> None:
@@ -136,9 +141,14 @@ class Server:
 
     def request(self, path: str, method: str = "GET") -> Any:
         """Return what the server says in JSON. Raises `OSError` when it does not."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        with urlopen(Request(url, method=method), timeout=DEADLINE) as response:
+        with self.open(path, method) as response:
             return json.load(response)
+
+    def open(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
+        """Make a request and return the response, which the caller closes."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        request = Request(url, method=method, headers=headers)
+        return cast(HTTPResponse, urlopen(request, timeout=DEADLINE))
 
     def request_in_background(self, path: str) -> None:
         """Make a request that may be cut off."""
@@ -171,6 +181,36 @@ class Server:
         return False
 
 
+@contextmanager
+def constant_requests(server: Server) -> Iterator[None]:
+    """Ask again and again until the end of the block.
+
+    Fails in the end when a request did, or was answered by a version that another had
+    replaced. Flask's own server listens to nobody while it reloads.
+    """
+    done = Event()
+
+    def ask() -> int:
+        answers = 0
+        while not done.wait(0.01):
+            answered = server.answered
+            try:
+                assert server.request("/version")["version"] >= answered
+                answers += 1
+            except (OSError, HTTPException) as error:
+                if server.command != RUN or isinstance(error, HTTPError):
+                    raise
+        return answers
+
+    with ThreadPoolExecutor(1) as thread:
+        asking = thread.submit(ask)
+        try:
+            yield
+        finally:
+            done.set()
+    assert asking.result() > RELOADS
+
+
 def processes_connected(db: connection) -> set[int]:
     """Return the ids of the processes that have a connection to the test's database."""
     with db.cursor() as cursor:
@@ -179,6 +219,11 @@ def processes_connected(db: connection) -> set[int]:
             " WHERE datname = current_database() AND application_name LIKE 'process %'"
         )
         return {process for (process,) in cursor.fetchall()}
+
+
+def connects_only(db: connection, process: int) -> bool:
+    """Say whether no other process has a connection to the test's database."""
+    return processes_connected(db) <= {process}
 
 
 def sleeping(db: connection) -> bool:

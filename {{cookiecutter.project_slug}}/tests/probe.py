@@ -35,6 +35,13 @@ def query() -> str:
     return "done"
 
 
+@app.get("/failure")
+def failure() -> str:
+    """Fail in the middle of a transaction."""
+    get_db().cursor().execute("BEGIN")
+    raise RuntimeError("on purpose")
+
+
 @app.get("/transaction")
 def transaction() -> str:
     """Write a note, and run a query for a minute before it is committed."""

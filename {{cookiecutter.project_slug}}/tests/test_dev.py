@@ -1,10 +1,15 @@
 """`flask dev`: no save is lost, no request refused, and nothing outlives it."""
 
+import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from urllib.error import HTTPError
@@ -12,10 +17,14 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 from psycopg2.extensions import connection
+from werkzeug import Request, Response
+from werkzeug.test import Client
 
 from .live import (
     DEV,
     DEV_WITHOUT_FORK,
+    PACKAGE,
+    RELOADS,
     RUN,
     Server,
     poll,
@@ -39,14 +48,16 @@ atexit.register(lambda: time.sleep(60))
 
 @pytest.fixture
 def server(tmp_path: Path, database_url: str, command: list[str]) -> Iterator[Server]:
-    with Server(tmp_path, command=command, DATABASE_URL=database_url) as server:
+    folder = tmp_path / "instance"  # a name that is not watched within a project
+    folder.mkdir()
+    with Server(folder, command=command, DATABASE_URL=database_url) as server:
         yield server
 
 
 @BOTH
 def test_save_while_the_version_before_starts_is_not_lost(server: Server) -> None:
     server.save(server.module.read_text() + SLOW_IMPORT)
-    for _ in range(3):
+    for _ in range(max(3, RELOADS // 8)):
         old = server.answer()["process"]
         server.save_version()
         server.wait_for(partial(has_ended, old), "start")
@@ -55,35 +66,79 @@ def test_save_while_the_version_before_starts_is_not_lost(server: Server) -> Non
 
 
 @BOTH
-def test_no_request_fails_during_reloads(server: Server) -> None:
-    done = Event()
+def test_bytecode_of_the_version_before_is_not_taken(server: Server) -> None:
+    for _ in range(3):
+        server.reload()
+        saved = server.module.stat()
+        # What Python takes for good as long as size and time, in seconds, are the same.
+        compileall = [sys.executable, "-m", "compileall", "-q", PACKAGE]
+        subprocess.run(compileall, cwd=server.folder, check=True)
+        server.version += 1
+        server.save(re.sub(r"\d\n\Z", f"{server.version}\n", server.module.read_text()))
+        os.utime(server.module, ns=(saved.st_atime_ns, saved.st_mtime_ns))
+        assert server.module.stat().st_size == saved.st_size
+        assert server.wait_for(server.new_answer, "answer of the last version")
 
-    def ask() -> int:
-        answers = 0
-        while not done.is_set():
-            server.request("/version")
-            answers += 1
-        return answers
 
-    with ThreadPoolExecutor(2) as threads:
-        asking = [threads.submit(ask) for _ in range(2)]
-        for _ in range(5):
+@BOTH
+def test_page_in_a_browser_learns_of_the_next_version(server: Server) -> None:
+    versions = []
+    for _ in range(3):
+        with server.open("/notes", Accept="text/html") as page:
+            [version] = re.findall(r"version=(\w+)", page.read().decode())
+        with server.open("/_flask_dev/events") as events:
+            assert events.readline().decode() == f"data: {version}\n"
             server.reload()
-        done.set()
-    assert all(each.result() > 5 for each in asking)
+            assert b"data" not in events.read()
+        versions.append(version)
+    assert len(set(versions)) == 3
+    assert "_flask_dev" not in server.log
+
+
+def test_page_comes_whole_for_its_script() -> None:
+    from devserver.browser import BrowserReload
+
+    @Request.application
+    def page(request: Request) -> Response:
+        response = Response("<h1>Page</h1>", mimetype="text/html")
+        response.add_etag()
+        return response.make_conditional(request, accept_ranges=True)
+
+    browser = Client(BrowserReload(page, Event()))
+    accept = {"Accept": "text/html"}
+    etag = browser.get("/", headers=accept).headers["ETag"]
+    for asked in ({"If-None-Match": etag}, {"Range": "bytes=0-3"}):
+        answer = browser.get("/", headers=accept | asked)
+        assert answer.text.startswith("<h1>Page</h1><script src=")
+        assert answer.content_length == len(answer.data)
+    assert "method=POST" in browser.post("/", headers=accept).text
+
+
+@BOTH
+def test_answers_to_programs_are_as_the_application_gave_them(server: Server) -> None:
+    for headers in ({}, {"Accept": "text/html", "Sec-Fetch-Dest": "empty"}):
+        with server.open("/notes", **headers) as answer:
+            assert b"_flask_dev" not in answer.read()
+
+
+@pytest.mark.parametrize("command", [[*DEV, "--no-browser-reload"]], ids=" ".join)
+def test_pages_are_left_alone_when_asked(server: Server) -> None:
+    with server.open("/notes", Accept="text/html") as page:
+        assert b"_flask_dev" not in page.read()
 
 
 @BOTH
 def test_saves_in_a_row_are_taken_together(server: Server) -> None:
-    seconds = 10.0
-    while seconds > 1.5:  # a busy machine may take longer for ten saves
+    pauses = [1.0]
+    while max(pauses) > 0.15:  # a busy machine may pause for longer
         server.reload()
         reloads = server.log.count("Reloaded in")
-        start = time.monotonic()
+        saved = [time.monotonic()]
         for _ in range(10):
             server.save_version()
-            time.sleep(0.1)
-        seconds = time.monotonic() - start
+            time.sleep(0.08)
+            saved.append(time.monotonic())
+        pauses = [later - earlier for earlier, later in pairwise(saved)]
     server.wait_for(server.new_answer, "answer of the last version")
     assert server.log.count("Reloaded in") - reloads <= 2
 
@@ -98,6 +153,38 @@ def test_syntax_error_is_shown_to_the_browser(server: Server) -> None:
     assert "SyntaxError" in error.value.read().decode()
     server.save(good)
     server.reload()
+
+
+@BOTH
+def test_environment_saved_while_a_version_starts_is_not_lost(server: Server) -> None:
+    server.save(server.module.read_text() + SLOW_IMPORT)
+    server.reload()
+    for value in ("first", "second"):
+        old = server.answer()["process"]
+        server.save_version()
+        server.wait_for(partial(has_ended, old), "start")
+        (server.folder / ".env").write_text(f"GREETING={value}\n")
+        server.wait_for(partial(greets_with, server, value), f"greeting {value}")
+
+
+@BOTH
+def test_renamed_folder_is_noticed(server: Server) -> None:
+    folder = server.folder / "more"
+    folder.mkdir()
+    (folder / "module.py").touch()
+    server.wait_for(lambda: "Reloaded" in server.log, "reload")
+    folder.rename(server.folder / "other")
+    renamed = os.path.join("other", "module.py")
+    server.wait_for(lambda: renamed in server.log, "reload after the renaming")
+
+
+@BOTH
+def test_what_is_no_request_is_refused(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"\x16\x03\x01\r\n\r\n")  # as a browser does for https
+        assert b"400" in connection.recv(1000)
+    server.reload()
+    assert "Traceback" not in server.log
 
 
 @BOTH

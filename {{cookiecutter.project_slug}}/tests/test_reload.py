@@ -1,8 +1,10 @@
 """Reloading: the new version answers, and nothing of the old one is left."""
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -11,11 +13,17 @@ from psycopg2.extensions import connection
 from .live import (
     DEV,
     DEV_WITHOUT_FORK,
+    RELOADS,
     RUN,
     Server,
+    connects_only,
+    constant_requests,
+    has_backend,
     processes_connected,
     sleeping,
 )
+
+MEBIBYTE = 1024 * 1024
 
 
 @pytest.fixture(params=[RUN, DEV, DEV_WITHOUT_FORK], ids=" ".join)
@@ -27,14 +35,22 @@ def server(
         yield server
 
 
-def test_ten_reloads_leave_nothing_behind(server: Server, db: connection) -> None:
-    for _ in range(10):
-        old = server.answer()["process"]
-        new = server.reload()["process"]
-        assert new != old
-        assert not psutil.pid_exists(old)
-        # Not the old process, and not the parent of both, which only watches.
-        server.wait_for(partial(connects_only, db, new), "end of other connections")
+def test_many_reloads_leave_nothing_behind(server: Server, db: connection) -> None:
+    server.wait_for(partial(has_imported, server, "psycopg2"), "import of the packages")
+    server.wait_for(partial(has_settled, server), "end of the imports")
+    with constant_requests(server):
+        for number in range(RELOADS):
+            old = server.answer()["process"]
+            new = server.reload()["process"]
+            assert new != old
+            assert not psutil.pid_exists(old)
+            # Not the old process, and not the parent of both, which only watches.
+            server.wait_for(partial(connects_only, db, new), "end of other connections")
+            if number == RELOADS // 2:
+                memory, others = used_memory(server), used_descriptors(server)
+    assert used_memory(server) - memory < 4 * MEBIBYTE
+    assert used_descriptors(server) == others
+    assert server.process.num_threads() <= 2
     assert server.unexpected() == []
 
 
@@ -65,6 +81,16 @@ def test_query_of_a_slow_request_does_not_outlive_the_reload(
     assert server.unexpected() == []
 
 
+def test_failing_requests_leave_no_transaction_open(
+    server: Server, db: connection
+) -> None:
+    for _ in range(20):
+        with pytest.raises(HTTPError, match="500"):
+            server.request("/failure")
+    idle = "state LIKE 'idle in transaction%'"
+    server.wait_for(lambda: not has_backend(db, idle), "end of the transactions")
+
+
 def test_open_transaction_is_rolled_back_by_the_reload(
     server: Server, db: connection
 ) -> None:
@@ -78,5 +104,25 @@ def test_open_transaction_is_rolled_back_by_the_reload(
     assert server.unexpected() == []
 
 
-def connects_only(db: connection, process: int) -> bool:
-    return processes_connected(db) <= {process}
+def has_imported(server: Server, package: str) -> bool:
+    """Say whether the process that watches has a package, where versions are forks."""
+    if server.command != DEV:
+        return True
+    return any(package in each.path for each in server.process.memory_maps())
+
+
+def has_settled(server: Server) -> bool:
+    """Say whether the memory of the process that watches is the same for a second."""
+    before = used_memory(server)
+    time.sleep(1)
+    return used_memory(server) == before
+
+
+def used_memory(server: Server) -> int:
+    """Return the bytes of memory that the process which watches uses."""
+    return int(server.process.memory_info().rss)
+
+
+def used_descriptors(server: Server) -> int:
+    """Return how many file descriptors the process that watches has open."""
+    return int(server.process.num_fds())

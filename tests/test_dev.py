@@ -1,0 +1,83 @@
+"""`flask dev` with the PostgreSQL and the packages of a project that is thrown away."""
+
+import os
+import pty
+import signal
+from functools import partial
+
+import pytest
+
+from .conftest import PROGRAMS, Bake, run, wait_for
+from .serving import Site
+
+VERSION = """
+
+import dotenv.version
+
+
+@bp.get("/version")
+def version():
+    return dotenv.version.__version__
+"""
+
+
+@pytest.fixture
+def site(bake: Bake) -> Site:
+    """A project with the defaults, to be served."""
+    return Site(bake(project_slug="app"))
+
+
+def test_no_end_leaves_anything_running_or_loses_what_was_kept(site: Site) -> None:
+    ends = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
+    for number, end in enumerate(ends):
+        with site.serve() as server:
+            assert site.page("notes").count("<li>note ") == number
+            site.page("notes", body=f"note {number}")
+            server.send_signal(end)
+            wait_for(site.is_gone, f"end after {end.name}")
+
+
+def test_closed_terminal_leaves_nothing_running(site: Site) -> None:
+    terminal, inside = pty.openpty()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), inside)
+    with site.serve(**streams, preexec_fn=lambda: take_terminal(inside)):
+        os.close(inside)
+        os.close(terminal)
+        wait_for(site.is_gone, "end with the terminal")
+
+
+def take_terminal(terminal: int) -> None:
+    """Make it the one that sends SIGHUP to this process when it is closed."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def test_package_that_was_changed_is_served_as_it_is_by_now(site: Site) -> None:
+    module = site.folder / "app" / "health.py"
+    module.write_text(module.read_text() + VERSION)
+    with site.serve():
+        for version in ("1.0.1", "1.1.1", "1.0.1"):
+            package = f"python-dotenv=={version}"
+            run(PROGRAMS / "uv", "pip", "install", package, cwd=site.folder)
+            module.touch()
+            wait_for(partial(serves, site, version), f"version {version}")
+            reload(site)  # to a fork, which has the package from its parent
+            assert serves(site, version)
+
+
+def serves(site: Site, version: str) -> bool:
+    return site.page("version") == version
+
+
+def reload(site: Site) -> None:
+    """Save a file and wait for the version with it."""
+    before = site.log.read_text().count("Reloaded in")
+    (site.folder / "app" / "health.py").touch()
+    reloaded = partial(has_reloaded, site, before)
+    wait_for(reloaded, "reload")
+
+
+def has_reloaded(site: Site, before: int) -> bool:
+    return site.log.read_text().count("Reloaded in") > before
