@@ -2,21 +2,68 @@
 
 import atexit
 import os
+from collections import deque
+from contextlib import suppress
+from selectors import EVENT_READ, DefaultSelector
+from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
+from threading import Lock, RLock, Timer
 from time import monotonic
 from typing import Any, cast
 
 import psycopg2
 from flask import Flask
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
-from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
-from .config import number
+from .config import flag, number
 from .db import Unavailable, connect
 
 IDLE = 1.0  # seconds after which a connection is asked whether it still lives
+ANSWER = 1.0  # seconds that it has to answer
+
+
+class Places:
+    """Let `size` threads pass at a time, first come first served.
+
+    At a semaphore, one that comes just then may overtake those that wait.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.free = size
+        self.waiting: deque[Lock] = deque()
+        self._lock = RLock()  # a signal may come where it is held
+
+    def take(self, timeout: float) -> bool:
+        """Take a place; say whether one came free within `timeout` seconds."""
+        turn = Lock()
+        with self._lock:
+            if self.free:
+                self.free -= 1
+                return True
+            turn.acquire()
+            self.waiting.append(turn)
+        try:
+            return turn.acquire(timeout=timeout) or not self._leave(turn)
+        except BaseException:  # such as what the handler of a signal raises
+            if not self._leave(turn):
+                self.give()
+            raise
+
+    def give(self) -> None:
+        """Give a place to who has waited longest."""
+        with self._lock:
+            if self.waiting:
+                self.waiting.popleft().release()
+            else:
+                self.free += 1
+
+    def _leave(self, turn: Lock) -> bool:
+        with self._lock:
+            waits = turn in self.waiting  # or its turn has come at the last moment
+            if waits:
+                self.waiting.remove(turn)
+            return waits
 
 
 class Pool:
@@ -24,91 +71,138 @@ class Pool:
 
     `size` connections at most, each opened when first needed and replaced when it
     is `recycle` seconds old. `timeout` is how many seconds a context waits for one.
+    With `reset`, what queries changed in a session is undone (`SET`, advisory locks,
+    temporary tables, `LISTEN`). That is a round trip for each context, where a read
+    costs one, so it is left to who needs it: `SET LOCAL` and `pg_advisory_xact_lock`
+    in a transaction leave nothing to undo.
     """
 
-    def __init__(self, size: int, timeout: float, recycle: int) -> None:
+    def __init__(self, size: int, timeout: float, recycle: int, reset: bool) -> None:
         self.size = size
         self.timeout = timeout
+        self.reset = reset
         # Without a dialect it asks the database nothing of its own. Last in, first
         # out: what is busy stays open, the rest grows old.
         self._pool = QueuePool(
             cast(Any, connect),
             pool_size=size,
             max_overflow=0,
-            timeout=timeout,
             recycle=recycle,
             use_lifo=True,
             reset_on_return=None,
+            events=[(_note_time, "checkin"), (_check, "checkout")],
         )
-        event.listen(self._pool, "checkin", _note_time)
-        event.listen(self._pool, "checkout", _check_idle)
         self._lent: dict[connection, PoolProxiedConnection] = {}
+        self._inherited: list[object] = []
+        self._start()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-            os.register_at_fork(after_in_child=self._start_anew)
+            os.register_at_fork(after_in_child=self._start)
+
+    def _start(self) -> None:
+        # A forked process starts anew, as two on one connection read each other's
+        # answers; psycopg2 leaves the inherited ones to the process that opened them.
+        # Proxies that nobody holds would go back to a pool whose lock may be held.
+        self._inherited.append(self._lent)
+        self._pool = self._pool.recreate()
+        self._places = Places(self.size)
+        self._lent = {}
 
     def getconn(self) -> connection:
         """Take a connection, waiting for a free one. Raises `Unavailable`."""
-        try:
-            proxy = self._pool.connect()
-        except PoolTimeout:
+        if not self._places.take(self.timeout):
             message = f"No connection came free in POOL_TIMEOUT ({self.timeout:g} s)"
             hint = f"raise POOL_SIZE ({self.size}) or give them back sooner."
-            raise Unavailable(f"{message}: {hint}") from None
-        # The proxy stays here: `with` on it returns the connection and commits nothing.
-        conn = cast(connection, proxy.driver_connection)
-        self._lent[conn] = proxy
-        return conn
+            raise Unavailable(f"{message}: {hint}")
+        try:
+            proxy = self._pool.connect()
+            # It stays here: `with` on it returns the connection and commits nothing.
+            conn = cast(connection, proxy.driver_connection)
+            self._lent[conn] = proxy
+            return conn
+        except BaseException:
+            self._places.give()
+            raise
 
     def putconn(self, conn: connection) -> None:
-        """Give a connection back; one with anything open or changed is closed.
-
-        What a query changed (`SET`, advisory locks, temporary tables) is not noticed.
-        """
+        """Give a connection back; one with anything open or changed is closed."""
         proxy = self._lent.pop(conn, None)
         if proxy is None:
-            return  # the parent's, whose context was open when this process was forked
-        if _is_clean(conn):
-            proxy.close()
-        else:
-            proxy.invalidate()
+            return  # it came back before, or is the parent's of this forked process
+        try:
+            if _is_clean(conn) and (not self.reset or _answers(conn, "DISCARD ALL")):
+                proxy.close()
+            else:
+                proxy.invalidate()
+        finally:
+            self._places.give()
+
+    def status(self) -> dict[str, int]:
+        """Return how many connections there may be, are lent, and are waited for."""
+        waiting = len(self._places.waiting)
+        in_use = self.size - self._places.free
+        return {"size": self.size, "in_use": in_use, "waiting": waiting}
 
     def close(self) -> None:
         """Close the connections that are free; whatever is lent stays open."""
         self._pool.dispose()
-
-    def _start_anew(self) -> None:
-        # Two processes on one connection read each other's answers. psycopg2 leaves
-        # the inherited ones to the process that opened them.
-        self._pool = self._pool.recreate()
-        self._lent = {}
 
 
 def _note_time(_: Any, record: ConnectionPoolEntry) -> None:
     record.info["since"] = monotonic()
 
 
-def _check_idle(
+def _check(
     conn: connection, record: ConnectionPoolEntry, _: PoolProxiedConnection
 ) -> None:
-    since = record.info.get("since")
-    if since and monotonic() - since > IDLE and not _is_alive(conn):
+    if "since" in record.info and not _is_alive(conn, record.info["since"]):
         raise DisconnectionError  # QueuePool puts a new connection in its place
 
 
 def _is_clean(conn: connection) -> bool:
     session = (conn.autocommit, conn.isolation_level, conn.readonly, conn.deferrable)
     idle = conn.info.transaction_status == TRANSACTION_STATUS_IDLE
-    return idle and session == (True, None, None, None)
+    as_opened = session == (True, None, None, None) and conn.cursor_factory is None
+    return idle and as_opened
 
 
-def _is_alive(conn: connection) -> bool:
-    try:
-        with conn.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except psycopg2.Error:
+def _is_alive(conn: connection, since: float) -> bool:
+    """Say whether a connection that is free `since` then can be used."""
+    if conn.closed:
         return False
-    return True
+    # What the server says without being asked is nearly always that it ends.
+    silent = not _has_input(conn)
+    return silent and monotonic() - since < IDLE or _answers(conn, "SELECT 1")
+
+
+def _has_input(conn: connection) -> bool:
+    with DefaultSelector() as selector:
+        selector.register(conn, EVENT_READ)
+        return bool(selector.select(0))
+
+
+def _answers(conn: connection, query: str) -> bool:
+    """Say whether the query succeeds within `ANSWER` seconds."""
+    began = monotonic()
+    with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
+        # A network that swallows everything would keep it waiting for hours.
+        timer = Timer(ANSWER, _shut_down, [duplicate])
+        timer.daemon = True
+        timer.start()
+        try:
+            with conn.cursor() as cursor:
+                cursor.execute(query)
+        except psycopg2.Error:
+            return False
+        finally:
+            timer.cancel()
+            timer.join()
+    return monotonic() - began < ANSWER
+
+
+def _shut_down(duplicate: socket) -> None:
+    with suppress(OSError):
+        duplicate.shutdown(SHUT_RDWR)
 
 
 def init_app(app: Flask) -> None:
@@ -117,4 +211,5 @@ def init_app(app: Flask) -> None:
         size=number(app, "POOL_SIZE", 8),
         timeout=number(app, "POOL_TIMEOUT", 5.0),
         recycle=number(app, "POOL_RECYCLE", 1800),
+        reset=flag(app, "POOL_RESET"),
     )

@@ -51,9 +51,11 @@ def db(database_url: str) -> Iterator[connection]:
 
 
 @pytest.fixture
-def app(database_url: str) -> Flask:
+def app(database_url: str) -> Iterator[Flask]:
     """An application on the test's database."""
-    return create_app({"TESTING": True, "DATABASE_URL": database_url})
+    app = create_app({"TESTING": True, "DATABASE_URL": database_url})
+    yield app
+    app.extensions["pool"].close()
 
 
 @pytest.fixture

@@ -23,9 +23,10 @@ def test_missing_setting_stops_the_start(name: str) -> None:
 
 def test_other_database_stops_the_start_without_its_password() -> None:
     message = "^DATABASE_URL is no PostgreSQL URL: write it like "
-    with pytest.raises(config.ConfigError, match=message) as error:
-        create_app(SETTINGS | {"DATABASE_URL": "mysql://user:hunter2@host/a"})
-    assert "hunter2" not in str(error.value)
+    for url in ("mysql://user:hunter2@host/a", "postgresql://u:hun@hunter2@host/a"):
+        with pytest.raises(config.ConfigError, match=message) as error:
+            create_app(SETTINGS | {"DATABASE_URL": url})
+        assert "hunter2" not in str(error.value)
 
 
 def test_environment_gives_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +45,24 @@ def test_development_key_stays_the_same_and_private(tmp_path: Path) -> None:
     [key] = keys
     assert len(key) == 64
     assert (tmp_path / "secret_key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("value, found", [(None, False), ("0", False), ("1", True)])
+def test_flag_is_off_unless_it_is_set_to_1(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, found: bool
+) -> None:
+    if value:
+        monkeypatch.setenv("SIZE", value)
+    assert config.flag(Flask("app"), "SIZE") is found
+
+
+@pytest.mark.parametrize("value", ["", "yes", 2, None])
+def test_flag_of_another_value_stops_the_start(value: object) -> None:
+    app = Flask("app")
+    app.config["SIZE"] = value
+    message = "^SIZE is .*: set it to 1 for yes, or to 0 for no[.]$"
+    with pytest.raises(config.ConfigError, match=message):
+        config.flag(app, "SIZE")
 
 
 def test_number_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

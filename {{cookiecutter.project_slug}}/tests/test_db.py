@@ -1,5 +1,9 @@
+import re
+
 import pytest
 from flask import Flask, g
+from psycopg2 import InterfaceError
+from psycopg2.errors import DivisionByZero
 from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
@@ -78,6 +82,52 @@ def test_unreachable_database_is_answered_503(caplog: pytest.LogCaptureFixture) 
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
     assert "DATABASE_URL" in caplog.text
     assert "hunter2" not in caplog.text + response.text
+
+
+def test_connection_that_is_lost_in_a_request_is_answered_503(
+    app: Flask, db: connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.get("/lose")
+    def lose() -> str:
+        with db.cursor() as cursor:
+            backend = get_db().info.backend_pid
+            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [backend])
+        get_db().cursor().execute("SELECT 1")
+        return "not lost"
+
+    response = app.test_client().get("/lose")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert "The connection was lost: " in caplog.text
+
+
+def test_other_error_of_a_query_is_left_to_the_view(app: Flask) -> None:
+    @app.get("/divide")
+    def divide() -> str:
+        get_db().cursor().execute("SELECT 1 / 0")
+        return "divided"
+
+    with pytest.raises(DivisionByZero):
+        app.test_client().get("/divide")
+
+
+def test_connection_that_the_view_closed_is_its_own_fault(app: Flask) -> None:
+    @app.get("/close")
+    def close() -> str:
+        get_db().close()
+        get_db().cursor()
+        return "closed"
+
+    with pytest.raises(InterfaceError):
+        app.test_client().get("/close")
+
+
+def test_connection_that_took_long_is_logged(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("{{ cookiecutter.project_slug }}.db.SLOW", 0.0)
+    with app.app_context():
+        get_db()
+    assert re.search(r"It took \d+ ms to get a connection .*'in_use': 1", caplog.text)
 
 
 def test_unreachable_database_ends_a_command_with_one_sentence() -> None:

@@ -20,6 +20,9 @@ EXAMPLES = {
 }
 
 
+FLAGS = {"0": False, "1": True, "False": False, "True": True}
+
+
 class ConfigError(click.ClickException):
     """A setting stops the start: the `flask` command prints its one sentence."""
 
@@ -60,6 +63,18 @@ def number(app: Flask, name: str, default: Number) -> Number:
     return value
 
 
+def flag(app: Flask, name: str) -> bool:
+    """Settle the setting `name`, which is 1, or 0 as long as it is not set.
+
+    Raises `ConfigError` for anything else.
+    """
+    given = app.config.get(name, os.environ.get(name, "0"))
+    if str(given) not in FLAGS:
+        raise ConfigError(f"{name} is {given!r}: set it to 1 for yes, or to 0 for no.")
+    app.config[name] = FLAGS[str(given)]
+    return FLAGS[str(given)]
+
+
 def _require_all(app: Flask) -> None:
     for name, example in EXAMPLES.items():
         if not app.config[name]:
@@ -68,13 +83,16 @@ def _require_all(app: Flask) -> None:
 
 
 def _check_url(url: str) -> None:
+    # What libpq says quotes the URL, and with it the password or what it takes for the
+    # host when a password has an @ or a / in it.
     try:
-        parse_dsn(url)
+        parts = parse_dsn(url)
+        valid = "@" not in parts.get("host", "")[1:] + parts.get("dbname", "")
     except psycopg2.ProgrammingError:
-        # libpq's own message quotes the URL, and with it the password.
-        example = EXAMPLES["DATABASE_URL"]
-        message = f"DATABASE_URL is no PostgreSQL URL: write it like {example}."
-        raise ConfigError(message) from None
+        valid = False
+    if not valid:
+        like = f"{EXAMPLES['DATABASE_URL']}, with %40 for an @ in the password"
+        raise ConfigError(f"DATABASE_URL is no PostgreSQL URL: write it like {like}.")
 
 
 def _development_key(app: Flask) -> str:

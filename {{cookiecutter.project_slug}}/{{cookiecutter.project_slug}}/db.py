@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
+from time import monotonic
 
 import click
 import psycopg2
@@ -9,6 +10,8 @@ from flask import Flask, current_app, g
 from psycopg2.extensions import connection, parse_dsn
 from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wrappers import Response
+
+SLOW = 0.1  # seconds to take a connection that are worth a line in the log
 
 
 class Unavailable(click.ClickException):
@@ -18,13 +21,26 @@ class Unavailable(click.ClickException):
 class NullPool:
     """Open a connection for every context that asks, and close it at the end."""
 
+    def __init__(self) -> None:
+        self._lent: set[connection] = set()
+
     def getconn(self) -> connection:
         """Take a connection. Raises `Unavailable`."""
-        return connect()
+        conn = connect()
+        self._lent.add(conn)
+        return conn
 
     def putconn(self, conn: connection) -> None:
         """Give a connection back."""
+        self._lent.discard(conn)
         conn.close()
+
+    def status(self) -> dict[str, int]:
+        """Return how many connections are lent."""
+        return {"in_use": len(self._lent)}
+
+    def close(self) -> None:
+        """Close what is free, which is nothing."""
 
 
 def get_db() -> connection:
@@ -36,7 +52,9 @@ def get_db() -> connection:
     process forked meanwhile needs a context of its own. Raises `Unavailable`.
     """
     if "db" not in g:
+        began = monotonic()
         g.db = current_app.extensions["pool"].getconn()
+        _log_if_slow(monotonic() - began)
     db: connection = g.db
     return db
 
@@ -60,17 +78,40 @@ def init_app(app: Flask) -> None:
     app.extensions["pool"] = NullPool()
     app.teardown_appcontext(close_db)
     app.register_error_handler(Unavailable, _service_unavailable)
+    for error in (psycopg2.OperationalError, psycopg2.InterfaceError):
+        app.register_error_handler(error, _error_of_a_query)
+
+
+def _log_if_slow(seconds: float) -> None:
+    # In development it may have been the start of PostgreSQL.
+    if seconds > SLOW and not current_app.debug:
+        message = "It took %d ms to get a connection (connections: %s)"
+        status = current_app.extensions["pool"].status()
+        current_app.logger.warning(message, 1000 * seconds, status)
 
 
 def _service_unavailable(error: Unavailable) -> Response:
-    current_app.logger.error("%s", error)
+    reason = str(error).partition("\n")[0]
+    status = current_app.extensions["pool"].status()
+    current_app.logger.error("%s (connections: %s)", reason, status)
     return ServiceUnavailable(retry_after=1).get_response()
+
+
+def _error_of_a_query(error: Exception) -> Response:
+    if "db" in g and g.db.closed == 2:  # 1 if the view closed it
+        return _service_unavailable(Unavailable(f"The connection was lost: {error}"))
+    raise error
 
 
 def _open(url: str) -> connection:
     options = {
         "application_name": current_app.name,
         "connect_timeout": "5",
+        # A peer that is gone is given up after 25 s; by default it takes hours.
+        "keepalives_idle": "10",
+        "keepalives_interval": "5",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "25000",
         # A query whose client is gone ends within 0.5 s, so none outlives a reload:
         # https://www.postgresql.org/docs/current/runtime-config-connection.html
         "options": "-c client_connection_check_interval=500",
@@ -79,7 +120,7 @@ def _open(url: str) -> connection:
     try:
         conn: connection = psycopg2.connect(**options)
     except psycopg2.OperationalError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         hint = "is it right, and does PostgreSQL run there?"
         raise Unavailable(f"DATABASE_URL: {reason}: {hint}") from error
     conn.autocommit = True

@@ -15,12 +15,16 @@ def healthz() -> dict[str, str]:
 
 
 @bp.get("/readyz")
-def readyz() -> tuple[dict[str, str], int]:
-    """Answer 200 when the database answers, 503 when it does not."""
+def readyz() -> tuple[dict[str, object], int]:
+    """Answer 200 when the database answers, 503 when it does not.
+
+    `pool` is how many connections this process may have, has lent, and is asked for.
+    """
+    pool = current_app.extensions["pool"]
     try:
         with get_db().cursor() as cursor:
             cursor.execute("SELECT 1")
     except (Unavailable, psycopg2.Error) as error:
         current_app.logger.error("Not ready: %s", error)
-        return {"status": "unavailable"}, 503
-    return {"status": "ok"}, 200
+        return {"status": "unavailable", "pool": pool.status()}, 503
+    return {"status": "ok", "pool": pool.status()}, 200
