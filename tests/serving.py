@@ -17,7 +17,7 @@ from .test_projects import install
 
 
 class Site:
-    """What `flask dev` serves on `port`: the project in `folder`, which is installed."""
+    """What `flask dev` serves on `port`: the project in `folder`, once installed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
