@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from pytest_cookies.plugin import Cookies
 
+collect_ignore = ["inside"]  # what is run within a baked project
+
 TEMPLATE = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 QUESTIONS: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text())
@@ -85,6 +87,12 @@ def bake(cookies: Cookies) -> Iterator[Bake]:
     yield bake
     for project in projects:
         remove_database(project / "instance" / "postgres")
+
+
+def put_inside(project: Path) -> None:
+    """Put the tests of tests/inside into the project."""
+    inside = TEMPLATE / "tests" / "inside"
+    shutil.copytree(inside, project / "tests", dirs_exist_ok=True)
 
 
 def remove_database(folder: Path) -> None:

@@ -18,9 +18,8 @@ ALWAYS = """
     devserver/postgres.py devserver/supervisor.py devserver/version.py
     devserver/watcher.py
     tests/__init__.py tests/conftest.py tests/live.py tests/probe.py
-    tests/test_config.py tests/test_db.py tests/test_dev.py tests/test_health.py
-    tests/test_migrate.py
-    tests/test_notes.py tests/test_postgres.py tests/test_reload.py
+    tests/test_config.py tests/test_db.py tests/test_health.py tests/test_migrate.py
+    tests/test_notes.py tests/test_reload.py
 """
 WITH_POOL = "app/pool.py tests/test_pool.py"
 WITH_WORKER = """

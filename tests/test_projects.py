@@ -20,6 +20,7 @@ from .conftest import (
     clean_environment,
     combinations,
     label,
+    put_inside,
     remove_database,
     run,
 )
@@ -120,6 +121,7 @@ def test_project_of_an_ordinary_user() -> None:
         cookiecutter = PROGRAMS / "cookiecutter"
         run(cookiecutter, TEMPLATE, "--no-input", "project_slug=app", cwd=Path(folder))
         project = Path(folder) / "app"
+        put_inside(project)
         user = {"user": "nobody"} if os.geteuid() == 0 else {}
         python = reachable_python(user)
         programs = install(project, "--python", python, UV_LINK_MODE="copy")

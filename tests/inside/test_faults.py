@@ -1,6 +1,6 @@
 """Connections of a baked project under load and through faults, on gunicorn.
 
-Copied into the project's tests, and run there with each pool.
+Run there with each pool.
 """
 
 import json

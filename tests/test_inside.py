@@ -1,0 +1,24 @@
+"""What a project's owner need not keep: tests/inside, run within a baked project."""
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Bake, choices, put_inside, run
+from .test_projects import install
+
+
+@pytest.mark.parametrize("pool", choices()["pool"])
+def test_connections_through_faults(bake: Bake, pool: str) -> None:
+    run_inside(bake(project_slug="app", pool=pool), "tests/test_faults.py")
+
+
+@pytest.mark.parametrize("module", ["dev", "postgres"])
+def test_devserver(bake: Bake, module: str) -> None:
+    run_inside(bake(project_slug="app"), f"tests/test_{module}.py")
+
+
+def run_inside(project: Path, *tests: str) -> None:
+    """Put the tests of tests/inside into the project, and run those that are named."""
+    put_inside(project)
+    print(run(install(project) / "pytest", *tests, cwd=project))
