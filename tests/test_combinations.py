@@ -26,6 +26,8 @@ WITH_WORKER = """
     app/tasks.py app/worker.py
     tests/probe_tasks.py tests/test_reload_tasks.py tests/test_worker.py
 """
+WITH_JOBS = "app/jobs.py"
+FAILED_TASKS = "app/migrations/0002_failed_tasks.sql"
 CI = {"github": ".github/workflows/ci.yml", "gitlab": ".gitlab-ci.yml", "none": ""}
 
 
@@ -34,6 +36,8 @@ def expected(answers: Answers) -> set[str]:
     names = ALWAYS + CI[answers["ci"]]
     names += f" {WITH_POOL}" if answers["pool"] != "none" else ""
     names += f" {WITH_WORKER}" if answers["worker"] != "none" else ""
+    names += f" {WITH_JOBS}" if answers["worker"] in ("procrastinate", "celery") else ""
+    names += f" {FAILED_TASKS}" if answers["worker"] == "celery" else ""
     names += " Dockerfile .dockerignore" if answers["docker"] else ""
     return set(names.split())
 

@@ -1,1 +1,4 @@
 FLASK_APP={{ cookiecutter.project_slug }}
+{%- if cookiecutter.worker in ('procrastinate', 'celery') %}
+FLASK_DEV_ALSO=worker
+{%- endif %}

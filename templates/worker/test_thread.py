@@ -68,6 +68,20 @@ def test_put_off_task_runs(app: Flask) -> None:
     assert results.get(timeout=10) == 3
 
 
+def test_task_starts_once_the_transaction_is_committed(app: Flask) -> None:
+    with get_db():
+        add.delay(1, 2)
+        assert app.extensions["worker"].thread is None
+    assert results.get(timeout=10) == 3
+
+
+def test_task_of_a_transaction_that_is_rolled_back_never_runs(app: Flask) -> None:
+    with pytest.raises(RuntimeError), get_db():
+        add.delay(1, 2)
+        raise RuntimeError
+    assert app.extensions["worker"].thread is None
+
+
 def test_thread_starts_with_the_first_task_and_is_a_daemon(app: Flask) -> None:
     worker = app.extensions["worker"]
     assert worker.thread is None

@@ -19,6 +19,7 @@ from flask import Flask, current_app
 from flask.ctx import AppContext
 
 from .config import number
+from .db import on_commit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,11 +45,12 @@ class Task(Generic[P, R]):
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run in the background, in an application context of its own.
 
-        It may start at once, so call this after the transaction it relies on. Raises
-        `QueueFull` when no place came free in `WORKER_TIMEOUT` seconds; what was
-        committed before stays.
+        It starts once the transaction of `get_db()` is committed, or at once outside of
+        one. Raises `QueueFull`, there, when no place came free in `WORKER_TIMEOUT`
+        seconds; what was committed stays.
         """
-        current_app.extensions["worker"].put(partial(self.function, *args, **kwargs))
+        job = partial(self.function, *args, **kwargs)
+        on_commit(partial(current_app.extensions["worker"].put, job))
 
 
 def task(function: Callable[P, R]) -> Task[P, R]:

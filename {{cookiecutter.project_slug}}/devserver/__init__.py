@@ -29,6 +29,7 @@ CREATED = time.time()
     default=True,
     help="Reload the pages in browsers when a new version answers.",
 )
+@click.option("--also", metavar="NAME", help="Run a command beside it: flask NAME.")
 @pass_script_info
 def dev(info: ScriptInfo, /, **options: Any) -> None:
     """Serve the application, and a new version as soon as a file is saved.
@@ -40,11 +41,11 @@ def dev(info: ScriptInfo, /, **options: Any) -> None:
         message = "flask dev runs on Linux and macOS: use flask run --debug here."
         raise click.ClickException(message)
     try:
-        from .supervisor import Supervisor
+        from .supervisor import WebSupervisor
     except ImportError as error:
         message = f"flask dev needs the package {error.name}: install the group dev."
         raise click.ClickException(message) from None
 
-    supervisor = Supervisor(info.app_import_path, **options, created=CREATED)
+    supervisor = WebSupervisor(info.app_import_path, **options, created=CREATED)
     if version := supervisor.run():  # in a fork, which is to serve it
-        version.serve()
+        version.run()

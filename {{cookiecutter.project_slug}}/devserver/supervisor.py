@@ -2,6 +2,7 @@
 
 It holds the socket that the versions listen on, so that a request during a reload waits
 instead of being refused. It imports packages for its forks, but never the application.
+A command that runs beside the server, such as a worker, has such a process of its own.
 """
 
 import gc
@@ -20,12 +21,13 @@ from importlib import import_module
 from importlib.util import cache_from_source
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import click
 from dotenv import dotenv_values
 
-from .version import Version, on_signals
+from . import CREATED
+from .version import CommandVersion, Version, WebVersion, on_signals
 from .watcher import SETTINGS
 
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
@@ -34,34 +36,24 @@ SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 MOMENT = 0.5  # seconds within which a save follows another closely
 QUIET = 0.2  # seconds without a save after which those are taken
 
+# Nobody waits for a command beside the server, so it may finish what it does.
+COMMAND_DEADLINE = 5.0  # seconds
+
 
 class Supervisor:
-    """Serve `app`, an import path or None for Flask's own search, and reload it.
+    """Run a version of the application, and another one when a file is saved.
 
-    `deadline` is how many seconds a version has to end. With `fork`, versions are forks
-    of this process, which imports the packages once; else each is a new Python. With
-    `browser_reload`, a page in a browser reloads when a new version answers. `created`
-    is the time, in seconds, of before anything of the application was read.
+    With `fork`, versions are forks of this process, which imports the packages once;
+    else each is a new Python. `created` is the time, in seconds, of before anything of
+    the application was read. What is told of reloads is about `name`.
     """
 
-    def __init__(
-        self,
-        app: str | None,
-        host: str,
-        port: int,
-        deadline: float,
-        fork: bool,
-        browser_reload: bool,
-        created: float,
-    ) -> None:
+    name = "The application"
+
+    def __init__(self, version: Version, fork: bool, created: float) -> None:
         self.fork = fork
-        self.listener = _listen(host, port)
-        self.life, self.life_end = os.pipe()
-        fd = self.listener.fileno()
-        self.version = Version(
-            app, host, port, fd, self.life, -1, deadline, browser_reload
-        )
-        self.url = f"http://{host}:{self.listener.getsockname()[1]}"
+        self.version = version
+        version.life, self.life_end = os.pipe()
         self.pid = 0  # of the version that runs
         self.news: IO[bytes] | None = None  # from it
         self.ready = False
@@ -77,7 +69,7 @@ class Supervisor:
         self.packages = SITE_PACKAGES.stat().st_mtime_ns
 
     def run(self) -> Version | None:
-        """Serve until a signal; return None, or in a fork the version to serve."""
+        """Run versions until a signal; return None, or in a fork the one to run."""
         self.signals = on_signals(
             self._on_signal,
             signal.SIGCHLD,
@@ -86,10 +78,7 @@ class Supervisor:
             signal.SIGHUP,
         )
         self.watcher = _start_watcher(self.created)
-        self.selector = DefaultSelector()
-        self.selector.register(self.signals, EVENT_READ, self._on_wakeup)
-        saved = cast("IO[bytes]", self.watcher.stdout)
-        self.selector.register(saved, EVENT_READ, self._on_saved)
+        self._register()
         forked = self._start()
         while not (forked or self.ending or os.getppid() != self.parent):
             for key, _ in self.selector.select(self._until_due()):
@@ -98,10 +87,19 @@ class Supervisor:
                 forked = self._reload()
         if forked:
             return self.version
+        self._close()
+        return None
+
+    def _close(self) -> None:
         # Whoever ends the server does not wait long.
         self._end(min(self.version.deadline, 0.4))
         self.watcher.kill()
-        return None
+
+    def _register(self) -> None:
+        self.selector = DefaultSelector()
+        self.selector.register(self.signals, EVENT_READ, self._on_wakeup)
+        saved = cast("IO[bytes]", self.watcher.stdout)
+        self.selector.register(saved, EVENT_READ, self._on_saved)
 
     def _until_due(self) -> float:
         return min(max(self.due - time.monotonic(), 0), 0.5) if self.due else 0.5
@@ -112,7 +110,8 @@ class Supervisor:
     def _on_wakeup(self, signals: socket.socket) -> None:
         signals.recv(1024)
         if self.pid and self._has_ended():
-            print(" * It has ended by itself; save a file to begin anew.", flush=True)
+            message = f" * {self.name} has ended by itself; save a file to begin anew."
+            print(message, flush=True)
 
     def _on_saved(self, output: IO[bytes]) -> None:
         line = output.readline()
@@ -134,12 +133,6 @@ class Supervisor:
 
     def _say_ready(self) -> None:
         self.ready = True
-        seconds = time.monotonic() - self.began
-        files = ", ".join(sorted(self.reloaded))
-        if self.version.first:
-            print(f" * Serving {self.url}; Ctrl-C ends it.", flush=True)
-        else:
-            print(f" * Reloaded in {seconds:.2f} s: {files}", flush=True)
         self.version.first = False
 
     def _close_news(self) -> None:
@@ -212,6 +205,7 @@ class Supervisor:
             # It ends at once while it starts. Later it says itself why it does not end.
             self._signal(signal.SIGTERM)
             if not self._await_end(deadline + 0.3):
+                print(f" * {self.name} is ended by force.", flush=True)
                 self._signal(signal.SIGKILL)
                 self._await_end(5)
 
@@ -235,15 +229,94 @@ class Supervisor:
 
     def _begin_anew(self) -> None:
         """Become a new process, with packages and environment as they are by now."""
-        print(" * Packages or settings have changed: starting anew.", flush=True)
         self.watcher.kill()
         self.watcher.wait()
-        os.set_inheritable(self.listener.fileno(), True)
-        fd = str(self.listener.fileno())
         python = [sys.executable, *sys.orig_argv[1:]]
-        environ = self.environ | {"FLASK_DEV_LISTENER": fd}
-        environ["FLASK_DEV_CREATED"] = str(time.time())
+        environ = self.environ | {"FLASK_DEV_CREATED": str(time.time())}
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
+
+
+class WebSupervisor(Supervisor):
+    """Serve the application, with the command `also` beside it, if any."""
+
+    def __init__(
+        self,
+        app: str | None,
+        host: str,
+        port: int,
+        deadline: float,
+        fork: bool,
+        browser_reload: bool,
+        also: str | None,
+        created: float,
+    ) -> None:
+        self.listener = _listen(host, port)
+        self.url = f"http://{host}:{self.listener.getsockname()[1]}"
+        version = WebVersion(
+            app=app,
+            deadline=deadline,
+            host=host,
+            port=port,
+            listener=self.listener.fileno(),
+            browser_reload=browser_reload,
+        )
+        super().__init__(version, fork, created)
+        self.command = CommandVersion(
+            app=app, deadline=COMMAND_DEADLINE, name=also or ""
+        )
+        self.beside: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> Version | None:
+        if self.command.name:
+            self.beside = _start_beside(self.command, self.fork, self.environ)
+        return super().run()
+
+    def _close(self) -> None:
+        self._end_beside(wait=False)
+        super()._close()
+        self._end_beside()
+
+    def _end_beside(self, wait: bool = True) -> None:
+        if self.beside:
+            cast("IO[bytes]", self.beside.stdin).close()
+            self.beside.wait(5) if wait else None
+
+    def _close_in_fork(self, news: int) -> None:
+        super()._close_in_fork(news)
+        if self.beside:
+            cast("IO[bytes]", self.beside.stdin).close()
+            self.beside.returncode = 0  # it is not this process that waits for it
+
+    def _say_ready(self) -> None:
+        seconds = time.monotonic() - self.began
+        files = ", ".join(sorted(self.reloaded))
+        if self.version.first:
+            print(f" * Serving {self.url}; Ctrl-C ends it.", flush=True)
+        else:
+            print(f" * Reloaded in {seconds:.2f} s: {files}", flush=True)
+        super()._say_ready()
+
+    def _begin_anew(self) -> None:
+        print(" * Packages or settings have changed: starting anew.", flush=True)
+        self._end_beside()
+        os.set_inheritable(self.listener.fileno(), True)
+        self.environ["FLASK_DEV_LISTENER"] = str(self.listener.fileno())
+        super()._begin_anew()
+
+
+class CommandSupervisor(Supervisor):
+    """Run a command of the application beside the server, which it ends with."""
+
+    def __init__(self, version: CommandVersion, fork: bool, created: float) -> None:
+        super().__init__(version, fork, created)
+        self.name = f"flask {version.name}"
+
+    def _register(self) -> None:
+        super()._register()
+        self.selector.register(sys.stdin, EVENT_READ, self._on_end_of_server)
+
+    def _on_end_of_server(self, _: object) -> None:
+        self.ending = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -280,9 +353,33 @@ def _start_watcher(began: float) -> subprocess.Popen[bytes]:
 
 
 def _spawn(version: Version) -> int:
+    kind, fields = type(version).__name__, json.dumps(asdict(version))
     process = subprocess.Popen(
-        [sys.executable, "-m", "devserver.version", json.dumps(asdict(version))],
-        pass_fds=[version.listener, version.life, version.news],
+        [sys.executable, "-m", "devserver.version", kind, fields],
+        pass_fds=version.descriptors(),
     )
     process.returncode = 0  # the supervisor waits for it, by its id
     return process.pid
+
+
+def _start_beside(
+    version: CommandVersion, fork: bool, environ: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    # A process of its own, so that neither waits for the other to reload.
+    options = json.dumps({"version": asdict(version), "fork": fork})
+    return subprocess.Popen(
+        [sys.executable, "-m", "devserver.supervisor", options],
+        stdin=subprocess.PIPE,
+        env=environ,
+    )
+
+
+def _run_beside(options: dict[str, Any]) -> None:
+    version = CommandVersion(**options["version"])
+    supervisor = CommandSupervisor(version, options["fork"], CREATED)
+    if forked := supervisor.run():
+        forked.run()
+
+
+if __name__ == "__main__":
+    _run_beside(json.loads(sys.argv[1]))

@@ -19,7 +19,7 @@ from selectors import EVENT_READ, DefaultSelector
 from types import FrameType
 from typing import Any, NoReturn, cast
 
-from flask.cli import ScriptInfo
+from flask.cli import ScriptInfo, cli
 from werkzeug.debug import DebuggedApplication
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
@@ -83,34 +83,92 @@ class RequestHandler(WSGIRequestHandler):
             super().log_request(*args)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Version:
-    """What a process needs to serve a version.
+    """What a process needs to run a version of `app`, an import path.
 
-    `listener` is the socket, `life` a pipe that ends with the supervisor, `news` one
-    to it; all are file descriptors. `deadline` is in seconds. With `browser_reload`, a
-    page in a browser reloads when the next version answers. The `first` version says
-    the debugger's PIN.
+    `life` is a pipe that ends with the supervisor, `news` one to it, as file
+    descriptors. `deadline` is how many seconds it has to end.
     """
 
     app: str | None
-    host: str
-    port: int
-    listener: int
-    life: int
-    news: int
     deadline: float
-    browser_reload: bool
+    life: int = -1
+    news: int = -1
     first: bool = True
 
-    def serve(self) -> NoReturn:
-        """Serve the application until SIGTERM, and end the process."""
+    def run(self) -> NoReturn:
+        """Run until SIGTERM, and end the process."""
+        raise NotImplementedError
+
+    def descriptors(self) -> list[int]:
+        """Return the file descriptors that it needs."""
+        return [self.life, self.news]
+
+    def _prepare(self) -> None:
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", FLASK_DEV="1")
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor ends it
-        for fd in (self.listener, self.life, self.news):
+        for fd in self.descriptors():
             os.set_inheritable(fd, False)  # to what the application may start
         threading.Thread(target=self._end_with_supervisor, daemon=True).start()
         remember_starts()
+
+    def _say_ready(self) -> None:
+        os.write(self.news, b"ready\n")
+        threading.Thread(target=self._tell_modules, daemon=True).start()
+
+    def _tell_modules(self) -> None:
+        """Say whenever there are more modules, for the next version to have at once."""
+        told = 0
+        with suppress(Exception):  # a slower start is no reason to disturb this one
+            while True:
+                time.sleep(IDLE)  # for what matters now is the first request
+                if len(sys.modules) != told:
+                    told = len(sys.modules)
+                    line = json.dumps(_installed_modules()) + "\n"
+                    os.write(self.news, line.encode())
+
+    def _end_with_supervisor(self) -> None:
+        os.read(self.life, 1)
+        os._exit(1)
+
+
+@dataclass(kw_only=True)
+class CommandVersion(Version):
+    """A version of the command `flask NAME`, such as a worker, which ends by itself."""
+
+    name: str
+
+    def run(self) -> NoReturn:
+        """Run the command, and end the process."""
+        self._prepare()
+        self._say_ready()
+        app = ["--app", self.app] if self.app else []
+        try:
+            cli.main([*app, self.name])
+        except SystemExit:
+            _end_process()
+
+
+@dataclass(kw_only=True)
+class WebVersion(Version):
+    """A version that serves the application on the socket `listener`.
+
+    With `browser_reload`, a page in a browser reloads when the next version answers.
+    The `first` version says the debugger's PIN.
+    """
+
+    host: str
+    port: int
+    listener: int
+    browser_reload: bool
+
+    def descriptors(self) -> list[int]:
+        return [self.listener, *super().descriptors()]
+
+    def run(self) -> NoReturn:
+        """Serve the application until SIGTERM, and end the process."""
+        self._prepare()
         ending = threading.Event()
         app = self._load()
         if self.browser_reload:
@@ -122,8 +180,7 @@ class Version:
             selector.register(server.socket, EVENT_READ, server.handle_request)
             signals = on_signals(lambda *_: None, signal.SIGTERM)
             selector.register(signals, EVENT_READ, lambda: _set_at_end(ending, signals))
-            os.write(self.news, b"ready\n")
-            threading.Thread(target=self._tell_modules, daemon=True).start()
+            self._say_ready()
             while not ending.is_set():
                 for key, _ in selector.select():
                     key.data()
@@ -141,21 +198,6 @@ class Version:
                 raise error.with_traceback(place)
 
         return DebuggedApplication(app, evalex=True, pin_logging=self.first)
-
-    def _tell_modules(self) -> None:
-        """Say whenever there are more modules, for the next version to have at once."""
-        told = 0
-        with suppress(Exception):  # a slower start is no reason to disturb this one
-            while True:
-                time.sleep(IDLE)  # for what matters now is the first request
-                if len(sys.modules) != told:
-                    told = len(sys.modules)
-                    line = json.dumps(_installed_modules()) + "\n"
-                    os.write(self.news, line.encode())
-
-    def _end_with_supervisor(self) -> None:
-        os.read(self.life, 1)
-        os._exit(1)
 
     def _end_in_time(self, ending: threading.Event) -> None:
         ending.wait()
@@ -206,4 +248,5 @@ def _installed_modules() -> list[str]:
 
 
 if __name__ == "__main__":
-    Version(**json.loads(sys.argv[1])).serve()
+    kind = CommandVersion if sys.argv[1] == "CommandVersion" else WebVersion
+    kind(**json.loads(sys.argv[2])).run()

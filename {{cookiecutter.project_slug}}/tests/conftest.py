@@ -13,7 +13,6 @@ from flask.testing import FlaskClient
 from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
-from {{ cookiecutter.project_slug }}.migrate import migrate
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +30,9 @@ def server_url() -> str:
 def template(server_url: str) -> Iterator[str]:
     """The name of a database with all migrations and no rows, for others to copy."""
     with new_database(server_url, "template1") as name:
-        with closing(connect(make_dsn(server_url, dbname=name))) as conn:
-            migrate(conn)
+        url = make_dsn(server_url, dbname=name)
+        app = create_app({"TESTING": True, "DATABASE_URL": url})
+        app.test_cli_runner().invoke(args=["migrate"], catch_exceptions=False)
         yield name
 
 

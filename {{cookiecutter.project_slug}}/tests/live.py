@@ -170,6 +170,10 @@ class Server:
         """What the server wrote, without colours."""
         return re.sub(r"\x1b\[\d+m", "", (self.folder / "log").read_text())
 
+    def has_said(self, text: str) -> bool:
+        """Say whether the server wrote the text."""
+        return text in self.log
+
     def unexpected(self) -> list[str]:
         """Return the lines of the log that do not belong there."""
         return [line for line in self.log.splitlines() if not EXPECTED.fullmatch(line)]

@@ -7,7 +7,7 @@ from psycopg2.errors import DivisionByZero
 from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
-from {{ cookiecutter.project_slug }}.db import get_db
+from {{ cookiecutter.project_slug }}.db import get_db, on_commit
 
 from .live import has_backend, poll
 
@@ -48,6 +48,26 @@ def test_transaction_is_committed_at_the_end(app: Flask, db: connection) -> None
             add_note(conn)
             assert count_notes(db) == 0
         assert count_notes(db) == 1
+
+
+def test_what_is_put_off_follows_the_commit(app: Flask, db: connection) -> None:
+    found: list[int] = []
+    with app.app_context():
+        with get_db() as conn:
+            add_note(conn)
+            on_commit(lambda: found.append(count_notes(db)))
+            assert found == []
+        assert found == [1]
+
+
+def test_what_is_put_off_is_dropped_with_the_transaction(app: Flask) -> None:
+    found: list[int] = []
+    with app.app_context():
+        with pytest.raises(RuntimeError), get_db():
+            on_commit(lambda: found.append(1))
+            raise RuntimeError
+        on_commit(lambda: found.append(2))
+        assert found == [2]
 
 
 def test_transaction_is_rolled_back_on_an_error(app: Flask, db: connection) -> None:

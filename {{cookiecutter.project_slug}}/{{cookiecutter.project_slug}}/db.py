@@ -1,8 +1,11 @@
 """The PostgreSQL connection of the current application context."""
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
+from types import TracebackType
+from typing import Any, Self
 
 import click
 import psycopg2
@@ -16,6 +19,28 @@ SLOW = 0.1  # seconds to take a connection that are worth a line in the log
 
 class Unavailable(click.ClickException):
     """No connection can be had now; answered 503 with Retry-After."""
+
+
+class Connection(connection):
+    """psycopg2's, which also calls what is to follow once it has committed."""
+
+    followers: list[Callable[[], object]] | None = None  # within a transaction
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.followers = []
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        place: TracebackType | None,
+    ) -> None:
+        followers, self.followers = self.followers or [], None
+        super().__exit__(kind, error, place)
+        for follower in followers if error is None else []:
+            follower()
 
 
 class NullPool:
@@ -65,12 +90,42 @@ def close_db(error: BaseException | None = None) -> None:
         current_app.extensions["pool"].putconn(g.pop("db"))
 
 
+def on_commit(function: Callable[[], object]) -> None:
+    """Call `function` once the transaction of this context is committed.
+
+    It is not called when that is rolled back, and called at once outside of one. What
+    it raises comes out of the `with` block; what was committed stays.
+    """
+    followers = getattr(g.get("db"), "followers", None)
+    if followers is None:
+        function()
+    else:
+        followers.append(function)
+
+
 def connect() -> connection:
     """Open a connection in autocommit, which the caller closes.
 
     Parameters in `DATABASE_URL` win over the defaults here. Raises `Unavailable`.
     """
     return _open(current_app.config["DATABASE_URL"] or _embedded_url())
+
+
+def parameters(url: str) -> dict[str, Any]:
+    """Return what libpq is told for a connection; what is in `url` wins."""
+    return {
+        "application_name": current_app.name,
+        "connect_timeout": "5",
+        # A peer that is gone is given up after 25 s; by default it takes hours.
+        "keepalives_idle": "10",
+        "keepalives_interval": "5",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "25000",
+        # A query whose client is gone ends within 0.5 s, so none outlives a reload:
+        # https://www.postgresql.org/docs/current/runtime-config-connection.html
+        "options": "-c client_connection_check_interval=500",
+        **parse_dsn(url),
+    }
 
 
 def init_app(app: Flask) -> None:
@@ -104,21 +159,9 @@ def _error_of_a_query(error: Exception) -> Response:
 
 
 def _open(url: str) -> connection:
-    options = {
-        "application_name": current_app.name,
-        "connect_timeout": "5",
-        # A peer that is gone is given up after 25 s; by default it takes hours.
-        "keepalives_idle": "10",
-        "keepalives_interval": "5",
-        "keepalives_count": "3",
-        "tcp_user_timeout": "25000",
-        # A query whose client is gone ends within 0.5 s, so none outlives a reload:
-        # https://www.postgresql.org/docs/current/runtime-config-connection.html
-        "options": "-c client_connection_check_interval=500",
-        **parse_dsn(url),
-    }
     try:
-        conn: connection = psycopg2.connect(**options)
+        options = parameters(url)
+        conn: connection = psycopg2.connect(connection_factory=Connection, **options)
     except psycopg2.OperationalError as error:
         reason = str(error).partition("\n")[0]
         hint = "is it right, and does PostgreSQL run there?"

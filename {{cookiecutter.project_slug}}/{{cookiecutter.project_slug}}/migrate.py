@@ -1,12 +1,13 @@
 """Plain SQL migrations: `migrations/*.sql`, applied in order by `flask migrate`."""
 
+from collections.abc import Iterable
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
 import click
 import psycopg2
-from flask import Flask
+from flask import Flask, current_app
 from flask.cli import with_appcontext
 from psycopg2.extensions import connection
 
@@ -20,15 +21,16 @@ class MigrationError(click.ClickException):
     """A migration was refused: it left the database as it was."""
 
 
-def migrate(conn: connection, folder: Path = FOLDER) -> list[str]:
+def migrate(conn: connection, *folders: Path) -> list[str]:
     """Apply the files that are new, each in a transaction, and return their names.
 
-    `conn` is in autocommit and used for nothing else: it holds a lock until it is
-    closed, so that of two runners one waits for the other. Raises `MigrationError`;
-    the files before the refused one stay applied.
+    They are those of `folders`, or the current application's. `conn` is in autocommit
+    and used for nothing else: it holds a lock until it is closed, so that of two
+    runners one waits for the other. Raises `MigrationError`; the files before the
+    refused one stay applied.
     """
     applied = _lock_and_list(conn)
-    paths = sorted(folder.glob("*.sql"))
+    paths = _paths(folders or current_app.extensions["migrations"])
     return [path.name for path in paths if _apply_if_new(conn, path, applied)]
 
 
@@ -42,7 +44,8 @@ def migrate_command() -> None:
 
 
 def init_app(app: Flask) -> None:
-    """Add the command `flask migrate`."""
+    """Add the command `flask migrate`, and the application's own migrations."""
+    app.extensions.setdefault("migrations", []).append(FOLDER)
     app.cli.add_command(migrate_command)
 
 
@@ -56,6 +59,10 @@ def _lock_and_list(conn: connection) -> dict[str, str]:
         )
         cursor.execute("SELECT name, checksum FROM schema_migrations")
         return dict(cursor.fetchall())
+
+
+def _paths(folders: Iterable[Path]) -> list[Path]:
+    return [path for folder in folders for path in sorted(folder.glob("*.sql"))]
 
 
 def _apply_if_new(conn: connection, path: Path, applied: dict[str, str]) -> bool:

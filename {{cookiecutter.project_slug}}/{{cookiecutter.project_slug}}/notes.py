@@ -33,10 +33,10 @@ def add() -> ResponseReturnValue:
         [note] = cursor.fetchall()
 {%- if cookiecutter.worker != 'none' %}
 
-    # The example of a task: this paragraph and tasks.py are all of it.
-    from .tasks import count_words
+        # The example of a task: this paragraph and tasks.py are all of it.
+        from .tasks import count_words
 
-    count_words.delay(note["id"])
+        count_words.delay(note["id"])
 {%- endif %}
     if request.is_json:
         return jsonify(note), 201

@@ -1,0 +1,140 @@
+"""`flask worker`: run the tasks, and look at them."""
+
+import json
+import os
+import time
+from threading import Timer
+from typing import Any
+
+import click
+from celery import Celery, Task, signals
+from flask import Flask, current_app
+from flask.cli import with_appcontext
+from psycopg2 import InterfaceError, OperationalError
+from psycopg2.extras import Json
+
+from .db import Unavailable, get_db
+
+ANSWER = 0.5  # seconds that workers have to say that they live
+
+
+def task_class(app: Flask) -> type[Task[Any, Any]]:
+    """Return the class of the tasks of `app`, each run in a context of its own."""
+
+    class ContextTask(Task[Any, Any]):
+        # What loses its connection to PostgreSQL is tried again for some minutes.
+        autoretry_for = (Unavailable, InterfaceError, OperationalError)
+        max_retries = 10
+        retry_backoff = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with app.app_context():
+                return self.run(*args, **kwargs)
+
+        def on_failure(
+            self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
+        ) -> None:
+            with app.app_context(), get_db().cursor() as cursor:
+                cursor.execute(
+                    "INSERT INTO failed_tasks (id, name, args, kwargs)"
+                    " VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+                    [task_id, self.name, Json(args), Json(kwargs)],
+                )
+
+    return ContextTask
+
+
+class Worker:
+    """Run tasks, `concurrency` at a time, each in an application context of its own.
+
+    At its end those that run have `deadline` seconds.
+    """
+
+    def __init__(self, app: Flask, concurrency: int, deadline: float) -> None:
+        self.app = app
+        self.concurrency = concurrency
+        self.deadline = deadline
+
+    def run(self) -> None:
+        """Run tasks until SIGTERM or SIGINT; wait for the broker where it is away."""
+        signals.worker_shutting_down.connect(self._end, weak=False)
+        options = ["--pool=threads", f"--concurrency={self.concurrency}"]
+        options += ["--loglevel=WARNING", "--without-gossip", "--without-mingle"]
+        self._celery.worker_main(["--quiet", "worker", *options])
+
+    def status(self) -> dict[str, int]:
+        """Return how many tasks wait, run and have failed, and how many workers live.
+
+        `oldest_seconds` is how long ago the first of those that wait was sent, where
+        the broker is Redis. What runs is asked of the workers, which takes `ANSWER`
+        seconds, and cannot be where tasks are files.
+        """
+        status = self._waiting() | {"failed": len(self.failed())}
+        if not self._celery.conf.broker_url.startswith("filesystem"):
+            active = self._celery.control.inspect(timeout=ANSWER).active() or {}
+            status["running"] = sum(map(len, active.values()))
+            status["workers"] = len(active)
+        return status
+
+    def failed(self) -> dict[str, str]:
+        """Return the failed tasks: their calls by their ids."""
+        with get_db().cursor() as cursor:
+            cursor.execute("SELECT id, name, args, kwargs FROM failed_tasks")
+            return {id: f"{name} {args} {kwargs}" for id, name, args, kwargs in cursor}
+
+    def retry(self, job: str) -> None:
+        """Send a failed task again. Raises `ClickException` where it is none."""
+        with get_db() as db, db.cursor() as cursor:
+            cursor.execute(
+                "DELETE FROM failed_tasks WHERE id = %s RETURNING name, args, kwargs",
+                [job],
+            )
+            if not cursor.rowcount:
+                message = f"No failed task has the id {job}: see --failed."
+                raise click.ClickException(message)
+            [(name, args, kwargs)] = cursor.fetchall()
+            self._celery.send_task(name, args, kwargs, task_id=job)
+
+    @property
+    def _celery(self) -> Celery:
+        app: Celery = self.app.extensions["celery"]
+        return app
+
+    def _waiting(self) -> dict[str, int]:
+        with self._celery.connection_for_read() as conn:
+            channel: Any = conn.default_channel
+            waiting = channel.queue_declare("celery", durable=True).message_count
+            if conn.transport.driver_type != "redis":
+                return {"waiting": waiting}
+            oldest = channel.client.lindex("celery", -1)
+        sent = json.loads(oldest)["headers"]["sent_at"] if oldest else time.time()
+        return {"waiting": waiting, "oldest_seconds": int(time.time() - sent)}
+
+    def _end(self, **_: Any) -> None:
+        timer = Timer(self.deadline, self._cut_off)
+        timer.daemon = True
+        timer.start()
+
+    def _cut_off(self) -> None:
+        # Nothing else ends a thread. What it did and did not commit is rolled back.
+        message = "Tasks that did not end in %g s are cut off, to be begun again"
+        self.app.logger.warning(message, self.deadline)
+        os._exit(1)
+
+
+@click.command("worker")
+@click.option("--status", is_flag=True, help="Count the tasks and the workers.")
+@click.option("--failed", is_flag=True, help="List the tasks that have failed.")
+@click.option("--retry", metavar="ID", help="Send a failed task again.")
+@with_appcontext
+def worker_command(status: bool, failed: bool, retry: str | None) -> None:
+    """Run tasks in the background until SIGTERM, or look at them."""
+    worker = current_app.extensions["worker"]
+    if status:
+        click.echo("\n".join(f"{name}: {n}" for name, n in worker.status().items()))
+    elif failed:
+        click.echo("\n".join(f"{id} {call}" for id, call in worker.failed().items()))
+    elif retry is not None:
+        worker.retry(retry)
+    else:
+        worker.run()

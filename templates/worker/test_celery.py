@@ -1,0 +1,104 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from click import ClickException
+from flask import Flask, current_app
+
+from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.config import ConfigError
+from {{ cookiecutter.project_slug }}.db import get_db
+from {{ cookiecutter.project_slug }}.jobs import Worker
+from {{ cookiecutter.project_slug }}.worker import Task, task
+
+results: list[Any] = []
+
+
+@task
+def add(a: int, b: int) -> int:
+    results.append(a + b)
+    return a + b
+
+
+@task
+def use_database() -> None:
+    results.append((current_app.name, get_db().info.backend_pid))
+
+
+@task
+def fail(number: int) -> None:
+    raise RuntimeError("on purpose")
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Flask]:
+    settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": "memory://"}
+    app = create_app({"TESTING": True, **settings})
+    results.clear()
+    with app.app_context():
+        yield app
+    app.extensions["celery"].control.purge()
+    app.extensions["pool"].close()
+
+
+@pytest.fixture
+def worker(app: Flask) -> Worker:
+    found: Worker = app.extensions["worker"]
+    return found
+
+
+def run(app: Flask, task: Task[..., Any], *args: object) -> None:
+    """Run a task as a worker does."""
+    app.extensions["celery"].tasks[task.job.name].apply(args)
+
+
+def waiting(worker: Worker) -> int:
+    return worker.status()["waiting"]
+
+
+def test_task_is_still_a_function() -> None:
+    assert add(1, b=2) == 3
+
+
+def test_task_is_sent_once_the_transaction_is_committed(worker: Worker) -> None:
+    with get_db():
+        add.delay(1, 2)
+        assert waiting(worker) == 0
+    assert waiting(worker) == 1
+
+
+def test_task_of_a_transaction_that_is_rolled_back_is_not_sent(worker: Worker) -> None:
+    with pytest.raises(RuntimeError), get_db():
+        add.delay(1, 2)
+        raise RuntimeError
+    assert waiting(worker) == 0
+
+
+def test_task_has_a_context_of_its_own(app: Flask) -> None:
+    mine = get_db().info.backend_pid
+    run(app, use_database)
+    [(name, backend)] = results
+    assert name == app.name
+    assert backend != mine
+
+
+def test_failed_task_is_listed_and_can_be_sent_again(
+    app: Flask, worker: Worker
+) -> None:
+    run(app, fail, 7)
+    [(id, call)] = worker.failed().items()
+    assert call.endswith(".fail [7] {}")
+    app.test_cli_runner().invoke(args=["worker", "--retry", id])
+    assert worker.status() | {"waiting": 1, "failed": 0} == worker.status()
+
+
+def test_unknown_task_is_refused(worker: Worker) -> None:
+    with pytest.raises(ClickException, match="^No failed task has the id 7: see --fai"):
+        worker.retry("7")
+
+
+def test_missing_broker_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
+    settings = {"DATABASE_URL": "postgresql:///a", "SECRET_KEY": "0" * 32}
+    with pytest.raises(ConfigError, match="^CELERY_BROKER_URL is not set: set it to"):
+        create_app(settings)
