@@ -13,6 +13,11 @@ def test_connections_through_faults(bake: Bake, pool: str) -> None:
     run_inside(bake(project_slug="app", pool=pool), "tests/test_faults.py")
 
 
+@pytest.mark.parametrize("worker", ["procrastinate", "celery"])
+def test_jobs_through_faults(bake: Bake, worker: str) -> None:
+    run_inside(bake(project_slug="app", worker=worker), "tests/test_jobs.py")
+
+
 @pytest.mark.parametrize("module", ["dev", "postgres"])
 def test_devserver(bake: Bake, module: str) -> None:
     run_inside(bake(project_slug="app"), f"tests/test_{module}.py")

@@ -3,12 +3,12 @@
 `flask worker` runs the tasks, on as many machines as wanted. One is acknowledged when
 it is done, so it runs again when its worker was killed: write tasks for which twice is
 as good as once. On Redis that is `CELERY_VISIBILITY_TIMEOUT` seconds later, and a task
-that takes longer is given to a second worker: set it above your longest. Without a
-broker, in development, tasks are files, and a killed worker loses what it had taken.
+that takes longer is given to a second worker: set it above your longest; and a worker
+that is killed just as it takes a task from Redis loses it, which RabbitMQ does not do.
+Without a broker, in development, tasks are files: one is lost with a killed worker.
 """
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -49,8 +49,7 @@ class Task(Generic[P, R]):
         just then. Where that must not be, note in a table what is to be done, too.
         """
         job = current_app.extensions["celery"].tasks[self.job.name]
-        headers = {"sent_at": time.time()}
-        on_commit(partial(job.apply_async, args, kwargs, headers=headers))
+        on_commit(partial(job.apply_async, args, kwargs))
 
 
 @overload

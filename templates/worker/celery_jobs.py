@@ -18,6 +18,12 @@ from .db import Unavailable, get_db
 ANSWER = 0.5  # seconds that workers have to say that they live
 
 
+@signals.before_task_publish.connect
+def note_time(headers: dict[str, object], **_: object) -> None:
+    """Note when the task was sent, to say how long it has waited."""
+    headers["sent_at"] = time.time()
+
+
 def task_class(app: Flask) -> type[Task[Any, Any]]:
     """Return the class of the tasks of `app`, each run in a context of its own."""
 

@@ -73,8 +73,8 @@ class Worker:
                 pause = 1.0
                 asyncio.run(self._work())
             except (Unavailable, ConnectorException, PoolTimeout) as error:
-                reason = str(error).partition("\n")[0]
-                self.app.logger.warning("%s Trying again in %g s.", reason, pause)
+                reason = str(error.__cause__ or error).partition("\n")[0]
+                self.app.logger.warning("Again in %g s, after: %s", pause, reason)
             self._ending.wait(pause)
             pause = min(2 * pause, PATIENCE)
 

@@ -121,9 +121,11 @@ def parameters(url: str) -> dict[str, Any]:
         "keepalives_interval": "5",
         "keepalives_count": "3",
         "tcp_user_timeout": "25000",
-        # A query whose client is gone ends within 0.5 s, so none outlives a reload:
-        # https://www.postgresql.org/docs/current/runtime-config-connection.html
-        "options": "-c client_connection_check_interval=500",
+        # A query whose client is gone ends within 0.5 s, so none outlives a reload; a
+        # transaction whose client is cut off ends after 30 s, and holds its locks no
+        # longer: https://www.postgresql.org/docs/current/runtime-config-client.html
+        "options": "-c client_connection_check_interval=500"
+        " -c idle_in_transaction_session_timeout=30000",
         **parse_dsn(url),
     }
 
