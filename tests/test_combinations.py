@@ -11,7 +11,7 @@ from .conftest import PROGRAMS, Answers, Bake, combinations, label, run
 
 ALWAYS = """
     .env.example .flaskenv .gitignore .pre-commit-config.yaml LICENSE README.md
-    pyproject.toml
+    gunicorn.conf.py pyproject.toml
     app/__init__.py app/config.py app/db.py app/health.py app/migrate.py app/notes.py
     app/migrations/0001_notes.sql app/templates/notes.html
     devserver/__init__.py devserver/browser.py devserver/guard.py devserver/keeper.py
