@@ -32,6 +32,25 @@ def test_command_applies_what_is_missing_once(empty_url: str) -> None:
     assert runner.invoke(args=["migrate"]).output == "Nothing to apply\n"
 
 
+def test_command_lists_what_is_missing(empty_url: str) -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    runner = app.test_cli_runner()
+    listed = ["migrate", "--status"]
+    assert "Missing 0001_notes.sql\n" in runner.invoke(args=listed).output
+    assert "Applied 0001_notes.sql\n" in runner.invoke(args=["migrate"]).output
+    assert "Applied 0001_notes.sql\n" in runner.invoke(args=listed).output
+
+
+def test_not_ready_while_some_are_missing(
+    empty_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    assert app.test_client().get("/readyz").status_code == 503
+    assert "Not ready: `flask migrate` is to apply " in caplog.text
+    app.test_cli_runner().invoke(args=["migrate"])
+    assert app.test_client().get("/readyz").status_code == 200
+
+
 def test_files_are_applied_in_order(empty: connection, tmp_path: Path) -> None:
     (tmp_path / "0002_b.sql").write_text("INSERT INTO a VALUES ('50 %')")
     (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text); SELECT 1")
@@ -75,10 +94,41 @@ def test_runners_that_start_together_apply_each_file_once(
     empty_url: str, tmp_path: Path
 ) -> None:
     (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text); SELECT pg_sleep(.1)")
+    assert run_together(empty_url, tmp_path) == [[], [], [], ["0001_a.sql"]]
+
+
+CONCURRENTLY = "-- no transaction\nCREATE INDEX CONCURRENTLY a_b ON a (b)"
+
+
+def test_runners_that_start_together_make_an_index_concurrently_once(
+    empty_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text); SELECT pg_sleep(.1)")
+    (tmp_path / "0002_b.sql").write_text(CONCURRENTLY)
+    applied = run_together(empty_url, tmp_path)
+    assert applied == [[], [], [], ["0001_a.sql", "0002_b.sql"]]
+
+
+def test_failed_index_is_made_once_it_was_dropped(
+    empty: connection, tmp_path: Path
+) -> None:
+    rows = "CREATE TABLE a (b text); INSERT INTO a VALUES ('1'), ('1')"
+    (tmp_path / "0001_a.sql").write_text(rows)
+    (tmp_path / "0002_b.sql").write_text(CONCURRENTLY.replace("INDEX", "UNIQUE INDEX"))
+    for reason in ("could not create unique index", 'relation "a_b" already exists'):
+        with pytest.raises(MigrationError, match=f"{reason}.*; drop what it left"):
+            migrate(empty, tmp_path)
+    with empty.cursor() as cursor:
+        cursor.execute("DROP INDEX a_b; DELETE FROM a")
+    assert migrate(empty, tmp_path) == ["0002_b.sql"]
+
+
+def run_together(url: str, folder: Path) -> list[list[str]]:
+    """Return what each of four runners applied, who applied least first."""
 
     def run(_: int) -> list[str]:
-        with closing(connect(empty_url)) as conn:
-            return migrate(conn, tmp_path)
+        with closing(connect(url)) as conn:
+            return migrate(conn, folder)
 
     with ThreadPoolExecutor(4) as threads:
-        assert sorted(threads.map(run, range(4))) == [[], [], [], ["0001_a.sql"]]
+        return sorted(threads.map(run, range(4)))

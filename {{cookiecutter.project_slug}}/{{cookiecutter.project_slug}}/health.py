@@ -3,6 +3,7 @@
 import psycopg2
 from flask import Blueprint, current_app
 
+from . import migrate
 from .db import Unavailable, get_db
 
 bp = Blueprint("health", __name__)
@@ -16,15 +17,18 @@ def healthz() -> dict[str, str]:
 
 @bp.get("/readyz")
 def readyz() -> tuple[dict[str, object], int]:
-    """Answer 200 when the database answers, 503 when it does not.
+    """Answer 200 when the database answers and has every migration, 503 otherwise.
 
     `pool` is how many connections this process may have, has lent, and is asked for.
     """
     pool = current_app.extensions["pool"]
     try:
-        with get_db().cursor() as cursor:
-            cursor.execute("SELECT 1")
+        missing = [name for name, done in migrate.status(get_db()).items() if not done]
     except (Unavailable, psycopg2.Error) as error:
         current_app.logger.error("Not ready: %s", error)
         return {"status": "unavailable", "pool": pool.status()}, 503
+    if missing:
+        names = ", ".join(missing)
+        current_app.logger.error("Not ready: `flask migrate` is to apply %s", names)
+        return {"status": "migrations missing", "pool": pool.status()}, 503
     return {"status": "ok", "pool": pool.status()}, 200
