@@ -17,7 +17,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from celery import Celery, shared_task
 from flask import Flask, current_app
 
-from .config import ConfigError, number
+from .config import number, refuse
 from .db import on_commit
 
 P = ParamSpec("P")
@@ -96,7 +96,8 @@ def _broker(app: Flask) -> dict[str, Any]:
     if not url:
         if not (app.debug or app.testing):
             hint = f"set it to {EXAMPLE}, or use `flask --debug` in development."
-            raise ConfigError(f"CELERY_BROKER_URL is not set: {hint}")
+            refuse(app, f"CELERY_BROKER_URL is not set: {hint}")
+            return {}
         url = "filesystem://localhost"
         options = _folders(Path(app.instance_path) / "celery")
     elif url.startswith(("redis", "valkey")):

@@ -9,6 +9,7 @@ from psycopg2.extensions import connection
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.db import get_db
+from {{ cookiecutter.project_slug }}.log import TextFormatter
 from {{ cookiecutter.project_slug }}.worker import QueueFull, task
 
 from .live import poll, sleeping
@@ -97,6 +98,21 @@ def test_task_has_a_context_of_its_own(app: Flask) -> None:
     name, backend = results.get(timeout=10)
     assert name == app.name
     assert backend != mine
+
+
+def test_task_is_logged_with_the_id_of_its_request(
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.post("/fail")
+    def ask() -> str:
+        fail.delay(RuntimeError("on purpose"))
+        add.delay(1, 2)
+        return "asked"
+
+    monkeypatch.setattr(caplog.handler, "formatter", TextFormatter())
+    app.test_client().post("/fail", headers={"X-Request-ID": "mine"})
+    assert results.get(timeout=10) == 3
+    assert "Task fail failed [mine]" in caplog.text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("on purpose"), SystemExit(1)])

@@ -12,7 +12,7 @@ from functools import partial
 from queue import Empty, Full, Queue
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import psycopg2
 from flask import Flask, current_app
@@ -20,10 +20,10 @@ from flask.ctx import AppContext
 
 from .config import number
 from .db import on_commit
+from .log import request_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Job = partial[Any]
 
 # Seconds to end a task at exit: Ctrl-C leaves a reloading server 0.25 s for everything.
 DEADLINE = 0.15
@@ -31,6 +31,13 @@ DEADLINE = 0.15
 
 class QueueFull(RuntimeError):
     """The worker has fallen behind and takes no task for now."""
+
+
+class Job(NamedTuple):
+    """A call to make, and the request that asked for it, for the log."""
+
+    call: partial[Any]
+    request_id: str
 
 
 class Task(Generic[P, R]):
@@ -49,7 +56,7 @@ class Task(Generic[P, R]):
         one. Raises `QueueFull`, there, when no place came free in `WORKER_TIMEOUT`
         seconds; what was committed stays.
         """
-        job = partial(self.function, *args, **kwargs)
+        job = Job(partial(self.function, *args, **kwargs), request_id.get())
         on_commit(partial(current_app.extensions["worker"].put, job))
 
 
@@ -121,9 +128,10 @@ class Worker:
                 self._run_job(self._job)
 
     def _run_job(self, job: Job) -> None:
+        request_id.set(job.request_id)
         try:
             with self.app.app_context() as self._context:
-                job()
+                job.call()
         except BaseException:  # not even SystemExit ends the worker
             if self._ending.is_set():
                 return  # cut off: `stop` names it
@@ -153,7 +161,8 @@ def _drain(queue: Queue[Job | None]) -> list[Job | None]:
 
 
 def _name(job: Job) -> str:
-    return str(job.func.__name__)  # not its arguments, which may be anybody's secrets
+    # Not its arguments, which may be anybody's secrets.
+    return str(job.call.func.__name__)
 
 
 def init_app(app: Flask) -> None:

@@ -30,10 +30,12 @@ RELOADS = int(os.environ.get("RELOADS", "20"))  # in a row; more for a longer so
 # What the server writes while all is well.
 EXPECTED = re.compile(
     r" \* (Serving|Debug mode|Running on|Restarting|Debugger|Detected|Reloaded).*"
-    r"|WARNING: This is a development server\..*"
-    r"|Press CTRL\+C to quit"
-    r"|\[.+\] INFO in db: Applied \S+\.sql"
-    r'|127\.0\.0\.1 - - \[.+\] "(GET|POST) \S+ HTTP/1\.1" [23]\d\d -'
+    r"|(\S+ INFO )?WARNING: This is a development server\..*"
+    r"|(\S+ INFO )?Press CTRL\+C to quit"
+    r"|\S+ (INFO|WARNING)  \* (Restarting|Debugger|Detected).*"
+    r"|\S+ INFO Applied \S+\.sql.*"
+    r"|\S+ WARNING A query took \d+ ms: SELECT pg_sleep\(.*"
+    r"|\S+ INFO (GET|POST) \S+ [23]\d\d \S+ ms \[\w+\]"
     r"|"
 )
 

@@ -6,14 +6,14 @@ from typing import Any
 from flask import Flask, redirect, url_for
 from werkzeug.wrappers import Response
 
-from .config import load_config
+from .config import check_config, load_config
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Create the application; connections and threads wait for their first use.
 
     `config` overrides what the environment says, as a test does. Raises
-    `ConfigError` when a setting is missing or malformed.
+    `ConfigError` when settings are missing or malformed.
     """
     app = Flask(__name__)
     load_config(app, config)
@@ -22,6 +22,14 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         from devserver import guard
 
         guard.install()
+
+    from . import log
+
+    log.init_app(app)
+
+    from . import security
+
+    security.init_app(app)
 
     from . import db
 
@@ -56,4 +64,5 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         """Lead to the notes, the example; put your own first page here."""
         return redirect(url_for("notes.index"))
 
+    check_config(app)
     return app

@@ -10,9 +10,11 @@ from typing import Any, Self
 import click
 import psycopg2
 from flask import Flask, current_app, g
+from flask.typing import ResponseReturnValue
 from psycopg2.extensions import connection, parse_dsn
 from werkzeug.exceptions import ServiceUnavailable
-from werkzeug.wrappers import Response
+
+from .log import LoggedConnection
 
 SLOW = 0.1  # seconds to take a connection that are worth a line in the log
 
@@ -21,7 +23,7 @@ class Unavailable(click.ClickException):
     """No connection can be had now; answered 503 with Retry-After."""
 
 
-class Connection(connection):
+class Connection(LoggedConnection):
     """psycopg2's, which also calls what is to follow once it has committed."""
 
     followers: list[Callable[[], object]] | None = None  # within a transaction
@@ -147,14 +149,14 @@ def _log_if_slow(seconds: float) -> None:
         current_app.logger.warning(message, 1000 * seconds, status)
 
 
-def _service_unavailable(error: Unavailable) -> Response:
+def _service_unavailable(error: Unavailable) -> ResponseReturnValue:
     reason = str(error).partition("\n")[0]
     status = current_app.extensions["pool"].status()
     current_app.logger.error("%s (connections: %s)", reason, status)
-    return ServiceUnavailable(retry_after=1).get_response()
+    return current_app.handle_http_exception(ServiceUnavailable(retry_after=1))
 
 
-def _error_of_a_query(error: Exception) -> Response:
+def _error_of_a_query(error: Exception) -> ResponseReturnValue:
     if "db" in g and g.db.closed == 2:  # 1 if the view closed it
         return _service_unavailable(Unavailable(f"The connection was lost: {error}"))
     raise error

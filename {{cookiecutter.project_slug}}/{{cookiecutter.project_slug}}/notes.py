@@ -8,6 +8,7 @@ from flask.typing import ResponseReturnValue
 from psycopg2.extras import RealDictCursor
 
 from .db import get_db
+from .security import wants_json
 
 bp = Blueprint("notes", __name__, url_prefix="/notes")
 
@@ -18,7 +19,7 @@ def index() -> ResponseReturnValue:
     with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
         cursor.execute("SELECT id, body FROM notes ORDER BY id DESC LIMIT 100")
         notes = cursor.fetchall()
-    if _wants_json():
+    if wants_json():
         return jsonify(notes)
     return render_template("notes.html", notes=notes)
 
@@ -41,11 +42,6 @@ def add() -> ResponseReturnValue:
     if request.is_json:
         return jsonify(note), 201
     return redirect(url_for("notes.index"))
-
-
-def _wants_json() -> bool:
-    offered = ["text/html", "application/json"]
-    return request.accept_mimetypes.best_match(offered) == "application/json"
 
 
 def _body() -> str:
