@@ -18,6 +18,10 @@ def test_jobs_through_faults(bake: Bake, worker: str) -> None:
     run_inside(bake(project_slug="app", worker=worker), "tests/test_jobs.py")
 
 
+def test_production(bake: Bake) -> None:
+    run_inside(bake(project_slug="app"), "tests/test_production.py")
+
+
 @pytest.mark.parametrize("module", ["dev", "postgres"])
 def test_devserver(bake: Bake, module: str) -> None:
     run_inside(bake(project_slug="app"), f"tests/test_{module}.py")

@@ -1,6 +1,7 @@
-"""What gunicorn serves in the tests of faults: the application, and routes into it."""
+"""What gunicorn serves in these tests: the application, and routes into it."""
 
 import os
+import sys
 
 from app import create_app
 from app.db import get_db
@@ -11,6 +12,30 @@ app = create_app()
 if "USE_BEFORE_FORK" in os.environ:
     with app.app_context(), get_db().cursor() as cursor:
         cursor.execute("SELECT 1")
+
+
+@app.before_request
+def begin() -> None:
+    """Say in the log which request begins."""
+    app.logger.info("begun")
+
+
+@app.get("/modules")
+def modules() -> list[str]:
+    """Return what is imported."""
+    return sorted({name.partition(".")[0] for name in sys.modules})
+
+
+@app.get("/failure/<what>")
+def failure(what: str) -> str:
+    """Fail, and take what there is of the connection along."""
+    db = get_db()
+    if what == "query":
+        app.logger.info("%r %s %s", db, db.dsn, db.get_dsn_parameters())
+        db.cursor().execute("SELECT 1 / 0 AS %s", [db.dsn])
+    elif what == "lost":
+        db.cursor().execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    raise RuntimeError(db, vars(db))
 
 
 @app.get("/value/<int:value>")

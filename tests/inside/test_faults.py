@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg2
 import pytest
+from app.migrate import migrate
 from devserver import postgres
 
 from .live import _free_port, poll
@@ -86,7 +87,8 @@ class Gunicorn:
         self.output = self.log.open("w")
         self.process = psutil.Popen(
             [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{self.port}"]
-            + ["--threads", "8", *options, "tests.served:app"],
+            + ["--workers", "1", "--threads", "8", "--max-requests", "0"]
+            + [*options, "tests.served:app"],
             cwd=Path(__file__).parents[1],
             env=os.environ | settings | environ,
             stdout=self.output,
@@ -110,10 +112,10 @@ class Gunicorn:
         except OSError:
             return False
 
-    def get(self, path: str) -> tuple[int, Any, Any]:
+    def get(self, path: str, **headers: str) -> tuple[int, Any, Any]:
         """Return status, body and headers of the answer, within 20 seconds."""
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=20)) as conn:
-            conn.request("GET", path)
+            conn.request("GET", path, headers=headers)
             response = conn.getresponse()
             body = response.read()
             kind = response.headers.get_content_type()
@@ -130,6 +132,9 @@ class Gunicorn:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     folder = tmp_path_factory.mktemp("faults") / "instance" / "postgres"
     database = Database(folder)
+    with closing(psycopg2.connect(database.direct)) as conn:
+        conn.autocommit = True
+        migrate(conn)
     yield database
     database.proxy.end()
     database.stop()
@@ -148,6 +153,8 @@ def test_too_many_wait_and_are_then_answered_503(
     tmp_path: Path, database: Database
 ) -> None:
     with Gunicorn(tmp_path, database.url, POOL_TIMEOUT="1") as gunicorn:
+        shared = f"8 threads share {SIZE} connections: raise POOL_SIZE or lower threads"
+        assert shared in gunicorn.log.read_text()
         answers = gunicorn.get_all(["/sleep/3.0"] * 8, threads=8)
         statuses = Counter(status for status, _, _ in answers)
         assert statuses == {200: SIZE, 503: 8 - SIZE}
