@@ -55,8 +55,10 @@ def _refuse_cross_site() -> None:
 
 
 def _add_headers(response: Response) -> Response:
+    given = {name.lower() for name, _ in response.headers}
     for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
+        if name.lower() not in given:
+            response.headers.add(name, value)
     return response
 
 
