@@ -286,9 +286,14 @@ def test_end_of_gunicorn_waits_for_requests_and_closes_every_connection(
     assert "Error" not in gunicorn.log.read_text()
 
 
-def test_readyz_says_how_many_connections_there_are(gunicorn: Gunicorn) -> None:
+def test_readyz_says_how_many_connections_there_are_in_one_round_trip(
+    gunicorn: Gunicorn, database: Database
+) -> None:
+    gunicorn.get("/value/1")
+    before = len(database.proxy.messages)
     pool = {"size": SIZE, "in_use": 1, "waiting": 0} if POOLED else {"in_use": 1}
     assert gunicorn.get("/readyz")[:2] == (200, {"status": "ok", "pool": pool})
+    assert database.proxy.messages[before:].count("Q") == 1
 
 
 def test_refused_connection(gunicorn: Gunicorn, database: Database) -> None:
