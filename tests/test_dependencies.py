@@ -1,0 +1,23 @@
+"""The bounds of a project's dependencies: the lowest versions do, one is shut out."""
+
+import tomllib
+
+from .conftest import PROGRAMS, Bake, run
+from .test_projects import install
+
+
+def test_lowest_versions_pass_the_tests(bake: Bake) -> None:
+    project = bake(project_slug="app", pool="sqlalchemy", worker="thread")
+    programs = install(project, "--resolution=lowest-direct")
+    assert "3.1.0" in run(programs / "flask", "--version", cwd=project)
+    for command in (["mypy"], ["ruff", "check"], ["ruff", "format", "--check"]):
+        run(programs / command[0], *command[1:], cwd=project)
+    run(programs / "pytest", cwd=project, RELOADS="2")
+
+
+def test_a_watchdog_that_stops_reloads_is_not_installed(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    run(PROGRAMS / "uv", "add", "--no-sync", "watchdog", cwd=project)
+    packages = tomllib.loads((project / "uv.lock").read_text())["package"]
+    versions = {package["name"]: package["version"] for package in packages}
+    assert int(versions["watchdog"].partition(".")[0]) < 7
