@@ -28,7 +28,11 @@ WITH_WORKER = """
 """
 WITH_JOBS = "app/jobs.py"
 FAILED_TASKS = "app/migrations/0002_failed_tasks.sql"
-CI = {"github": ".github/workflows/ci.yml", "gitlab": ".gitlab-ci.yml", "none": ""}
+CI = {
+    "github": ".github/dependabot.yml .github/workflows/ci.yml",
+    "gitlab": ".gitlab-ci.yml renovate.json",
+    "none": "",
+}
 
 
 def expected(answers: Answers) -> set[str]:

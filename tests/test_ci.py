@@ -1,0 +1,79 @@
+"""The CI of a project: linters find nothing in it, and its steps pass at home."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .conftest import PROGRAMS, Answers, Bake, combinations, label, run
+from .test_projects import embedded_server, install
+
+GITHUB = ".github/workflows/ci.yml"
+SCHEMAS = {
+    "github": {GITHUB: "github-workflows", ".github/dependabot.yml": "dependabot"},
+    "gitlab": {".gitlab-ci.yml": "gitlab-ci", "renovate.json": "renovate"},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("answers", combinations("ci", "docker"), ids=label)
+def test_files_follow_the_published_schemas(bake: Bake, answers: Answers) -> None:
+    project = bake(project_slug="app", **answers)
+    for file, schema in SCHEMAS[answers["ci"]].items():
+        option = f"--builtin-schema=vendor.{schema}"
+        run(PROGRAMS / "check-jsonschema", option, file, cwd=project)
+
+
+@pytest.mark.parametrize("answers", combinations("docker"), ids=label)
+def test_linters_of_workflows_find_nothing(bake: Bake, answers: Answers) -> None:
+    project = bake(project_slug="app", ci="github", **answers)
+    run(PROGRAMS / "actionlint", GITHUB, cwd=project)
+    run(PROGRAMS / "zizmor", "--offline", ".", cwd=project)
+
+
+@pytest.mark.parametrize("answers", combinations("docker"), ids=label)
+def test_github_and_gitlab_run_the_same(bake: Bake, answers: Answers) -> None:
+    jobs = github(bake(ci="github", **answers)), gitlab(bake(ci="gitlab", **answers))
+    assert jobs[0] == jobs[1]
+    assert ("container" in jobs[0]) == answers["docker"]
+
+
+def test_steps_pass_at_home(bake: Bake) -> None:
+    project, other = bake(project_slug="app"), bake(project_slug="app")
+    jobs = github(project)
+    assert jobs.pop("container") == ["docker build ."]  # see test_docker.py
+    run(PROGRAMS / "uv", "lock", cwd=project)
+    with embedded_server(other, install(other)) as url:
+        said = [take(step, project, url) for job in jobs.values() for step in job]
+    assert "Applied 0001_notes.sql\n" in said
+
+
+def take(step: str, project: Path, url: str) -> str:
+    """Run a step as CI does, on the database at `url`, and return what it says."""
+    environ = workflow(project)["env"] | {
+        "DATABASE_URL": url,
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        "RELOADS": "2",  # instead of 20, which other tests do
+        "UV_PYTHON": sys.executable,
+    }
+    return run("sh", "-e", "-c", step, cwd=project, **environ)
+
+
+def workflow(project: Path) -> Any:
+    """Return what the workflow says."""
+    return yaml.safe_load((project / GITHUB).read_text())
+
+
+def github(project: Path) -> dict[str, list[str]]:
+    """Return the jobs of the workflow, each as what it runs."""
+    jobs = workflow(project)["jobs"].items()
+    return {name: [s["run"] for s in job["steps"] if "run" in s] for name, job in jobs}
+
+
+def gitlab(project: Path) -> dict[str, list[str]]:
+    """Return the jobs of the pipeline, each as what it runs."""
+    pipeline = yaml.safe_load((project / ".gitlab-ci.yml").read_text())
+    return {name: job["script"] for name, job in pipeline.items() if "script" in job}
