@@ -42,7 +42,7 @@ def expected(answers: Answers) -> set[str]:
     names += f" {WITH_WORKER}" if answers["worker"] != "none" else ""
     names += f" {WITH_JOBS}" if answers["worker"] in ("procrastinate", "celery") else ""
     names += f" {FAILED_TASKS}" if answers["worker"] == "celery" else ""
-    names += " Dockerfile .dockerignore" if answers["docker"] else ""
+    names += " Dockerfile compose.yaml" if answers["docker"] else ""
     return set(names.split())
 
 

@@ -1,0 +1,161 @@
+"""The Dockerfile and compose.yaml, without an engine: linted, and run step by step."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from .conftest import (
+    PROGRAMS,
+    Answers,
+    Bake,
+    combinations,
+    label,
+    run,
+    wait_for,
+)
+from .dockerfile import Image
+from .serving import free_port, page
+from .test_projects import embedded_server, install, reachable_python
+
+SERVICES = {
+    "none": {"db", "migrate", "web"},
+    "thread": {"db", "migrate", "web"},
+    "procrastinate": {"db", "migrate", "web", "worker"},
+    "celery": {"db", "migrate", "web", "worker", "broker"},
+}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that every user can look into, as `/` is."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def image(bake: Bake, folder: Path, **answers: str) -> Image:
+    """Return the image of a project, to be built."""
+    user = {"user": "nobody"} if os.geteuid() == 0 else {}
+    return Image(bake(project_slug="app", **answers), folder, reachable_python(user))
+
+
+@pytest.mark.parametrize("answers", combinations("worker"), ids=label)
+def test_linters_find_nothing(bake: Bake, answers: Answers) -> None:
+    project = bake(project_slug="app", **answers)
+    schema = "--builtin-schema=vendor.compose-spec"
+    run(PROGRAMS / "hadolint", "Dockerfile", cwd=project)
+    run(PROGRAMS / "check-jsonschema", schema, "compose.yaml", cwd=project)
+
+
+@pytest.mark.parametrize("answers", combinations("worker"), ids=label)
+def test_services_are_those_of_the_worker(bake: Bake, answers: Answers) -> None:
+    compose = load(bake(project_slug="app", **answers))
+    services = compose["services"]
+    assert set(services) == SERVICES[answers["worker"]]
+    for service in services.values():
+        assert_conditions_can_come_true(service.get("depends_on", {}), services)
+    assert volumes_used(services) == set(compose["volumes"])
+
+
+@pytest.mark.parametrize("answers", combinations("worker"), ids=label)
+def test_secrets_are_required_and_not_written(bake: Bake, answers: Answers) -> None:
+    for service in load(bake(project_slug="app", **answers))["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if name.endswith(("PASSWORD", "KEY")):
+                assert value.startswith("${") and ":?" in value, name
+            if name.endswith("URL"):
+                assert urlsplit(value).password is None, name
+
+
+def test_build_without_the_lock_file_says_what_writes_it(
+    bake: Bake, folder: Path
+) -> None:
+    with pytest.raises(pytest.fail.Exception, match="run `uv lock` or `uv sync`"):
+        image(bake, folder).build()
+
+
+def test_image_holds_what_production_needs(bake: Bake, folder: Path) -> None:
+    built = image(bake, folder)
+    install(built.project)
+    built.build()
+    names = {path.name for path in built.root.rglob("*")}
+    assert {"app", "gunicorn.conf.py", "0001_notes.sql", "notes.html"} < names
+    assert names & {"devserver", "conftest.py", "uv", "pytest", "ruff"} == set()
+    assert built.user != 0
+
+
+def test_services_migrate_serve_and_stop(bake: Bake, folder: Path) -> None:
+    built = image(bake, folder, worker="procrastinate")
+    programs = install(built.project)
+    built.build()
+    with embedded_server(built.project, programs) as url:
+        assert "Applied 0001_notes.sql" in end_of(service(built, "migrate", url))
+        assert "waiting" in end_of(service(built, "worker", url, "--status"))
+        assert_serves(built, service(built, "web", url))
+
+
+def load(project: Path) -> Any:
+    """Return what compose.yaml says."""
+    return yaml.safe_load((project / "compose.yaml").read_text())
+
+
+def assert_conditions_can_come_true(wanted: Any, services: Any) -> None:
+    for name, condition in wanted.items():
+        if condition["condition"] == "service_healthy":
+            assert "test" in services[name]["healthcheck"], name
+        else:
+            assert services[name]["restart"] == "no", name
+
+
+def volumes_used(services: Any) -> set[str]:
+    """Return the names of the volumes that the services put somewhere."""
+    volumes = [
+        each for service in services.values() for each in service.get("volumes", [])
+    ]
+    return {volume.partition(":")[0] for volume in volumes}
+
+
+def service(image: Image, name: str, url: str, *words: str) -> dict[str, Any]:
+    """Return how to start a service of compose.yaml, its database put at `url`."""
+    says = load(image.project)["services"][name]
+    environ = says["environment"]
+    at = urlsplit(url)
+    server = f"{at.username}@{at.hostname}:{at.port}{at.path}"
+    ours = {
+        "DATABASE_URL": environ["DATABASE_URL"].replace("app@db/app", server),
+        "PGPASSWORD": at.password,
+        "SECRET_KEY": "0123456789abcdef" * 2,
+    }
+    settings = {name: ours.get(name, value) for name, value in environ.items()}
+    words = (*says.get("command", "").split(), *words)
+    return image.command(*words, PORT=str(free_port()), **settings)
+
+
+def end_of(command: dict[str, Any]) -> str:
+    """Run the command to its end and return its output; fail with it if it fails."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(**command, **streams, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+    return str(done.stdout)
+
+
+def assert_serves(image: Image, command: dict[str, Any]) -> None:
+    notes = f"http://127.0.0.1:{command['env']['PORT']}/notes"
+    check = command | {"args": image.healthcheck}
+    with subprocess.Popen(**command) as server:
+        try:
+            assert "Nothing here yet" in wait_for(lambda: page(notes), "page")
+            assert "<li>Buy milk</li>" in page(notes, body="Buy milk")
+            assert subprocess.run(**check, timeout=60).returncode == 0
+            server.terminate()
+            assert server.wait(30) == 0
+            assert subprocess.run(**check, timeout=60).returncode != 0
+        finally:
+            server.kill()
