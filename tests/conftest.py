@@ -89,6 +89,16 @@ def bake(cookies: Cookies) -> Iterator[Bake]:
         remove_database(project / "instance" / "postgres")
 
 
+def copy_template(folder: Path) -> Path:
+    """Copy what is under version control here, and nothing else, into the folder."""
+    options = ["--cached", "--others", "--exclude-standard", "-z"]
+    listed = run("git", "ls-files", *options, cwd=TEMPLATE)
+    for name in filter(None, listed.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TEMPLATE / name, folder / name)
+    return folder
+
+
 def put_inside(project: Path) -> None:
     """Put the tests of tests/inside into the project."""
     inside = TEMPLATE / "tests" / "inside"
