@@ -77,11 +77,10 @@ class Project:
     """A project made from a release of the template in `repository`, under git."""
 
     def __init__(self, repository: Path, parent: Path, release: str, **answers: object):
-        self.folder = parent / "app"
-        self.repository = repository
+        answers = {"project_slug": "app"} | answers
+        self.folder = parent / str(answers["project_slug"])
         options = ["--no-input", "--checkout", release, "--extra-context"]
-        context = json.dumps({"project_slug": "app"} | answers)
-        cruft("create", repository, *options, context, cwd=parent)
+        cruft("create", repository, *options, json.dumps(answers), cwd=parent)
         start_repository(self.folder)
 
     def update(self, **answers: object) -> None:
@@ -170,6 +169,32 @@ def test_file_that_was_deleted_stays_so(repository: Path, tmp_path: Path) -> Non
     assert project.conflicts() == []
     assert not gone.exists()
     assert (project.folder / "tests" / "test_health.py").exists()
+
+
+def test_file_that_is_to_be_skipped_stays_as_it_is(
+    repository: Path, tmp_path: Path
+) -> None:
+    project = Project(repository, tmp_path, "before")
+    before = contents(project.folder)
+    settings = project.folder / ".cruft.json"
+    state = json.loads(settings.read_text())
+    settings.write_text(json.dumps(state | {"skip": ["pyproject.toml"]}))
+    project.update()
+    after = contents(project.folder)
+    assert after["pyproject.toml"] == before["pyproject.toml"]
+    assert after["README.md"] != before["README.md"]
+
+
+def test_package_that_was_renamed_takes_the_release(
+    repository: Path, tmp_path: Path, bake: Bake
+) -> None:
+    project = Project(repository, tmp_path, "before", project_slug="journal")
+    git(project.folder, "mv", "journal", "diary")
+    for path in git(project.folder, "ls-files").splitlines():
+        text = (project.folder / path).read_text()
+        (project.folder / path).write_text(text.replace("journal", "diary"))
+    project.update()
+    assert contents(project.folder) == contents(bake(project_slug="diary"))
 
 
 @pytest.mark.parametrize("name", choices())
