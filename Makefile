@@ -10,8 +10,8 @@ UV = $(CURDIR)/.venv/bin/uv
 .PHONY: demo test lint
 
 demo: .venv/ready
-	@test -d .demo/$(SLUG) || .venv/bin/cookiecutter . --no-input --output-dir .demo \
-		project_slug=$(SLUG) pool=$(POOL) worker=$(WORKER) > /dev/null
+	@test -d .demo/$(SLUG) || .venv/bin/cookiecutter . --no-input --accept-hooks no \
+		--output-dir .demo project_slug=$(SLUG) pool=$(POOL) worker=$(WORKER) > /dev/null
 	cd .demo/$(SLUG) && $(UV) sync --quiet
 	@echo "Open http://127.0.0.1:$(PORT)/ and edit .demo/$(SLUG)/$(SLUG)/notes.py; Ctrl-C ends it."
 	cd .demo/$(SLUG) && $(UV) run flask dev --port $(PORT)

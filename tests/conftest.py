@@ -72,13 +72,24 @@ def run(*command: str | Path, cwd: Path, **environ: str) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the template to bake from, without what it checks before it asks.
+
+    For that hook Cookiecutter copies all of the template each time, and .venv with it.
+    """
+    folder = copy_template(tmp_path_factory.mktemp("template"))
+    (folder / "hooks" / "pre_prompt.py").unlink()
+    return folder
+
+
 @pytest.fixture
-def bake(cookies: Cookies) -> Iterator[Bake]:
+def bake(cookies: Cookies, template: Path) -> Iterator[Bake]:
     """Bake a project with the answers given as keywords, and return its folder."""
     projects = []
 
     def bake(**answers: Any) -> Path:
-        result = cookies.bake(extra_context=answers)
+        result = cookies.bake(extra_context=answers, template=str(template))
         if result.exception:
             raise result.exception
         projects.append(result.project_path)
@@ -87,6 +98,16 @@ def bake(cookies: Cookies) -> Iterator[Bake]:
     yield bake
     for project in projects:
         remove_database(project / "instance" / "postgres")
+
+
+def copy_template(folder: Path) -> Path:
+    """Copy what is under version control here, and nothing else, into the folder."""
+    options = ["--cached", "--others", "--exclude-standard", "-z"]
+    listed = run("git", "ls-files", *options, cwd=TEMPLATE)
+    for name in filter(None, listed.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TEMPLATE / name, folder / name)
+    return folder
 
 
 def put_inside(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from cookiecutter.exceptions import FailedHookException, OutputDirExistsExceptio
 from cookiecutter.main import cookiecutter
 from markdown_it import MarkdownIt
 
-from .conftest import PROGRAMS, QUESTIONS, TEMPLATE
+from .conftest import PROGRAMS, QUESTIONS
 from .test_combinations import check_style
 
 SHAPE = (
@@ -57,21 +58,6 @@ ODD = [
 ]
 
 
-def refusal(folder: Path, capfd: pytest.CaptureFixture[str], **answers: str) -> str:
-    """Bake with answers that will not do, and return the sentence about them."""
-    with pytest.raises(FailedHookException):
-        cookiecutter(
-            str(TEMPLATE),
-            no_input=True,
-            extra_context=answers,
-            output_dir=str(folder),
-            default_config=True,
-        )
-    assert list(folder.iterdir()) == []
-    [sentence] = [line for line in capfd.readouterr().err.splitlines() if line]
-    return sentence
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An empty folder in an empty folder, which both are to stay so."""
@@ -80,26 +66,47 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def refusal(
+    template: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Bake with answers that will not do, and return the sentence about them."""
+
+    def refusal(**answers: str) -> str:
+        with pytest.raises(FailedHookException):
+            bake_in(folder, template, **answers)
+        assert list(folder.iterdir()) == []
+        [sentence] = [line for line in capfd.readouterr().err.splitlines() if line]
+        return sentence
+
+    return refusal
+
+
+def bake_in(folder: Path, template: Path, **answers: str) -> None:
+    """Bake without a question."""
+    cookiecutter(
+        str(template),
+        no_input=True,
+        extra_context=answers,
+        output_dir=str(folder),
+        default_config=True,
+    )
+
+
 @pytest.mark.parametrize("slug", SLUGS, ids=ascii)
 def test_bad_slug_is_refused(
-    folder: Path, capfd: pytest.CaptureFixture[str], slug: str
+    folder: Path, refusal: Callable[..., str], slug: str
 ) -> None:
-    sentence = refusal(folder, capfd, project_slug=slug)
+    sentence = refusal(project_slug=slug)
     separator = ":" if SLUGS[slug] == SHAPE else ","
     assert sentence == f"project_slug is {slug!r}{separator} {SLUGS[slug]}"
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_empty_slug_is_refused(folder: Path) -> None:
+def test_empty_slug_is_refused(template: Path, folder: Path) -> None:
     # Cookiecutter itself does, before any hook: the folder to make is there already.
     with pytest.raises(OutputDirExistsException):
-        cookiecutter(
-            str(TEMPLATE),
-            no_input=True,
-            extra_context={"project_slug": ""},
-            output_dir=str(folder),
-            default_config=True,
-        )
+        bake_in(folder, template, project_slug="")
     assert list(folder.iterdir()) == []
 
 
@@ -108,46 +115,40 @@ def test_empty_slug_is_refused(folder: Path) -> None:
     "name", ["project_name", "description", "author_name", "author_email"]
 )
 def test_control_character_is_refused(
-    folder: Path, capfd: pytest.CaptureFixture[str], name: str, character: str
+    refusal: Callable[..., str], name: str, character: str
 ) -> None:
     answers = {"project_slug": "notes", name: f"a{character}b"}
-    sentence = refusal(folder, capfd, **answers)
+    sentence = refusal(**answers)
     assert sentence == f"{name} {CONTROL}"
 
 
 @pytest.mark.parametrize("name", ["project_name", "description", "author_name"])
-def test_too_long_a_text_is_refused(
-    folder: Path, capfd: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_too_long_a_text_is_refused(refusal: Callable[..., str], name: str) -> None:
     answers = {"project_slug": "notes", name: "x" * 501}
-    sentence = refusal(folder, capfd, **answers)
+    sentence = refusal(**answers)
     assert sentence == f"{name} has 501 characters: use at most 500."
 
 
 @pytest.mark.parametrize("name", ["project_name", "author_name"])
-def test_empty_text_is_refused(
-    folder: Path, capfd: pytest.CaptureFixture[str], name: str
-) -> None:
-    sentence = refusal(folder, capfd, **{"project_slug": "notes", name: " "})
+def test_empty_text_is_refused(refusal: Callable[..., str], name: str) -> None:
+    sentence = refusal(**{"project_slug": "notes", name: " "})
     assert sentence == f"{name} is empty: use at least one character."
 
 
 @pytest.mark.parametrize("email", ["", "me", "me@", 'a"b@c', "a@b c", "a@b\\"])
-def test_bad_email_is_refused(
-    folder: Path, capfd: pytest.CaptureFixture[str], email: str
-) -> None:
-    sentence = refusal(folder, capfd, author_email=email)
+def test_bad_email_is_refused(refusal: Callable[..., str], email: str) -> None:
+    sentence = refusal(author_email=email)
     message = f"author_email is {email!r}: use an address such as you@example.com."
     assert sentence == message
 
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text[:12]))
-def test_odd_text_is_shown_unharmed(tmp_path: Path, text: str) -> None:
+def test_odd_text_is_shown_unharmed(template: Path, tmp_path: Path, text: str) -> None:
     questions = [name for name in QUESTIONS if not name.startswith("_")]
     typed = {"project_name": text, "description": text, "author_name": text}
     answers = typed | {"project_slug": "notes"}
     transcript = subprocess.run(
-        [PROGRAMS / "cookiecutter", TEMPLATE, "--output-dir", tmp_path],
+        [PROGRAMS / "cookiecutter", template, "--output-dir", tmp_path],
         input="".join(f"{answers.get(name, '')}\n" for name in questions),
         capture_output=True,
         encoding="utf-8",

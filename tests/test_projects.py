@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import subprocess
 import sys
 import tempfile
@@ -114,12 +113,14 @@ def databases(project: Path, programs: Path, url: str) -> str:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such users")
-def test_project_of_an_ordinary_user() -> None:
+def test_project_of_an_ordinary_user(template: Path) -> None:
     """Where the tests above run as root, here somebody else has the project."""
+    import pwd
+
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         cookiecutter = PROGRAMS / "cookiecutter"
-        run(cookiecutter, TEMPLATE, "--no-input", "project_slug=app", cwd=Path(folder))
+        run(cookiecutter, template, "--no-input", "project_slug=app", cwd=Path(folder))
         project = Path(folder) / "app"
         put_inside(project)
         user = {"user": "nobody"} if os.geteuid() == 0 else {}

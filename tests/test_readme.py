@@ -1,7 +1,6 @@
 """README's first command, in a fresh copy: a page, a note, and nothing left over."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -9,19 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TEMPLATE, clean_environment, remove_database, run, wait_for
+from .conftest import clean_environment, copy_template, remove_database, run, wait_for
 from .serving import free_port, page
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A copy of what is under version control here, and nothing else."""
-    options = ["--cached", "--others", "--exclude-standard", "-z"]
-    listed = run("git", "ls-files", *options, cwd=TEMPLATE)
-    for name in filter(None, listed.split("\0")):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(TEMPLATE / name, tmp_path / name)
-    return tmp_path
+    return copy_template(tmp_path)
 
 
 def test_make_demo_serves_notes_and_leaves_nothing_running(clone: Path) -> None:

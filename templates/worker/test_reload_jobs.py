@@ -8,8 +8,7 @@ import pytest
 from psycopg2.extensions import connection
 
 from .live import (
-    DEV,
-    DEV_WITHOUT_FORK,
+    COMMANDS,
     RELOADS,
     Server,
     constant_requests,
@@ -22,7 +21,7 @@ ALSO = ("--also", "worker")
 AS_ROOT = "ignore:You're running the worker with superuser"
 
 
-@pytest.fixture(params=[(*DEV, *ALSO), (*DEV_WITHOUT_FORK, *ALSO)], ids=" ".join)
+@pytest.fixture(params=[(*each, *ALSO) for each in COMMANDS[1:]], ids=" ".join)
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, database_url: str
 ) -> Iterator[Server]:

@@ -9,10 +9,8 @@ import pytest
 from psycopg2.extensions import connection
 
 from .live import (
-    DEV,
-    DEV_WITHOUT_FORK,
+    COMMANDS,
     RELOADS,
-    RUN,
     Server,
     connects_only,
     constant_requests,
@@ -20,7 +18,7 @@ from .live import (
 )
 
 
-@pytest.fixture(params=[RUN, DEV, DEV_WITHOUT_FORK], ids=" ".join)
+@pytest.fixture(params=COMMANDS, ids=" ".join)
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, database_url: str
 ) -> Iterator[Server]:
@@ -39,7 +37,7 @@ def test_each_task_runs_once_across_reloads(server: Server, db: connection) -> N
     assert server.unexpected() == []
 
 
-@pytest.mark.parametrize("server", [DEV, DEV_WITHOUT_FORK], indirect=True, ids=" ".join)
+@pytest.mark.parametrize("server", COMMANDS[1:], indirect=True, ids=" ".join)
 def test_each_of_many_tasks_has_run_or_is_named(server: Server, db: connection) -> None:
     with constant_requests(server):
         for number in range(RELOADS):

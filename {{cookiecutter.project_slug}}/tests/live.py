@@ -43,6 +43,7 @@ EXPECTED = re.compile(
 RUN = ("run", "--debug")
 DEV = ("dev",)
 DEV_WITHOUT_FORK = ("dev", "--no-fork")
+COMMANDS = [RUN] if sys.platform == "win32" else [RUN, DEV, DEV_WITHOUT_FORK]
 
 
 class Server:
@@ -95,17 +96,25 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
 
     def interrupt(self) -> None:
         """Stop it as Ctrl-C in a terminal does, and wait until it has ended."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        if sys.platform == "win32":
+            self.process.send_signal(signal.CTRL_BREAK_EVENT)
+        else:
+            os.killpg(self.process.pid, signal.SIGINT)
         self.wait_for(lambda: self.process.poll() is not None, "the end")
 
     def kill(self) -> None:
         """End whatever is left of it."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if sys.platform == "win32":
+            tree = ["taskkill", "/F", "/T", "/PID", str(self.process.pid)]
+            subprocess.run(tree, capture_output=True)
+        else:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def reload(self) -> dict[str, Any]:

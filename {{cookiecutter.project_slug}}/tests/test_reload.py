@@ -1,5 +1,6 @@
 """Reloading: the new version answers, and nothing of the old one is left."""
 
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,10 +12,9 @@ import pytest
 from psycopg2.extensions import connection
 
 from .live import (
+    COMMANDS,
     DEV,
-    DEV_WITHOUT_FORK,
     RELOADS,
-    RUN,
     Server,
     connects_only,
     constant_requests,
@@ -26,7 +26,7 @@ from .live import (
 MEBIBYTE = 1024 * 1024
 
 
-@pytest.fixture(params=[RUN, DEV, DEV_WITHOUT_FORK], ids=" ".join)
+@pytest.fixture(params=COMMANDS, ids=" ".join)
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, database_url: str
 ) -> Iterator[Server]:
@@ -106,7 +106,7 @@ def test_open_transaction_is_rolled_back_by_the_reload(
 
 def has_imported(server: Server, package: str) -> bool:
     """Say whether the process that watches has a package, where versions are forks."""
-    if server.command != DEV:
+    if server.command != DEV or sys.platform != "linux":
         return True
     return any(package in each.path for each in server.process.memory_maps())
 
@@ -124,5 +124,7 @@ def used_memory(server: Server) -> int:
 
 
 def used_descriptors(server: Server) -> int:
-    """Return how many file descriptors the process that watches has open."""
+    """Return how many files and sockets the process that watches has open."""
+    if sys.platform == "win32":
+        return int(server.process.num_handles())
     return int(server.process.num_fds())

@@ -1,0 +1,54 @@
+"""What CONTRIBUTING.md says of a new choice and of a release holds."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from .conftest import PROGRAMS, TEMPLATE, choices, clean_environment, copy_template
+from .test_updating import replace, start_repository
+
+
+@pytest.mark.parametrize(
+    "name, value, beside", [("license", "ISC", "sqlalchemy"), ("pool", "fourth", "MIT")]
+)
+def test_new_choice_is_a_line_and_a_file_and_is_tested_by_itself(
+    tmp_path: Path, name: str, value: str, beside: str
+) -> None:
+    copy = copy_template(tmp_path)
+    replace(copy / "cookiecutter.json", rf'("{name}": \[[^]]*)\]', rf'\1, "{value}"]')
+    start_repository(copy)
+    some = f"test_combination and {value} and {beside} and gitlab and True"
+    command = ["tests/test_combinations.py", "-k", some]
+    assert f"TemplateNotFound: '{name}/{value}." in run_tests(copy, *command)
+    like = next((copy / "templates" / name).glob(f"{choices()[name][0]}.*"))
+    shutil.copy(like, like.with_stem(value))
+    assert f"= {len(choices()['worker'])} passed" in run_tests(copy, *command)
+    if name == "pool":
+        assert "test_project[fourth-thread]" in run_tests(copy, "--collect-only")
+
+
+def run_tests(copy: Path, *options: str) -> str:
+    """Run some of the tests of a copy of the template, and return what pytest says."""
+    return subprocess.run(
+        [PROGRAMS / "pytest", "-n0", "--tb=line", *options],
+        cwd=copy,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("name", ["license", "pool"])
+def test_every_variant_is_a_choice(name: str) -> None:
+    variants = {path.stem for path in (TEMPLATE / "templates" / name).iterdir()}
+    assert variants == set(choices()[name]) - {"none"}
+
+
+def test_changelog_begins_with_the_version() -> None:
+    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]
+    heading = re.search("^## (.+?)( |$)", (TEMPLATE / "CHANGELOG.md").read_text(), re.M)
+    assert heading and heading[1] == project["version"]

@@ -1,0 +1,326 @@
+"""A project takes later changes of the template, and other answers, with cruft."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import PROGRAMS, TEMPLATE, Bake, choices, copy_template, run
+from .test_combinations import files
+from .test_projects import install
+
+PROJECT = "{{cookiecutter.project_slug}}"
+
+# The release before this one: what stands in a file here, and what stood there then.
+BEFORE = {
+    f"{PROJECT}/pyproject.toml": (r'"psycopg2-binary>=[\d.]+', '"psycopg2-binary>=2'),
+    f"{PROJECT}/README.md": (r"^Python [\d.]+ or later", "Python"),
+    f"{PROJECT}/{PROJECT}/__init__.py": (r"    from . import health\n.*?bp\)\n\n", ""),
+    f"{PROJECT}/{PROJECT}/health.py": (r"\Z", "\n\nUNUSED = True\n"),
+    "templates/pool/psycopg2.py": (r'\A"""[^\n]*', '"""A pool.'),
+}
+ADDED = f"{PROJECT}/tests/test_health.py"
+REMOVED = f"{PROJECT}/setup.cfg"
+
+HELLO = '''
+from flask import Blueprint, current_app
+
+from .config import number
+
+bp = Blueprint("hello", __name__)
+
+
+@bp.get("/hello")
+def hello() -> str:
+    """Greet as often as `GREETINGS` says."""
+    return "Hello! " * number(current_app, "GREETINGS", 3)
+'''
+TEST_HELLO = """
+from flask.testing import FlaskClient
+
+
+def test_greeting(client: FlaskClient) -> None:
+    assert client.get("/hello").text == "Hello! " * 3
+"""
+REGISTER = "\n    from . import hello\n\n    app.register_blueprint(hello.bp)\n"
+
+# What the project's people do to it: files of their own, and lines after others.
+OWN = {"app/hello.py": HELLO.lstrip(), "tests/test_hello.py": TEST_HELLO.lstrip()}
+EDITS = {
+    "app/__init__.py": (r"register_blueprint\(notes.bp\)\n", REGISTER),
+    ".env.example": (r"\Z", "\n# How often to greet.\n#GREETINGS=3\n"),
+    ".gitignore": (r"\Z", "*.log\n"),
+    "README.md": (r"\Z", "\n## Greetings\n\nThere are three of them.\n"),
+    "pyproject.toml": (r'    "flask>[^\n]*\n', '    "flask-login>=0.6",\n'),
+}
+
+
+# Who commits, and what a document calls the repository and its releases.
+PERSON = {
+    "GIT_AUTHOR_NAME": "Nobody",
+    "GIT_AUTHOR_EMAIL": "nobody@example.com",
+    "GIT_COMMITTER_NAME": "Nobody",
+    "GIT_COMMITTER_EMAIL": "nobody@example.com",
+}
+NAMES = {
+    "https://github.com/org/flask-db-template": "{}",
+    "cruft link": "git rm .cruft.json\ngit commit --message Unlinked\ncruft link",
+    "--checkout v0.1.0": "--checkout before",
+    "--checkout v0.2.0": "--checkout now",
+}
+
+
+class Project:
+    """A project made from a release of the template in `repository`, under git."""
+
+    def __init__(self, repository: Path, parent: Path, release: str, **answers: object):
+        answers = {"project_slug": "app"} | answers
+        self.folder = parent / str(answers["project_slug"])
+        options = ["--no-input", "--checkout", release, "--extra-context"]
+        cruft("create", repository, *options, json.dumps(answers), cwd=parent)
+        start_repository(self.folder)
+
+    def update(self, **answers: object) -> None:
+        """Take what the template has by now, and other answers, if any are given."""
+        commit(self.folder)
+        other = ["--variables-to-update", json.dumps(answers)] if answers else []
+        cruft("update", "--skip-apply-ask", *other, cwd=self.folder)
+        assert [path for path in files(self.folder) if path.suffix == ".rej"] == []
+
+    def conflicts(self) -> list[str]:
+        """Return the files that git could not merge."""
+        options = ["--name-only", "--diff-filter=U"]
+        return git(self.folder, "diff", *options).split()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the template: the release `before`, and what is here as `now`."""
+    folder = copy_template(tmp_path_factory.mktemp("template"))
+    now = {path: (folder / path).read_text() for path in [*BEFORE, ADDED]}
+    for path, (pattern, then) in BEFORE.items():
+        replace(folder / path, pattern, then)
+    (folder / ADDED).unlink()
+    (folder / REMOVED).write_text("[flake8]\n")
+    start_repository(folder)
+    git(folder, "tag", "before")
+    for path, text in now.items():
+        (folder / path).write_text(text)
+    (folder / REMOVED).unlink()
+    commit(folder)
+    git(folder, "tag", "now")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what the user of this machine has configured out of the tests."""
+    path = tmp_path / "cookiecutterrc"
+    path.write_text(f"replay_dir: {tmp_path}\ncookiecutters_dir: {tmp_path}\n")
+    monkeypatch.setenv("COOKIECUTTER_CONFIG", str(path))
+
+
+def test_project_as_it_was_made_becomes_that_of_the_release(
+    repository: Path, tmp_path: Path, bake: Bake
+) -> None:
+    project = Project(repository, tmp_path, "before")
+    assert contents(project.folder) != contents(bake(project_slug="app"))
+    assert not is_up_to_date(project)
+    project.update()
+    assert is_up_to_date(project)
+    assert contents(project.folder) == contents(bake(project_slug="app"))
+
+
+def test_own_edits_are_kept_and_pass_the_tests_with_the_release(
+    repository: Path, tmp_path: Path, bake: Bake
+) -> None:
+    project = Project(repository, tmp_path, "before")
+    edit(project.folder)
+    project.update()
+    assert contents(project.folder) == contents(edited(bake))
+    programs = install(project.folder)
+    run(programs / "mypy", cwd=project.folder)
+    tests = ["tests/test_hello.py", "tests/test_health.py", "tests/test_config.py"]
+    run(programs / "pytest", *tests, cwd=project.folder)
+
+
+def test_line_that_both_have_changed_is_the_only_conflict(
+    repository: Path, tmp_path: Path
+) -> None:
+    project = Project(repository, tmp_path, "before")
+    edit(project.folder)
+    line = '"psycopg2-binary>=2,<2.9"'
+    replace(project.folder / "pyproject.toml", '"psycopg2-binary>=2[^"]*"', line)
+    project.update()
+    assert project.conflicts() == ["pyproject.toml"]
+    text = (project.folder / "pyproject.toml").read_text()
+    assert text.count("<<<<<<<") == 1
+    assert line in text.split("=======")[0]
+
+
+def test_file_that_was_deleted_stays_so(repository: Path, tmp_path: Path) -> None:
+    project = Project(repository, tmp_path, "before")
+    gone = project.folder / "app" / "health.py"
+    gone.unlink()
+    project.update()
+    assert project.conflicts() == []
+    assert not gone.exists()
+    assert (project.folder / "tests" / "test_health.py").exists()
+
+
+def test_file_that_is_to_be_skipped_stays_as_it_is(
+    repository: Path, tmp_path: Path
+) -> None:
+    project = Project(repository, tmp_path, "before")
+    before = contents(project.folder)
+    settings = project.folder / ".cruft.json"
+    state = json.loads(settings.read_text())
+    settings.write_text(json.dumps(state | {"skip": ["pyproject.toml"]}))
+    project.update()
+    after = contents(project.folder)
+    assert after["pyproject.toml"] == before["pyproject.toml"]
+    assert after["README.md"] != before["README.md"]
+
+
+def test_package_that_was_renamed_takes_the_release(
+    repository: Path, tmp_path: Path, bake: Bake
+) -> None:
+    project = Project(repository, tmp_path, "before", project_slug="journal")
+    git(project.folder, "mv", "journal", "diary")
+    for path in git(project.folder, "ls-files").splitlines():
+        text = (project.folder / path).read_text()
+        (project.folder / path).write_text(text.replace("journal", "diary"))
+    project.update()
+    assert contents(project.folder) == contents(bake(project_slug="diary"))
+
+
+@pytest.mark.parametrize("name", choices())
+def test_answer_is_changed_to_every_other_one_and_back(
+    repository: Path, tmp_path: Path, bake: Bake, name: str
+) -> None:
+    default, *others = choices()[name]
+    project = Project(repository, tmp_path, "now")
+    edit(project.folder)
+    for value in (*others, default):
+        project.update(**{name: value})
+        assert project.conflicts() == []
+        assert contents(project.folder) == contents(edited(bake, **{name: value}))
+
+
+def test_release_and_other_answers_at_once(
+    repository: Path, tmp_path: Path, bake: Bake
+) -> None:
+    project = Project(repository, tmp_path, "before", pool="none", worker="thread")
+    edit(project.folder)
+    answers = {"pool": "psycopg2", "worker": "none", "docker": False}
+    text = {"description": 'Of "notes".', "author_name": "D'Arcy"}
+    project.update(**answers | text)
+    assert contents(project.folder) == contents(edited(bake, **answers, **text))
+
+
+def test_project_that_was_made_without_cruft_is_linked(
+    repository: Path, tmp_path: Path, bake: Bake
+) -> None:
+    project = Project(repository, tmp_path, "before", pool="none")
+    (project.folder / ".cruft.json").unlink()
+    edit(project.folder)
+    context = json.dumps({"project_slug": "app", "pool": "none"})
+    options = ["--no-input", "--checkout", "before", "--extra-context", context]
+    cruft("link", repository, *options, cwd=project.folder)
+    project.update()
+    assert contents(project.folder) == contents(edited(bake, pool="none"))
+
+
+def test_no_secret_is_made_by_a_bake_or_touched_by_an_update(
+    repository: Path, tmp_path: Path, bake: Bake
+) -> None:
+    assert contents(bake(project_slug="app")) == contents(bake(project_slug="app"))
+    project = Project(repository, tmp_path, "before")
+    secrets = [project.folder / ".env", project.folder / "instance" / "secret_key"]
+    secrets[1].parent.mkdir()
+    for path in secrets:
+        path.write_text("SECRET_KEY=0123456789abcdef\n")
+    project.update()
+    assert project.conflicts() == []
+    assert {path.read_text() for path in secrets} == {"SECRET_KEY=0123456789abcdef\n"}
+
+
+def test_commands_of_the_document_lead_to_a_project_that_follows(
+    repository: Path, tmp_path: Path, bake: Bake
+) -> None:
+    text = (TEMPLATE / "docs" / "updating.md").read_text()
+    commands = "\n".join(re.findall("^    (.+)$", text, re.MULTILINE))
+    for name, here in NAMES.items():
+        commands = commands.replace(name, here.format(repository))
+    script = tmp_path / "script"
+    script.write_text(commands)
+    programs = tmp_path / "bin"
+    environ = {"UV_TOOL_BIN_DIR": str(programs), "UV_TOOL_DIR": str(tmp_path / "tools")}
+    environ["PATH"] = f"{programs}:{PROGRAMS}:{os.environ['PATH']}"
+    run("bash", "-c", f"yes '' | bash -e {script}", cwd=tmp_path, **environ | PERSON)
+    project = tmp_path / "my_flask_app"
+    assert git(project, "log", "--format=%s").splitlines() == [
+        "Release 0.2.0 of the template",
+        "Follow the template",
+        "Unlinked",
+        "As the template makes it",
+    ]
+    assert git(project, "status", "--porcelain") == ""
+    assert contents(project) == contents(bake())
+
+
+def is_up_to_date(project: Project) -> bool:
+    """Say what `cruft check` does."""
+    check = subprocess.run([PROGRAMS / "cruft", "check"], cwd=project.folder)
+    return check.returncode == 0
+
+
+def edited(bake: Bake, **answers: object) -> Path:
+    """Return a project as the template makes it now, with the people's own edits."""
+    folder = bake(project_slug="app", **answers)
+    edit(folder)
+    return folder
+
+
+def edit(folder: Path) -> None:
+    """Do to a project what its people do."""
+    for path, text in OWN.items():
+        (folder / path).write_text(text)
+    for path, (pattern, addition) in EDITS.items():
+        replace(folder / path, pattern, rf"\g<0>{addition}")
+
+
+def replace(path: Path, pattern: str, text: str) -> None:
+    """Replace what the pattern finds in the file, where it is to be found once."""
+    new, count = re.subn(pattern, text, path.read_text(), flags=re.M | re.S)
+    assert count == 1, f"{pattern} is {count} times in {path}"
+    path.write_text(new)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the text of every file, apart from what git and cruft keep there."""
+    paths = {path.relative_to(folder).as_posix(): path for path in files(folder)}
+    ours = {name for name in paths if not re.match(r"\.git/|\.cruft\.json", name)}
+    return {name: paths[name].read_text() for name in ours}
+
+
+def cruft(*command: str | Path, cwd: Path) -> str:
+    return run(PROGRAMS / "cruft", *command, cwd=cwd)
+
+
+def git(folder: Path, *command: str) -> str:
+    return run("git", *command, cwd=folder, **PERSON)
+
+
+def start_repository(folder: Path) -> None:
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    commit(folder)
+
+
+def commit(folder: Path) -> None:
+    """Commit whatever is there; what has not changed since is no mistake."""
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message=As it stands")

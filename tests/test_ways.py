@@ -1,0 +1,139 @@
+"""The ways to bake: from a folder, an archive or a repository; where answers are."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import (
+    PROGRAMS,
+    QUESTIONS,
+    Answers,
+    Bake,
+    choices,
+    clean_environment,
+    copy_template,
+    run,
+)
+from .test_updating import contents, start_repository
+
+# Every question answered otherwise than by default.
+ANSWERS = {name: others[-1] for name, others in choices().items()} | {
+    "project_name": "Our Notes",
+    "project_slug": "app",
+    "description": "Notes of ours.",
+    "author_name": "D'Arcy",
+    "author_email": "me@example.com",
+}
+
+SENTENCES = {
+    "cookiecutter": "This is Cookiecutter 2.6.0: install 2.7 or later.",
+    "python": "Cookiecutter runs on Python 3.10: install it for Python 3.11 or later, "
+    "as `uvx --python 3.13 cookiecutter` does.",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the template, with all that is in it."""
+    folder = copy_template(tmp_path_factory.mktemp("repositories") / "whole")
+    start_repository(folder)
+    return folder
+
+
+@pytest.fixture
+def expected(bake: Bake) -> dict[str, str]:
+    """What comes out, whichever way it is baked."""
+    return contents(bake(**ANSWERS))
+
+
+@pytest.fixture(autouse=True)
+def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration of a user who has configured nothing so far."""
+    folder = tmp_path / "user"
+    folder.mkdir()
+    path = folder / "config"
+    settings = dict.fromkeys(["replay_dir", "cookiecutters_dir"], str(folder))
+    path.write_text(json.dumps(settings))
+    monkeypatch.setenv("COOKIECUTTER_CONFIG", str(path))
+    return path
+
+
+def test_every_answer_can_be_on_the_command_line(
+    whole: Path, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    assert set(ANSWERS) == {name for name in QUESTIONS if not name.startswith("_")}
+    assert baked(tmp_path, whole, "--no-input", *on_command_line(ANSWERS)) == expected
+
+
+@pytest.mark.parametrize("kind", ["git+file://{}", "{}.zip"])
+def test_template_can_be_anywhere(
+    whole: Path, tmp_path: Path, expected: dict[str, str], kind: str
+) -> None:
+    shutil.make_archive(str(whole), "zip", whole.parent, whole.name)
+    options = ["--no-input", *on_command_line(ANSWERS)]
+    assert baked(tmp_path, kind.format(whole), *options) == expected
+
+
+def test_answers_can_be_configured(
+    whole: Path, tmp_path: Path, expected: dict[str, str], configuration: Path
+) -> None:
+    settings = json.loads(configuration.read_text()) | {"default_context": ANSWERS}
+    configuration.write_text(json.dumps(settings))
+    assert baked(tmp_path, whole, "--no-input") == expected
+
+
+def test_answers_of_the_last_time_can_be_given_again(
+    whole: Path, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    baked(tmp_path, whole, "--no-input", *on_command_line(ANSWERS))
+    shutil.rmtree(tmp_path / "app")
+    assert baked(tmp_path, whole, "--replay") == expected
+
+
+@pytest.mark.parametrize("what", SENTENCES)
+def test_what_is_too_old_is_refused_before_anything_is_asked(
+    whole: Path, tmp_path: Path, what: str
+) -> None:
+    forge_old_versions(tmp_path / "forged")
+    environ = {"PYTHONPATH": str(tmp_path / "forged" / what), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [PROGRAMS / "cookiecutter", whole],
+        cwd=tmp_path,
+        env=clean_environment() | environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 1
+    ours, cookiecutters = done.stdout.splitlines()
+    assert ours == SENTENCES[what]
+    assert cookiecutters == "Pre-Prompt Hook script failed"
+
+
+def forge_old_versions(folder: Path) -> None:
+    """Make folders for PYTHONPATH: Python in which a version is that of long ago."""
+    metadata = folder / "cookiecutter" / "cookiecutter-2.6.0.dist-info" / "METADATA"
+    customization = folder / "python" / "sitecustomize.py"
+    for path in (metadata, customization):
+        path.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: cookiecutter\nVersion: 2.6.0\n")
+    hook = "'pre_prompt' in sys.orig_argv[-1]"
+    version = "sys.version_info = (3, 10, 0, 'final', 0)"
+    customization.write_text(f"import sys\nif {hook}:\n    {version}\n")
+
+
+def on_command_line(answers: Answers) -> list[str]:
+    """Return the answers as they are written behind the template."""
+    return [f"{name}={value}" for name, value in answers.items()]
+
+
+def baked(folder: Path, template: str | Path, *options: str) -> dict[str, str]:
+    """Bake in the folder and return the texts of what comes out."""
+    flags = [option for option in options if option.startswith("--")]
+    answers = [option for option in options if not option.startswith("--")]
+    run(PROGRAMS / "cookiecutter", *flags, template, *answers, cwd=folder)
+    return contents(folder / "app")
