@@ -18,7 +18,7 @@ def test_jobs_through_faults(bake: Bake, worker: str) -> None:
     run_inside(bake(project_slug="app", worker=worker), "tests/test_jobs.py")
 
 
-@pytest.mark.parametrize("module", ["dev", "postgres"])
+@pytest.mark.parametrize("module", ["dev", "postgres", "start"])
 def test_devserver(bake: Bake, module: str) -> None:
     run_inside(bake(project_slug="app"), f"tests/test_{module}.py")
 
