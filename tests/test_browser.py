@@ -134,7 +134,7 @@ def test_start_page_shows_what_runs_as_it_changes(
         append(site.folder / "app" / "notes.py", ROUTE)
         expect(browser_page.get_by_role("link", name="/notes/sleep")).to_be_visible()
         reload = figure(browser_page, "process.reload")
-        expect(reload).to_have_text(re.compile(r"\d\.\d\d s"))
+        expect(reload).to_have_text(re.compile(r"^\d\.\d\d s$"))
 
         Thread(target=site.page, args=["notes/sleep"], daemon=True).start()
         busy = {"pool.in_use": "2", "worker.running": "1", "worker.waiting": "1"}
