@@ -97,7 +97,7 @@ def test_routes_and_figures_of_whatever_name_are_shown(
 ) -> None:
     class Worker:
         def status(self) -> dict[str, float]:
-            return {"waiting": 3, "oldest_seconds": 1.2345}
+            return {"waiting": 3, "oldest_seconds": 1.2}
 
     app.extensions["worker"] = Worker()
     app.add_url_rule("/<int:each>", view_func=lambda each: "", methods=["GET", "PUT"])

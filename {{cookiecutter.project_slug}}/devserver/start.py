@@ -77,16 +77,17 @@ def _is_no_status(record: logging.LogRecord) -> bool:
 def _figures(connect: bool) -> Figures:
     """Return what is known of this process and, with `connect`, of its database.
 
-    Without, an exhausted pool does not keep its own figures waiting.
+    Whatever takes a connection gives it back before the next does, and an exhausted
+    pool does not keep its own figures waiting.
     """
-    figures: Figures = {"process": _process()}
+    pool = current_app.extensions["pool"].status()
+    worker = current_app.extensions.get("worker")
+    figures: Figures = {"process": _process(), "pool": pool}
     try:
-        for name in ("pool", "worker"):
-            if name in current_app.extensions:
-                found = current_app.extensions[name].status()
-                figures[name] = {key: round(value, 1) for key, value in found.items()}
         if connect:
             figures["postgresql"] = {"version": _postgresql_version()}
+        if worker and pool["in_use"] != pool.get("size"):
+            figures["worker"] = worker.status()
     except Exception as error:  # whatever is wrong, the page is there to say it
         sentence = str(error).partition("\n")[0] or repr(error)
         figures["problem"] = {"sentence": sentence}
