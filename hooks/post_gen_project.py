@@ -4,7 +4,6 @@ print("""
 Done. To see it run:
 
     cd {{ cookiecutter.project_slug }}
-    uv sync
     uv run flask dev
 
 and open http://127.0.0.1:5000/. README.md tells the rest.""")

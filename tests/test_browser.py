@@ -1,15 +1,31 @@
-"""A page of a baked project in Chromium: it shows what is saved, and comes back."""
+"""Pages of a baked project in Chromium: they show what is saved, and come back."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from .conftest import Bake
+from .conftest import PROGRAMS, Bake, run
 from .serving import Site
+
+NAME = """Tom's & "<b>Ann</b>'s" {{ 7 * 7 }} 😀"""
+DESCRIPTION = """{# A comment #} &amp; <script>alert(1)</script> \\\\"""
+HIDE = "Object.defineProperty(document, 'hidden', { value: true })"
+# What the commands of the start page need here, so that the tests are quick.
+COMMANDS = {
+    "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+    "PYTEST_ADDOPTS": "--collect-only",
+    "GIT_CONFIG_COUNT": "2",
+    "GIT_CONFIG_KEY_0": "user.name",
+    "GIT_CONFIG_VALUE_0": "Ann",
+    "GIT_CONFIG_KEY_1": "user.email",
+    "GIT_CONFIG_VALUE_1": "ann@example.com",
+}
 
 
 @pytest.fixture
@@ -42,7 +58,7 @@ def test_page_shows_what_is_saved_and_comes_back(
     notice = browser_page.get_by_role("alert")
 
     with site.serve():
-        browser_page.goto(site.url)
+        browser_page.goto(site.url + "notes")
         browser_page.get_by_label("Note").fill("Buy milk")
         browser_page.get_by_role("button").click()
         expect(browser_page.get_by_text("Buy milk")).to_be_visible()
@@ -55,7 +71,7 @@ def test_page_shows_what_is_saved_and_comes_back(
         browser_page.get_by_role("button").click()  # which is answered 400
         replace(template, r"<h1>.*</h1>", "<h1>Version 5</h1>")
         expect(notice).to_have_text(re.compile("There is a new version"))
-        browser_page.goto(site.url)
+        browser_page.goto(site.url + "notes")
         expect(heading).to_have_text("Version 5")
 
         module.write_text(good + "\ndef broken(:\n")
@@ -69,6 +85,123 @@ def test_page_shows_what_is_saved_and_comes_back(
     with site.serve():
         expect(heading).to_have_text("Back")
         expect(notice).to_be_hidden()
+
+
+ROUTE = """
+
+@bp.get("/sleep")
+def sleep() -> str:
+    from .tasks import sleep
+
+    sleep.delay()
+    sleep.delay()
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(3)")
+    return "slept"
+"""
+TASK = """
+
+@task
+def sleep() -> None:
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(3)")
+"""
+
+
+def test_start_page_shows_what_runs_as_it_changes(
+    bake: Bake, browser_page: Page
+) -> None:
+    names = {"project_name": answer(NAME), "description": answer(DESCRIPTION)}
+    site = Site(bake(project_slug="app", worker="thread", **names))
+    console: list[str] = []
+    browser_page.on("console", lambda message: console.append(message.text))
+    browser_page.on("pageerror", lambda error: console.append(str(error)))
+
+    with site.serve():
+        browser_page.goto(site.url)
+        expect(browser_page.locator("h1")).to_have_text(NAME)
+        expect(browser_page.locator("header p")).to_have_text(DESCRIPTION)
+        expect(browser_page).to_have_title(NAME)
+        expect(figure(browser_page, "process.reload")).to_have_text("save a file")
+
+        browser_page.get_by_role("link", name="Open the notes").click()
+        browser_page.get_by_label("Note").fill("Buy milk")
+        browser_page.get_by_role("button").click()
+        expect(browser_page.get_by_text("Buy milk")).to_be_visible()
+        browser_page.goto(site.url)
+
+        append(site.folder / "app" / "tasks.py", TASK)
+        append(site.folder / "app" / "notes.py", ROUTE)
+        expect(browser_page.get_by_role("link", name="/notes/sleep")).to_be_visible()
+        reload = figure(browser_page, "process.reload")
+        expect(reload).to_have_text(re.compile(r"^\d\.\d\d s$"))
+
+        Thread(target=site.page, args=["notes/sleep"], daemon=True).start()
+        busy = {"pool.in_use": "2", "worker.running": "1", "worker.waiting": "1"}
+        for name, value in busy.items():
+            expect(figure(browser_page, name)).to_have_text(value)
+        for name in busy:
+            expect(figure(browser_page, name)).to_have_text("0", timeout=20_000)
+        assert console == []
+
+        remove_start_page(site.folder)
+        expect(browser_page.locator("h1")).to_have_text("Notes")
+    assert "_flask_dev" not in site.log.read_text()
+
+
+def test_start_page_asks_only_while_it_is_visible(
+    site: Site, browser_page: Page
+) -> None:
+    asked: list[str] = []
+    browser_page.on("request", lambda request: asked.append(request.url))
+    browser_page.clock.install()
+    with site.serve():
+        browser_page.goto(site.url)
+        with browser_page.expect_request("**/status"):
+            browser_page.clock.run_for(1500)
+        browser_page.evaluate(HIDE)
+        before = len(asked)
+        browser_page.clock.run_for(10_000)
+        assert len(asked) == before
+
+
+def test_start_page_works_without_scripts(site: Site, browser_page: Page) -> None:
+    browser = browser_page.context.browser
+    assert browser
+    page = browser.new_context(java_script_enabled=False).new_page()
+    with site.serve():
+        page.goto(site.url)
+        expect(figure(page, "pool.size")).to_have_text("8")
+        for command in page.locator(".next li > code").all_inner_texts():
+            run("sh", "-ec", command, cwd=site.folder, **COMMANDS)
+        page.get_by_role("link", name="Open the notes").click()
+        expect(page.locator("h1")).to_have_text("Notes")
+
+
+def answer(text: str) -> str:
+    """Return what Cookiecutter, which renders answers, takes for the text."""
+    return "{% raw %}" + text + "{% endraw %}"
+
+
+def figure(page: Page, name: str) -> Locator:
+    """Return where the start page has the figure."""
+    return page.locator(f"dd[data-figure='{name}']")
+
+
+def remove_start_page(project: Path) -> None:
+    """Do as it says."""
+    paragraph = r"    if app.debug:  # a page for .*?\n\n(?=    @)"
+    module = project / "app" / "__init__.py"
+    text, removed = re.subn(paragraph, "", module.read_text(), flags=re.DOTALL)
+    assert removed == 1
+    module.write_text(text)
+    (project / "devserver" / "start.py").unlink()
+    (project / "devserver" / "start.html").unlink()
+
+
+def append(file: Path, text: str) -> None:
+    """Save `file` with `text` at its end."""
+    file.write_text(file.read_text() + text)
 
 
 def replace(file: Path, pattern: str, text: str) -> None:

@@ -15,8 +15,8 @@ ALWAYS = """
     app/__init__.py app/config.py app/db.py app/health.py app/log.py app/migrate.py
     app/notes.py app/security.py app/migrations/0001_notes.sql app/templates/notes.html
     devserver/__init__.py devserver/browser.py devserver/guard.py devserver/keeper.py
-    devserver/postgres.py devserver/supervisor.py devserver/version.py
-    devserver/watcher.py
+    devserver/postgres.py devserver/start.html devserver/start.py
+    devserver/supervisor.py devserver/version.py devserver/watcher.py
     tests/__init__.py tests/conftest.py tests/live.py tests/probe.py
     tests/test_app.py tests/test_config.py tests/test_db.py tests/test_migrate.py
     tests/test_notes.py tests/test_reload.py

@@ -138,6 +138,18 @@ def test_full_queue_is_an_error_that_names_the_settings(app: Flask) -> None:
     assert [results.get(timeout=10), results.get(timeout=10)] == [3, 7]
 
 
+def test_status_counts_what_waits_and_runs(app: Flask) -> None:
+    worker = app.extensions["worker"]
+    assert worker.status() == {"waiting": 0, "running": 0}
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    add.delay(1, 2)
+    assert worker.status() == {"waiting": 1, "running": 1}
+    gate.set()
+    assert results.get(timeout=10) == 3
+    assert poll(lambda: worker.status() == {"waiting": 0, "running": 0}, seconds=10)
+
+
 def test_stop_names_what_is_lost(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     wait_at_the_gate.delay()
     assert results.get(timeout=10) == "waiting"

@@ -102,6 +102,10 @@ class Worker:
             hint = f"raise WORKER_QUEUE_SIZE ({self.size}) or WORKER_TIMEOUT."
             raise QueueFull(f"{message}: {hint}") from None
 
+    def status(self) -> dict[str, int]:
+        """Return how many jobs of this process wait and run."""
+        return {"waiting": self._queue.qsize(), "running": int(self._job is not None)}
+
     def stop(self) -> None:
         """End within `DEADLINE` seconds, and name the jobs that are lost in the log."""
         atexit.unregister(self.stop)

@@ -170,6 +170,7 @@ class Supervisor:
         """Start a version; return whether this is the fork in which to serve it."""
         self._close_news()  # what the version before said is not about this one
         news, self.version.news = os.pipe()
+        self.version.began = self.began
         self.ready = False
         sys.stdout.flush()
         if self.fork:

@@ -88,7 +88,8 @@ class Version:
     """What a process needs to run a version of `app`, an import path.
 
     `life` is a pipe that ends with the supervisor, `news` one to it, as file
-    descriptors. `deadline` is how many seconds it has to end.
+    descriptors. `deadline` is how many seconds it has to end. It `began` to replace
+    the one before at that monotonic time.
     """
 
     app: str | None
@@ -96,6 +97,7 @@ class Version:
     life: int = -1
     news: int = -1
     first: bool = True
+    began: float = 0.0
 
     def run(self) -> NoReturn:
         """Run until SIGTERM, and end the process."""
@@ -180,6 +182,8 @@ class WebVersion(Version):
             selector.register(server.socket, EVENT_READ, server.handle_request)
             signals = on_signals(lambda *_: None, signal.SIGTERM)
             selector.register(signals, EVENT_READ, lambda: _set_at_end(ending, signals))
+            seconds = f"{time.monotonic() - self.began:.2f} s"
+            os.environ["FLASK_DEV_RELOAD"] = "save a file" if self.first else seconds
             self._say_ready()
             while not ending.is_set():
                 for key, _ in selector.select():

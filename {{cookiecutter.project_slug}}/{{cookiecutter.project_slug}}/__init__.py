@@ -59,6 +59,11 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
     app.register_blueprint(notes.bp)
 
+    if app.debug:  # a page for `/` until you have one: remove it with devserver/start.*
+        from devserver import start
+
+        start.init_app(app)
+
     @app.get("/")
     def index() -> Response:
         """Lead to the notes, the example; put your own first page here."""

@@ -1,0 +1,117 @@
+"""The start page, looked at: what Lighthouse says of it, and its picture for README.
+
+Needs Chromium and npx, which fetches Lighthouse. Prints the scores, and draws
+docs/images/start.png.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, expect, sync_playwright
+
+TEMPLATE = Path(__file__).parents[1]
+sys.path.insert(0, str(TEMPLATE))
+
+from reload import PROGRAMS, remove_databases  # noqa: E402
+
+from tests.serving import Site  # noqa: E402
+
+CATEGORIES = ("accessibility", "best-practices")
+FORMS = {"phone": [], "desktop": ["--preset=desktop"]}
+SCHEMES = {"dark": 0, "light": 1}  # as Chromium counts them
+LOCK = """
+import psycopg2, sys
+cursor = psycopg2.connect(sys.argv[1]).cursor()
+cursor.execute("LOCK notes")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+PICTURE = """
+<style>
+  body {{ margin: 0; width: 1340px; }}
+  img {{ display: block; border-radius: 14px; box-shadow: 0 2px 14px #0004; }}
+  img + img {{ position: absolute; right: 16px; top: 130px; border-radius: 26px; }}
+  img:first-child {{ margin: 16px; }}
+</style>
+<img src="data:image/png;base64,{}"><img src="data:image/png;base64,{}">
+"""
+
+
+def scores(url: str, form: str, scheme: str) -> dict[str, int]:
+    """Return what Lighthouse gives the page in each category, of 100."""
+    dark = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
+    done = subprocess.run(
+        ["npx", "--yes", "lighthouse@12", url, *FORMS[form], "--quiet"]
+        + [f"--only-categories={','.join(CATEGORIES)}", "--output=json"]
+        + [f"--chrome-flags=--headless=new --no-sandbox {dark}"],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    categories = json.loads(done.stdout)["categories"]
+    return {name: round(100 * categories[name]["score"]) for name in CATEGORIES}
+
+
+@contextmanager
+def requests_in_course(site: Site, count: int) -> Iterator[None]:
+    """Keep requests waiting for a table until the end of the block."""
+    url = (site.folder / "instance" / "postgres" / "url").read_text()
+    with subprocess.Popen(
+        [site.command[0].with_name("python"), "-c", LOCK, url + site.folder.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as locker:
+        assert locker.stdout and locker.stdout.readline()
+        for _ in range(count):
+            threading.Thread(target=site.page, args=["notes"]).start()
+        yield
+        locker.communicate()
+
+
+def picture(browser: Browser, site: Site, scheme: str, width: int, height: int) -> str:
+    """Return a picture of the page, in base64, while three connections are in use."""
+    options = {"color_scheme": scheme, "viewport": {"width": width, "height": height}}
+    page = browser.new_page(**options)
+    page.goto(site.url)
+    with requests_in_course(site, 3):
+        expect(page.locator("dd[data-figure='pool.in_use']")).to_have_text("3")
+        page.wait_for_timeout(500)  # the length of a transition
+        return b64encode(page.screenshot()).decode()
+
+
+def draw(browser: Browser, site: Site) -> None:
+    """Draw the page on a desktop, and in the dark on a phone before it."""
+    large = picture(browser, site, "light", 1060, 790)
+    small = picture(browser, site, "dark", 330, 690)
+    page = browser.new_page(viewport={"width": 1340, "height": 850})
+    page.set_content(PICTURE.format(large, small))
+    file = TEMPLATE / "docs" / "images" / "start.png"
+    page.screenshot(path=file, omit_background=True, full_page=True)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        names = ["project_name=Shopping Lists", "description=Who brings what."]
+        answers = [*names, "worker=thread"]
+        cookiecutter = [PROGRAMS / "cookiecutter", TEMPLATE, "--no-input", *answers]
+        subprocess.run(cookiecutter, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        site = Site(Path(folder) / "shopping_lists")
+        with site.serve(), sync_playwright() as playwright:
+            (site.folder / "shopping_lists" / "notes.py").touch()
+            for form in FORMS:
+                for scheme in SCHEMES:
+                    print(form, scheme, scores(site.url, form, scheme))
+            chromium = shutil.which("chromium")
+            draw(playwright.chromium.launch(executable_path=chromium), site)
+        remove_databases(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
