@@ -68,7 +68,7 @@ def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
 
 
 def test_default_project_is_small(bake: Bake) -> None:
-    assert len(files(bake())) <= 41
+    assert len(files(bake())) <= 44
 
 
 def any_file(path: Path) -> bool:
