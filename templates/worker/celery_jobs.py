@@ -14,14 +14,16 @@ from psycopg2 import InterfaceError, OperationalError
 from psycopg2.extras import Json
 
 from .db import Unavailable, get_db
+from .log import request_id
 
 ANSWER = 0.5  # seconds that workers have to say that they live
 
 
 @signals.before_task_publish.connect
-def note_time(headers: dict[str, object], **_: object) -> None:
-    """Note when the task was sent, to say how long it has waited."""
+def note_origin(headers: dict[str, object], **_: object) -> None:
+    """Note when the task was sent, and in which request."""
     headers["sent_at"] = time.time()
+    headers["request_id"] = request_id.get()
 
 
 def task_class(app: Flask) -> type[Task[Any, Any]]:
@@ -34,6 +36,7 @@ def task_class(app: Flask) -> type[Task[Any, Any]]:
         retry_backoff = True
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            request_id.set(self.request.get("request_id") or "-")
             with app.app_context():
                 return self.run(*args, **kwargs)
 

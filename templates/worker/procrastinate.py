@@ -19,9 +19,12 @@ from psycopg2.extras import RealDictCursor
 
 from .config import number
 from .db import Unavailable, get_db
+from .log import request_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+REQUEST = "request-id"  # among a job's arguments, where no parameter is called so
 
 # A job whose connection was lost is tried again after 1, 4, 16, 64 seconds.
 AGAIN = procrastinate.RetryStrategy(
@@ -77,7 +80,8 @@ class Task(Generic[P, R]):
         Outside of one it is committed at once. It keeps the arguments as JSON. Raises
         `TypeError` when they do not fit, and what a query raises.
         """
-        self.job.defer(**signature(self.function).bind(*args, **kwargs).arguments)
+        arguments = signature(self.function).bind(*args, **kwargs).arguments
+        self.job.defer(**arguments, **{REQUEST: request_id.get()})
 
 
 @overload

@@ -20,7 +20,8 @@ from psycopg2.extras import RealDictCursor
 from psycopg_pool import PoolTimeout
 
 from .db import Unavailable, connect, get_db, parameters
-from .worker import Connector, queue
+from .log import request_id
+from .worker import REQUEST, Connector, queue
 
 HEARTBEAT = 3.0  # seconds between two signs of life of a worker
 STALLED = 12.0  # seconds without any, after which its jobs are given to others
@@ -126,7 +127,10 @@ class Worker:
                     await self._working
                 self._working = None
 
-    def _run_in_context(self, run: Callable[[], Any], *_: object) -> Any:
+    def _run_in_context(
+        self, run: Callable[[], Any], context: JobContext, _: object
+    ) -> Any:
+        request_id.set(str(context.job.task_kwargs.pop(REQUEST, "-")))
         with self.app.app_context():
             return run()
 

@@ -2,14 +2,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from celery.contrib.testing.worker import start_worker
 from click import ClickException
 from flask import Flask, current_app
 
 from {{ cookiecutter.project_slug }} import create_app
-from {{ cookiecutter.project_slug }}.config import ConfigError
 from {{ cookiecutter.project_slug }}.db import get_db
 from {{ cookiecutter.project_slug }}.jobs import Worker
+from {{ cookiecutter.project_slug }}.log import request_id
 from {{ cookiecutter.project_slug }}.worker import Task, task
+
+from .live import poll
 
 results: list[Any] = []
 
@@ -23,6 +26,11 @@ def add(a: int, b: int) -> int:
 @task
 def use_database() -> None:
     results.append((current_app.name, get_db().info.backend_pid))
+
+
+@task
+def tell_request() -> None:
+    results.append(request_id.get())
 
 
 @task
@@ -82,6 +90,18 @@ def test_task_has_a_context_of_its_own(app: Flask) -> None:
     assert backend != mine
 
 
+def test_task_knows_the_request_that_asked_for_it(app: Flask) -> None:
+    @app.post("/tell")
+    def ask() -> str:
+        tell_request.delay()
+        return "asked"
+
+    celery = app.extensions["celery"]
+    app.test_client().post("/tell", headers={"X-Request-ID": "mine"})
+    with start_worker(celery, perform_ping_check=False):
+        assert poll(lambda: results, seconds=10) == ["mine"]
+
+
 def test_failed_task_is_listed_and_can_be_sent_again(
     app: Flask, worker: Worker
 ) -> None:
@@ -95,10 +115,3 @@ def test_failed_task_is_listed_and_can_be_sent_again(
 def test_unknown_task_is_refused(worker: Worker) -> None:
     with pytest.raises(ClickException, match="^No failed task has the id 7: see --fai"):
         worker.retry("7")
-
-
-def test_missing_broker_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
-    settings = {"DATABASE_URL": "postgresql:///a", "SECRET_KEY": "0" * 32}
-    with pytest.raises(ConfigError, match="^CELERY_BROKER_URL is not set: set it to"):
-        create_app(settings)

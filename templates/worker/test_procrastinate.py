@@ -8,6 +8,7 @@ from psycopg2 import OperationalError
 
 from {{ cookiecutter.project_slug }}.db import get_db
 from {{ cookiecutter.project_slug }}.jobs import Worker
+from {{ cookiecutter.project_slug }}.log import request_id
 from {{ cookiecutter.project_slug }}.worker import task
 
 results: list[Any] = []
@@ -22,6 +23,11 @@ def add(a: int, b: int) -> int:
 @task
 def use_database() -> None:
     results.append((current_app.name, get_db().info.backend_pid))
+
+
+@task
+def tell_request() -> None:
+    results.append(request_id.get())
 
 
 @task
@@ -88,6 +94,17 @@ def test_task_has_a_context_of_its_own(app: Flask, worker: Worker) -> None:
     assert backend != mine
 
 
+def test_task_knows_the_request_that_asked_for_it(app: Flask, worker: Worker) -> None:
+    @app.post("/tell")
+    def ask() -> str:
+        tell_request.delay()
+        return "asked"
+
+    app.test_client().post("/tell", headers={"X-Request-ID": "mine"})
+    worker.run_waiting()
+    assert results == ["mine"]
+
+
 def test_job_for_later_waits(worker: Worker) -> None:
     add.job.configure(schedule_in={"hours": 1}).defer(a=1, b=2)
     worker.run_waiting()
@@ -98,7 +115,7 @@ def test_failed_job_is_listed_and_can_be_run_again(app: Flask, worker: Worker) -
     fail.delay()
     worker.run_waiting()
     [(job, call)] = worker.failed().items()
-    assert call.endswith(f"fail[{job}]()")
+    assert f"fail[{job}](" in call
     assert worker.status()["failed"] == 1
     app.test_cli_runner().invoke(args=["worker", "--retry", str(job)])
     assert worker.status() | {"waiting": 1, "failed": 0} == worker.status()

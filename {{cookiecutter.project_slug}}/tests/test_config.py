@@ -6,7 +6,13 @@ from flask import Flask
 
 from {{ cookiecutter.project_slug }} import config, create_app
 
-SETTINGS = {"DATABASE_URL": "postgresql://localhost/a", "SECRET_KEY": "0" * 32}
+SETTINGS = {
+    "DATABASE_URL": "postgresql://localhost/a",
+    "SECRET_KEY": "0" * 32,
+{%- if cookiecutter.worker == 'celery' %}
+    "CELERY_BROKER_URL": "memory://",
+{%- endif %}
+}
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +44,7 @@ def test_settings_that_are_wrong_are_named_all_at_once(
     with pytest.raises(config.ConfigError) as error:
         create_app()
     names = [sentence.split()[0] for sentence in str(error.value).splitlines()]
-    assert sorted(names) == [
-        "DATABASE_URL",
-        "MAX_CONTENT_LENGTH",
-        "SECRET_KEY",
-        "TRUSTED_HOSTS",
-    ]
+    assert sorted(names) == sorted([*SETTINGS, "MAX_CONTENT_LENGTH", "TRUSTED_HOSTS"])
 
 
 def test_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
