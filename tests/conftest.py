@@ -101,13 +101,10 @@ def bake(cookies: Cookies, template: Path) -> Iterator[Bake]:
 
 
 def copy_template(folder: Path) -> Path:
-    """Copy what is under version control here, and nothing else, into the folder."""
-    options = ["--cached", "--others", "--exclude-standard", "-z"]
-    listed = run("git", "ls-files", *options, cwd=TEMPLATE)
-    for name in filter(None, listed.split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(TEMPLATE / name, folder / name)
-    return folder
+    """Copy what git does not ignore here, and nothing else, into the folder."""
+    ignored = (TEMPLATE / ".gitignore").read_text().replace("/", "").split()
+    ignore = shutil.ignore_patterns(".git", *ignored)
+    return shutil.copytree(TEMPLATE, folder, ignore=ignore, dirs_exist_ok=True)
 
 
 def put_inside(project: Path) -> None:

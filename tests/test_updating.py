@@ -22,7 +22,7 @@ BEFORE = {
     f"{PROJECT}/{PROJECT}/health.py": (r"\Z", "\n\nUNUSED = True\n"),
     "templates/pool/psycopg2.py": (r'\A"""[^\n]*', '"""A pool.'),
 }
-ADDED = f"{PROJECT}/tests/test_health.py"
+ADDED = f"{PROJECT}/tests/test_migrate.py"
 REMOVED = f"{PROJECT}/setup.cfg"
 
 HELLO = '''
@@ -143,7 +143,7 @@ def test_own_edits_are_kept_and_pass_the_tests_with_the_release(
     assert contents(project.folder) == contents(edited(bake))
     programs = install(project.folder)
     run(programs / "mypy", cwd=project.folder)
-    tests = ["tests/test_hello.py", "tests/test_health.py", "tests/test_config.py"]
+    tests = ["tests/test_hello.py", "tests/test_migrate.py", "tests/test_config.py"]
     run(programs / "pytest", *tests, cwd=project.folder)
 
 
@@ -168,7 +168,7 @@ def test_file_that_was_deleted_stays_so(repository: Path, tmp_path: Path) -> Non
     project.update()
     assert project.conflicts() == []
     assert not gone.exists()
-    assert (project.folder / "tests" / "test_health.py").exists()
+    assert (project.folder / "tests" / "test_migrate.py").exists()
 
 
 def test_file_that_is_to_be_skipped_stays_as_it_is(

@@ -88,9 +88,8 @@ def test_upper_bounds_are_taken_away_and_nothing_else(tmp_path: Path) -> None:
     for step in set(steps("newest/test")) - ELSEWHERE:
         bash(step, folder)
     for path in ("pyproject.toml", "{{cookiecutter.project_slug}}/pyproject.toml"):
-        text = (folder / path).read_text()
-        assert "<" in (TEMPLATE / path).read_text().replace("python_version <", "")
-        assert "<" not in text.replace("python_version <", "")
+        assert ",<" in (TEMPLATE / path).read_text()
+        assert ",<" not in (folder / path).read_text()
     assert tomllib.loads((folder / "pyproject.toml").read_text())["dependency-groups"]
 
 
