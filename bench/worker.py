@@ -1,0 +1,305 @@
+"""Work in the background: the template's workers beside RQ, Dramatiq and Huey.
+
+A job writes down when it starts. Each worker has 4 threads in one process, but for RQ,
+which knows processes only, and `thread`, which is one. In each round each has its turn,
+in random order and alone: 1,000 jobs are given and then worked off (jobs a second), and
+300 are given at 10 ms from each other to a worker that waits (from enqueue to start).
+Needs redis-server; makes all else in a temporary folder; prints a table in Markdown.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import sample
+from typing import NamedTuple
+
+from reload import PROGRAMS, TEMPLATE, remove_databases
+from requests import await_port, database, environment
+
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+MANY, SOME, PAUSE = 1000, 300, 0.01  # jobs to work off, jobs to wait for, seconds
+OTHERS = ["rq", "dramatiq[redis]", "huey", "redis"]
+
+# What every contender runs: a job that writes down when it was given and has started.
+NOTE = """
+import os, time
+FILE = os.open(os.environ["FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+def write(sent):
+    os.write(FILE, f"{sent} {time.time()}\\n".encode())
+"""
+OURS = """
+from note import write
+from app import create_app
+from app.db import get_db
+from app.worker import task
+
+app = create_app()
+app.app_context().push()
+note = task(write)
+enqueue = note.delay
+"""
+RQ = """
+from note import write
+from redis import Redis
+from rq import Queue
+queue = Queue(connection=Redis.from_url(__import__("os").environ["REDIS"]))
+
+def enqueue(sent):
+    queue.enqueue(write, sent)
+"""
+DRAMATIQ = """
+import os, dramatiq, note
+from dramatiq.brokers.redis import RedisBroker
+dramatiq.set_broker(RedisBroker(url=os.environ["REDIS"]))
+
+@dramatiq.actor
+def write(sent):
+    note.write(sent)
+
+enqueue = write.send
+"""
+HUEY = """
+import os, note
+from huey import RedisHuey
+huey = RedisHuey(url=os.environ["REDIS"])
+
+@huey.task()
+def write(sent):
+    note.write(sent)
+
+enqueue = write
+"""
+# Gives jobs, and prints how many seconds each took to be given.
+GIVE = """
+import json, os, sys, time
+from contender import enqueue
+enqueue(0.0)  # opens the connections
+count, pause, found = int(sys.argv[1]), float(sys.argv[2]), []
+for _ in range(count):
+    sent = time.time()
+    enqueue(sent)
+    found.append(time.time() - sent)
+    time.sleep(pause)
+print(json.dumps(found), flush=True)
+sys.stdin.read()  # a thread works as long as its process lives
+"""
+IN_TRANSACTION = GIVE.replace(
+    "    enqueue(sent)",
+    "    with get_db() as db:\n"
+    "        db.cursor().execute('SELECT 1')\n"
+    "        sent = time.time()\n"
+    "        enqueue(sent)",
+).replace("import enqueue", "import enqueue, get_db")
+
+
+class Contender(NamedTuple):
+    """A worker: the environment it is installed in, its module, and what runs it."""
+
+    project: str
+    module: str
+    command: list[str]
+
+
+FLASK = ["flask", "--app", "contender", "worker"]
+CONTENDERS = {
+    "this template, thread": Contender("thread", OURS, []),
+    "this template, procrastinate": Contender("procrastinate", OURS, FLASK),
+    "this template, celery (Redis)": Contender("celery", OURS, FLASK),
+    "RQ (Redis)": Contender(
+        "others", RQ, ["rq", "worker", "--quiet", "--url", "REDIS"]
+    ),
+    "Dramatiq (Redis)": Contender(
+        "others",
+        DRAMATIQ,
+        ["dramatiq", "--processes", "1", "--threads", "4", "contender"],
+    ),
+    "Huey (Redis)": Contender(
+        "others", HUEY, ["huey_consumer", "contender.huey", "--workers", "4", "--quiet"]
+    ),
+}
+
+
+class Found(NamedTuple):
+    """What a turn gave: jobs a second, and seconds to give and until the start."""
+
+    rate: float
+    giving: list[float]
+    starting: list[float]
+
+
+class Turn:
+    """A contender in a folder of its own."""
+
+    def __init__(self, folder: Path, contender: Contender, environ: dict[str, str]):
+        self.folder = folder
+        folder.mkdir()
+        (folder / "note.py").write_text(NOTE)
+        (folder / "contender.py").write_text(contender.module)
+        self.programs = folder.parent / contender.project / ".venv" / "bin"
+        self.file = folder / "notes"
+        self.environ = environment() | environ | {"FILE": str(self.file)}
+        self.environ["PYTHONPATH"] = str(folder)
+        self.command = [self.environ.get(part, part) for part in contender.command]
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Run the worker until the end of the block."""
+        if not self.command:
+            yield
+            return
+        command = [self.programs / self.command[0], *self.command[1:]]
+        with (
+            (self.folder / "log").open("w") as log,
+            self._popen(command, log) as worker,
+        ):
+            try:
+                yield
+            finally:
+                os.killpg(worker.pid, signal.SIGKILL)
+
+    @contextmanager
+    def giving(self, script: str, count: int, pause: float) -> Iterator[list[float]]:
+        """Give jobs; yield the seconds that each took, while the process lives."""
+        command = [self.programs / "python", "-c", script, str(count), str(pause)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with self._popen(command, None, **pipes) as giver:
+            assert giver.stdin and giver.stdout
+            yield json.loads(giver.stdout.readline())
+            giver.stdin.close()
+
+    def notes(self, count: int) -> list[tuple[float, float]]:
+        """Wait for so many jobs to have run; return when each was given and began."""
+        end = time.monotonic() + 120
+        while not self.file.exists() or self.file.read_text().count("\n") < count + 1:
+            if time.monotonic() > end:
+                log = self.folder / "log"
+                sys.exit(log.read_text() if log.exists() else "The jobs did not end.")
+            time.sleep(0.05)
+        lines = self.file.read_text().splitlines()
+        self.file.unlink()
+        pairs = [tuple(map(float, line.split())) for line in lines]
+        return [(sent, began) for sent, began in pairs if sent]
+
+    def _popen(self, command: list, log: object, **pipes: object) -> subprocess.Popen:
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environ,
+            start_new_session=True,
+            **({"stdout": log, "stderr": log} | pipes),
+        )
+
+
+def take_turn(turn: Turn) -> Found:
+    """Measure the contender."""
+    with turn.giving(GIVE, MANY, 0.0) as giving, turn.working():
+        began = sorted(began for _, began in turn.notes(MANY))
+    rate = (MANY - 1) / (began[-1] - began[0])
+    with turn.working():
+        with turn.giving(GIVE, 10, 0.1):  # until the worker waits
+            turn.notes(10)
+        with turn.giving(GIVE, SOME, PAUSE):
+            starting = [began - sent for sent, began in turn.notes(SOME)]
+    return Found(rate, giving, starting)
+
+
+def install(folder: Path) -> None:
+    """Make an environment for each of the template's workers, and one for others."""
+    quiet = {"check": True, "stdout": subprocess.DEVNULL}
+    quiet["env"] = environment() | {"TMPDIR": str(folder)}
+    uv = PROGRAMS / "uv"
+    for worker in ("thread", "procrastinate", "celery"):
+        answers = ["project_slug=app", f"worker={worker}", "--output-dir", folder]
+        bake = [PROGRAMS / "cookiecutter", TEMPLATE, "--no-input", *answers]
+        subprocess.run(bake, **quiet)
+        (folder / "app").rename(folder / worker)
+        subprocess.run([uv, "sync", "--quiet"], cwd=folder / worker, **quiet)
+    (folder / "others").mkdir()
+    venv = folder / "others" / ".venv"
+    subprocess.run([uv, "venv", "--quiet", venv], **quiet)
+    add = [uv, "pip", "install", "--quiet", "--python", venv / "bin" / "python"]
+    subprocess.run([*add, *OTHERS], **quiet)
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    """Run a Redis; yield its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        await_port(port)
+        yield f"redis://127.0.0.1:{port}/0"
+        process.terminate()
+
+
+def migrate(folder: Path, environ: dict[str, str]) -> None:
+    """Apply the migrations of each of the template's workers."""
+    for worker in ("thread", "procrastinate", "celery"):
+        project = folder / worker
+        command = [project / ".venv" / "bin" / "flask", "migrate"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        env = environment() | environ | {"FLASK_APP": "app"}
+        subprocess.run(command, cwd=project, check=True, env=env, **quiet)
+
+
+def show(results: dict[str, list[Found]], transaction: list[float]) -> None:
+    """Print a table of the medians of all rounds."""
+    print("| | enqueue p50 | p99 | jobs/s | enqueue to start p50 | p99 |")
+    print("|---|---|---|---|---|---|")
+    for name, found in results.items():
+        giving = sorted(each for one in found for each in one.giving)
+        starting = sorted(each for one in found for each in one.starting)
+        rate = statistics.median(one.rate for one in found)
+        cells = [f"{1000 * part(giving, p):.3f} ms" for p in (50, 99)]
+        cells += [f"{rate:,.0f}"]
+        cells += [f"{1000 * part(starting, p):.1f} ms" for p in (50, 99)]
+        print(f"| {name} |", " | ".join(cells), "|")
+    median = 1000 * statistics.median(transaction)
+    print(f"\nprocrastinate's enqueue within an open transaction: {median:.2f} ms")
+
+
+def part(values: list[float], percent: int) -> float:
+    """Return a percentile of sorted values."""
+    return values[min(len(values) * percent // 100, len(values) - 1)]
+
+
+def main() -> None:
+    """Measure every contender, and remove what that has made."""
+    if not shutil.which("redis-server"):
+        sys.exit("redis-server is missing: install it, with apt say.")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.callback(remove_databases, folder)
+        install(folder)
+        url = stack.enter_context(database(folder / "thread"))
+        broker = stack.enter_context(redis(folder))
+        environ = {"DATABASE_URL": url, "SECRET_KEY": "0" * 32, "REDIS": broker}
+        environ["CELERY_BROKER_URL"] = broker
+        migrate(folder, environ)
+        results: dict[str, list[Found]] = {name: [] for name in CONTENDERS}
+        for number in range(ROUNDS):
+            for name in sample(list(CONTENDERS), len(CONTENDERS)):
+                place = folder / f"{number}-{name.replace(' ', '-').split('(')[0]}"
+                turn = Turn(place, CONTENDERS[name], environ)
+                results[name].append(take_turn(turn))
+        last = Turn(
+            folder / "last", CONTENDERS["this template, procrastinate"], environ
+        )
+        with last.giving(IN_TRANSACTION, 200, 0.0) as transaction:
+            show(results, transaction)
+
+
+if __name__ == "__main__":
+    main()
