@@ -91,8 +91,8 @@ def init_app(app: Flask) -> None:
 
 
 def _broker(app: Flask) -> dict[str, Any]:
-    url = app.config.get("CELERY_BROKER_URL", os.environ.get("CELERY_BROKER_URL"))
-    app.config["CELERY_BROKER_URL"] = url
+    given = os.environ.get("CELERY_BROKER_URL")
+    url = app.config.setdefault("CELERY_BROKER_URL", given)
     options: dict[str, object] = {}
     if not url:
         if not (app.debug or app.testing):

@@ -48,6 +48,15 @@ def test_figures_take_no_connection(client: FlaskClient, db: connection) -> None
     assert has_backend(db, OURS)
 
 
+def test_looks_at_the_figures_are_not_logged(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.get("/_flask_dev/status")
+    assert caplog.text == ""
+    client.get("/healthz")
+    assert "GET /healthz 200" in caplog.text
+
+
 def test_figures_of_an_exhausted_pool_do_not_wait(
     app: Flask, client: FlaskClient
 ) -> None:

@@ -67,7 +67,7 @@ def script() -> Response:
 def init_app(app: Flask) -> None:
     """Let the page answer at `/`, before what `app` has there."""
     app.register_blueprint(bp)
-    logging.getLogger("werkzeug").addFilter(_is_no_status)
+    logging.getLogger(f"{app.name}.log").addFilter(_is_no_status)
 
 
 def _is_no_status(record: logging.LogRecord) -> bool:

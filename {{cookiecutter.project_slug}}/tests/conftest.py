@@ -14,6 +14,15 @@ from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
 
+# What production demands, though nobody is there.
+PRODUCTION = {
+    "DATABASE_URL": "postgresql://127.0.0.1:1/none",
+    "SECRET_KEY": "0" * 32,
+{%- if cookiecutter.worker == 'celery' %}
+    "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+{%- endif %}
+}
+
 
 @pytest.fixture(scope="session")
 def server_url() -> str:

@@ -1,7 +1,6 @@
 """What holds for every request: its line in the log, what it is refused, its errors."""
 
 import json
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,9 @@ from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.db import get_db
 from {{ cookiecutter.project_slug }}.log import JsonFormatter, TextFormatter
 
+from .conftest import PRODUCTION
+
 JSON = {"Accept": "application/json"}
-PRODUCTION = {
-    "DATABASE_URL": "postgresql://127.0.0.1:1/none",
-    "SECRET_KEY": "0" * 32,
-{%- if cookiecutter.worker == 'celery' %}
-    "CELERY_BROKER_URL": "memory://",
-{%- endif %}
-}
 
 
 @pytest.fixture
@@ -30,7 +24,6 @@ def log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.LogCaptureFixture:
     """What is logged, as in production."""
-    caplog.set_level(logging.INFO)
     monkeypatch.setattr(caplog.handler, "formatter", JsonFormatter())
     return caplog
 

@@ -6,33 +6,27 @@ from flask import Flask
 
 from {{ cookiecutter.project_slug }} import config, create_app
 
-SETTINGS = {
-    "DATABASE_URL": "postgresql://localhost/a",
-    "SECRET_KEY": "0" * 32,
-{%- if cookiecutter.worker == 'celery' %}
-    "CELERY_BROKER_URL": "memory://",
-{%- endif %}
-}
+from .conftest import PRODUCTION
 
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*SETTINGS, "FLASK_DEBUG", "SIZE"):
+    for name in (*PRODUCTION, "FLASK_DEBUG", "SIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", PRODUCTION)
 def test_missing_setting_stops_the_start(name: str) -> None:
     message = f"^{name} is not set: set it to .*, or use `flask --debug` .*[.]$"
     with pytest.raises(config.ConfigError, match=message):
-        create_app(SETTINGS | {name: ""})
+        create_app(PRODUCTION | {name: ""})
 
 
 @pytest.mark.parametrize("key", ["0" * 15, config.EXAMPLES["SECRET_KEY"]])
 def test_weak_key_stops_the_start(key: str) -> None:
     message = "^SECRET_KEY is (shorter than 16 bytes|not set): set it to what `python"
     with pytest.raises(config.ConfigError, match=message):
-        create_app(SETTINGS | {"SECRET_KEY": key})
+        create_app(PRODUCTION | {"SECRET_KEY": key})
     create_app({"TESTING": True, "SECRET_KEY": key})
 
 
@@ -43,13 +37,13 @@ def test_settings_that_are_wrong_are_named_all_at_once(
     monkeypatch.setenv("MAX_CONTENT_LENGTH", "1 MB")
     with pytest.raises(config.ConfigError) as error:
         create_app()
-    names = [sentence.split()[0] for sentence in str(error.value).splitlines()]
-    assert sorted(names) == sorted([*SETTINGS, "MAX_CONTENT_LENGTH", "TRUSTED_HOSTS"])
+    names = {sentence.split()[0] for sentence in str(error.value).splitlines()}
+    assert names == {"MAX_CONTENT_LENGTH", "TRUSTED_HOSTS", *PRODUCTION}
 
 
 def test_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUSTED_HOSTS", "example.com,.example.org")
-    trusted = create_app(SETTINGS).config["TRUSTED_HOSTS"]
+    trusted = create_app(PRODUCTION).config["TRUSTED_HOSTS"]
     assert trusted == ["example.com", ".example.org"]
 
 
@@ -57,15 +51,15 @@ def test_other_database_stops_the_start_without_its_password() -> None:
     message = "^DATABASE_URL is no PostgreSQL URL: write it like "
     for url in ("mysql://user:hunter2@host/a", "postgresql://u:hun@hunter2@host/a"):
         with pytest.raises(config.ConfigError, match=message) as error:
-            create_app(SETTINGS | {"DATABASE_URL": url})
+            create_app(PRODUCTION | {"DATABASE_URL": url})
         assert "hunter2" not in str(error.value)
 
 
 def test_environment_gives_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SETTINGS.items():
+    for name, value in PRODUCTION.items():
         monkeypatch.setenv(name, value)
     found = create_app().config
-    assert {name: found[name] for name in SETTINGS} == SETTINGS
+    assert {name: found[name] for name in PRODUCTION} == PRODUCTION
 
 
 def test_development_key_stays_the_same_and_private(tmp_path: Path) -> None:

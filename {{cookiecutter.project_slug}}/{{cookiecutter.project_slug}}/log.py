@@ -151,4 +151,5 @@ def init_app(app: Flask) -> None:
     logging.getLogger("werkzeug").addFilter(_is_no_request)
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter() if app.debug else JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
+    app.logger.setLevel(logging.DEBUG if app.debug else logging.INFO)
