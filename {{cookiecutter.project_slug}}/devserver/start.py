@@ -67,11 +67,11 @@ def script() -> Response:
 def init_app(app: Flask) -> None:
     """Let the page answer at `/`, before what `app` has there."""
     app.register_blueprint(bp)
-    logging.getLogger("werkzeug").addFilter(_is_no_status)
+    logging.getLogger(f"{app.name}.log").addFilter(_is_no_status)
 
 
 def _is_no_status(record: logging.LogRecord) -> bool:
-    return f"{PREFIX}status" not in record.getMessage()  # a line a second
+    return PREFIX not in record.getMessage()  # or there is a line a second
 
 
 def _figures(connect: bool) -> Figures:
