@@ -1,7 +1,6 @@
 """`flask worker`: run the jobs, and look at them."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +65,6 @@ class Worker:
 
     def run(self) -> None:
         """Run jobs until SIGTERM or SIGINT; wait for PostgreSQL where it is away."""
-        logging.getLogger("procrastinate").setLevel(logging.WARNING)  # not each job
         for number in (SIGINT, SIGTERM):
             signal(number, self._end)
         pause = 1.0
