@@ -100,7 +100,23 @@ def item(number):
     finally:
         pool.putconn(conn)
 """
+# The pool of a project in a bare application, as all others have theirs.
 BAKED = """
+from importlib.util import find_spec
+from PACKAGE import db
+app.config.update(DATABASE_URL=URL, SLOW_QUERY=0.5)
+db.init_app(app)
+if find_spec("PACKAGE.pool"):
+    from PACKAGE import pool
+    pool.init_app(app)
+
+
+@app.get("/items/<int:number>")
+def item(number):
+    return select(db.get_db(), number)
+"""
+# A project as it is, with its log of requests and its headers.
+PROJECT = """
 from PACKAGE import create_app
 from PACKAGE.db import get_db
 app = create_app()
@@ -162,6 +178,7 @@ APPLICATIONS = {
     "this template, pool none": BAKED.replace("PACKAGE", "app_none"),
     "this template, pool psycopg2": BAKED.replace("PACKAGE", "app_psycopg2"),
     "this template, pool sqlalchemy": BAKED.replace("PACKAGE", "app_sqlalchemy"),
+    "this template, psycopg2, with its log": PROJECT.replace("PACKAGE", "app_psycopg2"),
     "psycopg 3 and its pool": PSYCOPG3,
     "Flask-SQLAlchemy, ORM": ORM.replace("SETUP", FULL),
     "Flask-SQLAlchemy-Lite, ORM": ORM.replace("SETUP", LITE),

@@ -187,7 +187,7 @@ class Turn:
                 sys.exit(log.read_text() if log.exists() else "The jobs did not end.")
             time.sleep(0.05)
         lines = self.file.read_text().splitlines()
-        self.file.unlink()
+        os.truncate(self.file, 0)  # the worker has it open
         pairs = [tuple(map(float, line.split())) for line in lines]
         return [(sent, began) for sent, began in pairs if sent]
 

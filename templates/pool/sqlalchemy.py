@@ -2,9 +2,9 @@
 
 import atexit
 import os
+import selectors
 from collections import deque
 from contextlib import suppress
-from selectors import EVENT_READ, DefaultSelector
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
 from threading import Lock, RLock, Timer
 from time import monotonic
@@ -22,6 +22,9 @@ from .db import Unavailable, connect
 IDLE = 1.0  # seconds after which a connection is asked whether it still lives
 ANSWER = 1.0  # seconds that it has to answer
 
+# One call to look for input, where the default selector needs four; Windows has none.
+Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
 
 class Places:
     """Let `size` threads pass at a time, first come first served.
@@ -36,11 +39,11 @@ class Places:
 
     def take(self, timeout: float) -> bool:
         """Take a place; say whether one came free within `timeout` seconds."""
-        turn = Lock()
         with self._lock:
             if self.free:
                 self.free -= 1
                 return True
+            turn = Lock()
             turn.acquire()
             self.waiting.append(turn)
         try:
@@ -161,7 +164,7 @@ def _check(
 
 def _is_clean(conn: connection) -> bool:
     session = (conn.autocommit, conn.isolation_level, conn.readonly, conn.deferrable)
-    idle = conn.info.transaction_status == TRANSACTION_STATUS_IDLE
+    idle = conn.get_transaction_status() == TRANSACTION_STATUS_IDLE
     as_opened = session == (True, None, None, None) and conn.cursor_factory is None
     return idle and as_opened
 
@@ -176,8 +179,8 @@ def _is_alive(conn: connection, since: float) -> bool:
 
 
 def _has_input(conn: connection) -> bool:
-    with DefaultSelector() as selector:
-        selector.register(conn, EVENT_READ)
+    with Selector() as selector:
+        selector.register(conn, selectors.EVENT_READ)
         return bool(selector.select(0))
 
 
