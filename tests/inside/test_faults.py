@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg2
 import pytest
-from app.migrate import migrate
+from app.migrate import FOLDER, migrate
 from devserver import postgres
 
 from .live import _free_port, poll
@@ -134,7 +134,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     database = Database(folder)
     with closing(psycopg2.connect(database.direct)) as conn:
         conn.autocommit = True
-        migrate(conn)
+        migrate(conn, FOLDER)
     yield database
     database.proxy.end()
     database.stop()
