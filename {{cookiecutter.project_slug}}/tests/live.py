@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from random import randrange
 from threading import Event, Thread
 from typing import Any, Self, cast
 from urllib.error import HTTPError
@@ -43,7 +44,9 @@ EXPECTED = re.compile(
 RUN = ("run", "--debug")
 DEV = ("dev",)
 DEV_WITHOUT_FORK = ("dev", "--no-fork")
-COMMANDS = [RUN] if sys.platform == "win32" else [RUN, DEV, DEV_WITHOUT_FORK]
+COMMANDS: list[tuple[str, ...]] = [RUN]
+if sys.platform != "win32":
+    COMMANDS += [DEV, DEV_WITHOUT_FORK]
 
 
 class Server:
@@ -265,8 +268,11 @@ def poll(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    # Below those that connections get, one of which might be given away meanwhile.
+    while True:
+        port = randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _caches(folder: str, names: list[str]) -> list[str]:
