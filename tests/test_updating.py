@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import PROGRAMS, TEMPLATE, Bake, choices, copy_template, run
+from .documents import commands
 from .test_combinations import files
 from .test_projects import install
 
@@ -252,11 +253,11 @@ def test_commands_of_the_document_lead_to_a_project_that_follows(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
     text = (TEMPLATE / "docs" / "updating.md").read_text()
-    commands = "\n".join(re.findall("^    (.+)$", text, re.MULTILINE))
+    typed = "\n".join(command.text for command in commands(text))
     for name, here in NAMES.items():
-        commands = commands.replace(name, here.format(repository))
+        typed = typed.replace(name, here.format(repository))
     script = tmp_path / "script"
-    script.write_text(commands)
+    script.write_text(typed)
     programs = tmp_path / "bin"
     environ = {"UV_TOOL_BIN_DIR": str(programs), "UV_TOOL_DIR": str(tmp_path / "tools")}
     environ["PATH"] = f"{programs}:{PROGRAMS}:{os.environ['PATH']}"

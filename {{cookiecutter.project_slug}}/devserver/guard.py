@@ -103,4 +103,5 @@ def _place(frame: FrameType | None) -> str:
     while found and found.f_code.co_filename.startswith(os.path.dirname(os.__file__)):
         found = found.f_back
     code = (found or frame).f_code
-    return f"{code.co_filename}:{(found or frame).f_lineno} in {code.co_name}"
+    file = code.co_filename.removeprefix(os.path.join(os.getcwd(), ""))
+    return f"{file}:{(found or frame).f_lineno} in {code.co_name}"

@@ -1,0 +1,163 @@
+"""Every command of every document is typed, as it is written there, and does it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+
+from .conftest import (
+    PROGRAMS,
+    TEMPLATE,
+    Bake,
+    combinations,
+    copy_template,
+    remove_database,
+    run,
+)
+from .documents import Command, Terminal, blocks, commands
+from .serving import free_port
+from .test_projects import embedded_server, install
+from .test_updating import start_repository
+
+# What is typed here in place of a part of a command, and why.
+INSTEAD = {
+    # Where it will be published.
+    "gh:org/flask-db-template": "../published",
+    # What the name of the package stands for.
+    "--app my_flask_app": "--app app",
+    # A job that has failed.
+    "--retry ID": "--retry $(uv run flask worker --failed | cut -d' ' -f1)",
+}
+
+# What cannot be typed here, and what is done about it.
+NOT_HERE = {
+    "docker": "needs an engine: test_docker.py takes the steps of its files by hand",
+    "sudo": "needs a machine of one's own",
+    "make test": "is what runs this",
+}
+
+# Commands that are run in full elsewhere, and here only begin.
+BRIEFLY = {"PYTEST_ADDOPTS": "--collect-only --quiet"}
+
+# Whose README has all the commands.
+WORKERS = ["procrastinate", "celery"]
+
+# Sections of a project's README that speak of production.
+PRODUCTION = ("Jobs", "Tasks", "Deploy")
+FAIL = """
+from app import create_app
+from app.tasks import count_words
+with create_app().app_context():
+    count_words.delay("no number")
+"""
+
+# The documents, by what their commands are typed into: a copy of the repository, a
+# project that goes to production, or what test_updating.py makes.
+REPOSITORY = ["README.md", "CONTRIBUTING.md"]
+PROJECT = ["docs/deploying.md"]
+UPDATING = ["docs/updating.md"]
+WITHOUT = ["CHANGELOG.md", "docs/choosing.md", "docs/why-reload-breaks.md"]
+
+
+def test_every_document_is_known() -> None:
+    found = {path.relative_to(TEMPLATE) for path in TEMPLATE.glob("*.md")}
+    found |= {path.relative_to(TEMPLATE) for path in TEMPLATE.glob("docs/*.md")}
+    known = {*REPOSITORY, *PROJECT, *UPDATING, *WITHOUT}
+    assert {path.as_posix() for path in found} == known
+    assert [read(name) for name in WITHOUT if commands(read(name))] == []
+
+
+def test_commands_of_the_repository(tmp_path: Path) -> None:
+    copy_template(tmp_path / "published")
+    clone = copy_template(tmp_path / "clone")
+    start_repository(clone)
+    typed = [command for name in REPOSITORY for command in commands(read(name))]
+    type_all(clone, typed, PATH=path(tmp_path), **BRIEFLY)
+    assert run("ps", "-e", "-o", "args", cwd=clone).count(str(clone)) == 0
+    for database in clone.glob("**/instance/postgres"):
+        remove_database(database)
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_commands_of_a_project(bake: Bake, tmp_path: Path, worker: str) -> None:
+    project = bake(project_slug="app", worker=worker)
+    typed = commands((project / "README.md").read_text())
+    environ = {"PATH": path(tmp_path)} | BRIEFLY
+    type_all(project, [c for c in typed if c.section not in PRODUCTION], **environ)
+    with production(bake, tmp_path) as settings:
+        run(project / ".venv/bin/flask", "migrate", cwd=project, **settings)
+        run(project / ".venv/bin/python", "-c", FAIL, cwd=project, **settings)
+        typed = [command for command in typed if command.section in PRODUCTION]
+        if worker == WORKERS[0]:
+            typed += [command for name in PROJECT for command in commands(read(name))]
+        type_all(project, typed, **environ | settings)
+
+
+def test_other_answers_bring_no_other_command(bake: Bake) -> None:
+    readmes = [readme(bake, worker=worker) for worker in WORKERS]
+    typed = {command for text in readmes for command in commands(text)}
+    for answers in combinations("worker") + combinations("ci", "docker"):
+        assert set(commands(readme(bake, **answers))) <= typed
+    text = "\n".join([*map(read, REPOSITORY + PROJECT), *readmes])
+    assert [part for part in [*INSTEAD, *NOT_HERE] if part not in text] == []
+
+
+def test_python_in_documents_is_python(bake: Bake) -> None:
+    texts = [read(name) for name in [*REPOSITORY, *PROJECT, *UPDATING, *WITHOUT]]
+    for answers in combinations("worker"):
+        texts.append(readme(bake, **answers))
+    found = [code for text in texts for code in blocks(text, "python")]
+    for code in found:
+        compile(code, code, "exec")
+    assert len(found) > 5
+
+
+def readme(bake: Bake, **answers: Any) -> str:
+    """Return the README of a project with the answers."""
+    return (bake(project_slug="app", **answers) / "README.md").read_text()
+
+
+def read(name: str) -> str:
+    """Return the text of a document of the template."""
+    return (TEMPLATE / name).read_text()
+
+
+def path(folder: Path) -> str:
+    """Return a PATH with what a user of these documents has installed."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in ("cookiecutter", "uv", "uvx"):
+        (programs / name).symlink_to(PROGRAMS / name)
+    return f"{programs}:{os.environ['PATH']}"
+
+
+def type_all(folder: Path, typed: list[Command], **environ: str) -> None:
+    """Type the commands, each section in a terminal of its own."""
+    for _, section in groupby(typed, lambda command: command.section):
+        with Terminal(folder, **environ) as terminal:
+            for _, command in section:
+                if not any(command.startswith(each) for each in NOT_HERE):
+                    for written, here in INSTEAD.items():
+                        command = command.replace(written, here)
+                    terminal.type(command)
+
+
+@contextmanager
+def production(bake: Bake, folder: Path) -> Iterator[dict[str, str]]:
+    """Run the servers that a project in production has, and yield its settings."""
+    other, port = bake(project_slug="app"), free_port()
+    redis = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
+    with embedded_server(other, install(other)) as url, Popen(redis) as broker:
+        try:
+            yield {
+                "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
+                "DATABASE_URL": url,
+                "SECRET_KEY": "0123456789abcdef" * 2,
+            }
+        finally:
+            broker.terminate()
