@@ -84,7 +84,7 @@ def test_tests_leave_the_server_of_database_url_as_it_was(bake: Bake) -> None:
     with embedded_server(project, programs) as url:
         before = databases(project, programs, url)
         tests = ["tests/test_db.py", "tests/test_notes.py", "tests/test_reload.py"]
-        run(programs / "pytest", *tests, cwd=project, DATABASE_URL=url)
+        run(programs / "pytest", *tests, cwd=project, DATABASE_URL=url, RELOADS="2")
         assert databases(project, programs, url) == before
     assert not (project / "instance" / "postgres").exists()
 
