@@ -177,6 +177,8 @@ def test_death_of_idle_connections_is_not_noticed(
         answers = gunicorn.get_all(["/value/1"] * 50, threads=4)
         statuses.update(status for status, _, _ in answers)
         ended += database.terminate()
+        # What the server says at their end has passed the network, too.
+        assert poll(lambda: not database.proxy.clients, 5)
     assert statuses == {200: 1000}
     assert ended >= 20 or not POOLED
 

@@ -31,7 +31,8 @@ Handler = Callable[[int, FrameType | None], object]
 INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platlib"))
 
 IDLE = 0.3  # seconds between two looks for modules that were imported
-GRACE = 0.25  # seconds for the requests that are being answered when it is to end
+GRACE = 0.5  # seconds for the requests that are being answered when it is to end
+PATIENCE = 0.1  # seconds from a connection to its request, on a busy machine
 
 
 class Server(ThreadedWSGIServer):
@@ -39,16 +40,16 @@ class Server(ThreadedWSGIServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.connections: set[socket.socket] = set()
+        self.connections: dict[socket.socket, float] = {}  # and when they began
         self.begun: set[socket.socket] = set()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections.add(request)
+        self.connections[request] = time.monotonic()
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)
-        self.connections.discard(request)
+        self.connections.pop(request, None)
         self.begun.discard(request)
 
     def finish_requests(self, seconds: float) -> None:
@@ -62,6 +63,8 @@ class Server(ThreadedWSGIServer):
 
     def _has_begun(self, connection: socket.socket) -> bool:
         # Browsers open connections long before they send something, if they ever do.
+        if time.monotonic() - self.connections.get(connection, 0) < PATIENCE:
+            return True
         with suppress(OSError):
             peeking = socket.MSG_PEEK | socket.MSG_DONTWAIT
             return connection in self.begun or bool(connection.recv(1, peeking))
@@ -149,7 +152,10 @@ class CommandVersion(Version):
         try:
             cli.main([*app, self.name])
         except SystemExit:
-            _end_process()
+            pass
+        except Exception:
+            traceback.print_exc()
+        _end_process()
 
 
 @dataclass(kw_only=True)

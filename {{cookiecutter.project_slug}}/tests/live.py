@@ -135,8 +135,10 @@ class Server:
         self.save(f"{self.module.read_text()}\nVERSION = {self.version}\n")
 
     def save(self, text: str) -> None:
-        """Save `text` as the package's first module."""
-        self.module.write_text(text)
+        """Save `text` as the package's first module, at one moment as editors do."""
+        draft = self.module.with_suffix(".draft")
+        draft.write_text(text)
+        draft.replace(self.module)
 
     def new_answer(self) -> dict[str, Any] | None:
         """Return the answer of the version saved last, or none within 3 seconds."""
