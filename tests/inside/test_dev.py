@@ -199,7 +199,8 @@ def test_saved_environment_starts_anew(server: Server) -> None:
 def test_thread_that_blocks_the_reload_is_named_and_ended(server: Server) -> None:
     reload_after(server, THREAD)
     assert "Thread 'pool' is no daemon, so Python waits for it." in server.log
-    assert f"{PACKAGE}{os.sep}__init__.py:" in server.log
+    if server.command != RUN:  # whose guard comes too late to see this thread start
+        assert f"{PACKAGE}{os.sep}__init__.py:" in server.log
 
 
 @ALL
