@@ -7,7 +7,7 @@ PORT = 5000
 SLUG = demo_$(POOL)_$(WORKER)
 UV = $(CURDIR)/.venv/bin/uv
 
-.PHONY: demo test lint
+.PHONY: demo test lint defects
 
 demo: .venv/ready
 	@test -d .demo/$(SLUG) || .venv/bin/cookiecutter . --no-input --accept-hooks no \
@@ -18,6 +18,10 @@ demo: .venv/ready
 
 test: .venv/ready lint
 	.venv/bin/pytest
+
+# Breaks a copy of the template in the ways of tests/defects, and says what noticed each.
+defects: .venv/ready
+	.venv/bin/python -m tests.defects
 
 lint: .venv/ready
 	.venv/bin/ruff check

@@ -39,6 +39,7 @@ NOT_HERE = {
     "docker": "needs an engine: test_docker.py takes the steps of its files by hand",
     "sudo": "needs a machine of one's own",
     "make test": "is what runs this",
+    "make defects": "takes seven minutes: test_defects.py sees to its parts",
 }
 
 # Commands that are run in full elsewhere, and here only begin.

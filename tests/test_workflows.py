@@ -14,7 +14,12 @@ from .conftest import PROGRAMS, TEMPLATE, combinations, copy_template, label, ru
 WORKFLOWS = TEMPLATE / ".github" / "workflows"
 
 # What another command or another system runs: `.ci/run` does the first.
-ELSEWHERE = {"make test", "brew install postgresql@18"}
+ELSEWHERE = {
+    "make test",
+    "make defects",
+    "brew install postgresql@18",
+    "sudo apt-get update && sudo apt-get install --yes redis-server",
+}
 
 # The jobs that name tests, and how many tests they are at least.
 PYTESTS = {"ci/bake": len(combinations()), "ci/project": 1, "ci/control": 5}

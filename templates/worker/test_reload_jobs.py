@@ -9,6 +9,7 @@ from psycopg2.extensions import connection
 
 from .live import (
     COMMANDS,
+    DEV,
     RELOADS,
     Server,
     constant_requests,
@@ -27,6 +28,7 @@ def server(
 ) -> Iterator[Server]:
     app, command = "tests.probe_tasks", request.param
     environ = {"DATABASE_URL": database_url, "PYTHONWARNINGS": AS_ROOT}
+    environ["WORKER_CONCURRENCY"] = "1"  # who runs a job takes no other
     with Server(tmp_path, app, command, **environ) as server:
         yield server
 
@@ -44,6 +46,18 @@ def test_each_job_runs_once_across_reloads(server: Server, db: connection) -> No
     assert ran(db) == [f"task {number}" for number in numbers]
     lines = server.unexpected()
     assert [line for line in lines if "Warm shutdown" not in line] == []
+
+
+@pytest.mark.parametrize("server", [(*DEV, *ALSO)], indirect=True, ids=" ".join)
+def test_next_worker_waits_for_the_end_of_the_one_before(
+    server: Server, db: connection
+) -> None:
+    server.request("/tasks/1/1.5", "POST")
+    server.wait_for(lambda: sleeping(db), "job")
+    server.reload()
+    server.request("/tasks/2/0.0", "POST")
+    server.wait_for(lambda: "task 2" in ran(db), "second job")
+    assert ran(db) == ["task 1", "task 2"]
 
 
 def test_running_job_that_is_cut_off_leaves_nothing(

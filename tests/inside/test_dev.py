@@ -36,6 +36,11 @@ BOTH = pytest.mark.parametrize("command", [DEV, DEV_WITHOUT_FORK], ids=" ".join)
 ALL = pytest.mark.parametrize("command", [RUN, DEV, DEV_WITHOUT_FORK], ids=" ".join)
 
 SLOW_IMPORT = "\nimport time\ntime.sleep(1)\n"
+WAIT = """
+import os, time
+while __name__ == "__main__" and not os.path.exists("saved"):
+    time.sleep(0.01)
+"""
 THREAD = """
 import threading
 threading.Thread(target=threading.Event().wait, name="pool").start()
@@ -63,6 +68,18 @@ def test_save_while_the_version_before_starts_is_not_lost(server: Server) -> Non
         server.wait_for(partial(has_ended, old), "start")
         server.save_version()
         assert server.wait_for(server.new_answer, "answer of the last version")
+
+
+@pytest.mark.parametrize("command", [DEV], ids=" ".join)
+def test_save_while_the_watcher_starts_is_not_lost(server: Server) -> None:
+    server.interrupt()
+    watcher = server.folder / "devserver" / "watcher.py"
+    watcher.write_text(WAIT + watcher.read_text())
+    server.start()
+    server.wait_for(server.answer, "answer of the first version")
+    server.save_version()
+    (server.folder / "saved").touch()
+    assert server.wait_for(server.new_answer, "answer of the last version")
 
 
 @BOTH

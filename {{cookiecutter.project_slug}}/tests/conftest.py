@@ -42,6 +42,7 @@ def template(server_url: str) -> Iterator[str]:
         url = make_dsn(server_url, dbname=name)
         app = create_app({"TESTING": True, "DATABASE_URL": url})
         app.test_cli_runner().invoke(args=["migrate"], catch_exceptions=False)
+        app.extensions["pool"].close()  # what is in use cannot be copied
         yield name
 
 
