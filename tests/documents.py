@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -31,16 +30,18 @@ def commands(markdown: str) -> list[Command]:
     An indented block is commands, one a line. Whatever else there is to show is fenced,
     with the name of its language.
     """
-    found, section = [], ""
-    for token, following in pairwise(MarkdownIt().parse(markdown)):
-        if token.type == "heading_open":
-            section = following.content
+    found: list[Command] = []
+    section = before = ""
+    for token in MarkdownIt().parse(markdown):
+        if before == "heading_open":
+            section = token.content
         elif token.type == "code_block":
             lines = filter(None, token.content.splitlines())
             found += [Command(section, line) for line in lines]
         elif token.type == "fence":
             message = f"indent commands, or name the language:\n{token.content}"
             assert token.info not in ("", "sh", "bash", "shell", "console"), message
+        before = token.type
     return found
 
 
