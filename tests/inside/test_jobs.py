@@ -165,7 +165,8 @@ def test_no_job_is_lost_whoever_is_killed(
     poll(lambda: all_done(app, database), 2 * SECONDS)
     lost = JOBS - count(database, "effects")
     assert lost <= MAY_BE_LOST
-    assert status(app) | {"waiting": 0, "running": 0, "failed": 0} == status(app)
+    found = status(app)
+    assert found | {"waiting": 0, "running": 0, "failed": 0} == found
     late = count(database, f"{AGAIN} WHERE after > interval '{SECONDS} seconds'")
     twice = count(database, "runs") - JOBS + lost
     print(f"Of {JOBS} jobs {lost} were lost, {twice} ran twice, {late} of them late")
