@@ -35,7 +35,11 @@ from .live import (
 BOTH = pytest.mark.parametrize("command", [DEV, DEV_WITHOUT_FORK], ids=" ".join)
 ALL = pytest.mark.parametrize("command", [RUN, DEV, DEV_WITHOUT_FORK], ids=" ".join)
 
-SLOW_IMPORT = "\nimport time\ntime.sleep(1)\n"
+SLOW_IMPORT = """
+import pathlib, time
+pathlib.Path("starts").touch()
+time.sleep(1)
+"""
 WAIT = """
 import os, time
 while __name__ == "__main__" and not os.path.exists("saved"):
@@ -63,9 +67,7 @@ def server(tmp_path: Path, database_url: str, command: list[str]) -> Iterator[Se
 def test_save_while_the_version_before_starts_is_not_lost(server: Server) -> None:
     server.save(server.module.read_text() + SLOW_IMPORT)
     for _ in range(max(3, RELOADS // 8)):
-        old = server.answer()["process"]
-        server.save_version()
-        server.wait_for(partial(has_ended, old), "start")
+        save_and_await_start(server)
         server.save_version()
         assert server.wait_for(server.new_answer, "answer of the last version")
 
@@ -177,9 +179,7 @@ def test_environment_saved_while_a_version_starts_is_not_lost(server: Server) ->
     server.save(server.module.read_text() + SLOW_IMPORT)
     server.reload()
     for value in ("first", "second"):
-        old = server.answer()["process"]
-        server.save_version()
-        server.wait_for(partial(has_ended, old), "start")
+        save_and_await_start(server)
         (server.folder / ".env").write_text(f"GREETING={value}\n")
         server.wait_for(partial(greets_with, server, value), f"greeting {value}")
 
@@ -261,8 +261,12 @@ def reload_after(server: Server, text: str) -> None:
     server.reload()
 
 
-def has_ended(process: int) -> bool:
-    return not psutil.pid_exists(process)
+def save_and_await_start(server: Server) -> None:
+    """Save a version with the slow import, and wait until it has been read."""
+    starts = server.folder / "starts"
+    starts.unlink(missing_ok=True)
+    server.save_version()
+    server.wait_for(starts.exists, "start")
 
 
 def greets_with(server: Server, value: str) -> bool:
