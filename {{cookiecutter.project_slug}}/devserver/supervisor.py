@@ -273,19 +273,22 @@ class WebSupervisor(Supervisor):
         return super().run()
 
     def _close(self) -> None:
-        self._end_beside(wait=False)
+        self._close_beside()  # which then ends, while the application does
         super()._close()
-        self._end_beside()
+        self._await_beside()
 
-    def _end_beside(self, wait: bool = True) -> None:
+    def _close_beside(self) -> None:
         if self.beside:
             cast("IO[bytes]", self.beside.stdin).close()
-            self.beside.wait(5) if wait else None
+
+    def _await_beside(self) -> None:
+        if self.beside:
+            self.beside.wait(5)
 
     def _close_in_fork(self, news: int) -> None:
         super()._close_in_fork(news)
+        self._close_beside()
         if self.beside:
-            cast("IO[bytes]", self.beside.stdin).close()
             self.beside.returncode = 0  # it is not this process that waits for it
 
     def _say_ready(self) -> None:
@@ -299,7 +302,8 @@ class WebSupervisor(Supervisor):
 
     def _begin_anew(self) -> None:
         print(" * Packages or settings have changed: starting anew.", flush=True)
-        self._end_beside()
+        self._close_beside()
+        self._await_beside()
         os.set_inheritable(self.listener.fileno(), True)
         self.environ["FLASK_DEV_LISTENER"] = str(self.listener.fileno())
         super()._begin_anew()
