@@ -85,6 +85,16 @@ def test_save_while_the_watcher_starts_is_not_lost(server: Server) -> None:
 
 
 @BOTH
+def test_interrupt_at_the_start_is_no_error(server: Server) -> None:
+    server.interrupt()
+    for processes in (1, 2) * 5:  # the watcher, and the first version
+        server.start()
+        assert poll(lambda: len(server.process.children()) >= processes, 10)  # noqa: B023
+        server.interrupt()
+    assert "Traceback" not in server.log
+
+
+@BOTH
 def test_bytecode_of_the_version_before_is_not_taken(server: Server) -> None:
     for _ in range(3):
         server.reload()

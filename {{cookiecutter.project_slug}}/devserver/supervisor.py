@@ -15,7 +15,8 @@ import sys
 import sysconfig
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import cache_from_source
@@ -77,6 +78,7 @@ class Supervisor:
             signal.SIGTERM,
             signal.SIGHUP,
         )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self.watcher = _start_watcher(self.created)
         self._register()
         forked = self._start()
@@ -348,21 +350,33 @@ def _forget_bytecode(path: str) -> None:
             Path(cache_from_source(path)).unlink()
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Start a process in which Ctrl-C, which all get, waits until it is handled."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 def _start_watcher(began: float) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "devserver.watcher", str(began)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,  # or a line could wait in a buffer, where no selector sees it
-    )
+    with _no_interrupt():
+        return subprocess.Popen(
+            [sys.executable, "-m", "devserver.watcher", str(began)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # or a line could wait in a buffer, where no selector sees it
+        )
 
 
 def _spawn(version: Version) -> int:
     kind, fields = type(version).__name__, json.dumps(asdict(version))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "devserver.version", kind, fields],
-        pass_fds=version.descriptors(),
-    )
+    with _no_interrupt():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "devserver.version", kind, fields],
+            pass_fds=version.descriptors(),
+        )
     process.returncode = 0  # the supervisor waits for it, by its id
     return process.pid
 
@@ -372,11 +386,12 @@ def _start_beside(
 ) -> subprocess.Popen[bytes]:
     # A process of its own, so that neither waits for the other to reload.
     options = json.dumps({"version": asdict(version), "fork": fork})
-    return subprocess.Popen(
-        [sys.executable, "-m", "devserver.supervisor", options],
-        stdin=subprocess.PIPE,
-        env=environ,
-    )
+    with _no_interrupt():
+        return subprocess.Popen(
+            [sys.executable, "-m", "devserver.supervisor", options],
+            stdin=subprocess.PIPE,
+            env=environ,
+        )
 
 
 def _run_beside(options: dict[str, Any]) -> None:

@@ -113,6 +113,7 @@ class Version:
     def _prepare(self) -> None:
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", FLASK_DEV="1")
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor ends it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         for fd in self.descriptors():
             os.set_inheritable(fd, False)  # to what the application may start
         threading.Thread(target=self._end_with_supervisor, daemon=True).start()

@@ -1,7 +1,7 @@
 """The watcher of `flask dev`: prints what is saved, a line of JSON for each batch.
 
 A process of its own, for the library that watches starts threads, and the process that
-forks must have none. It ends when its standard input does.
+forks must have none. It ends when its standard input does; it hears no Ctrl-C.
 """
 
 import json
@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
 from threading import Thread
 
 from watchfiles import Change, DefaultFilter, watch
@@ -90,7 +89,6 @@ def _end_with_input() -> None:
 
 
 if __name__ == "__main__":
-    signal(SIGINT, SIG_IGN)  # it ends with the process that started it
     Thread(target=_end_with_input, daemon=True).start()
     for batch in batches(Path.cwd(), float(sys.argv[1])):
         print(json.dumps(batch), flush=True)
