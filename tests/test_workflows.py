@@ -14,12 +14,9 @@ from .conftest import PROGRAMS, TEMPLATE, combinations, copy_template, label, ru
 WORKFLOWS = TEMPLATE / ".github" / "workflows"
 
 # What another command or another system runs: `.ci/run` does the first.
-ELSEWHERE = {
-    "make test",
-    "make defects",
-    "brew install postgresql@18",
-    "sudo apt-get update && sudo apt-get install --yes redis-server",
-}
+EVERYTHING = {"make test", "make defects"}
+REDIS = "sudo apt-get update && sudo apt-get install --yes redis-server"
+ELSEWHERE = EVERYTHING | {REDIS, "brew install postgresql@18"}
 
 # The jobs that name tests, and how many tests they are at least.
 PYTESTS = {"ci/bake": len(combinations()), "ci/project": 1, "ci/control": 5}
@@ -54,6 +51,13 @@ def test_every_step_is_run_here_or_known_not_to_be() -> None:
     tested = {"ci/projects", "newest/test", "newest/report"} | set(PYTESTS)
     assert everything == {step for name in tested for step in steps(name)} - ELSEWHERE
     assert (TEMPLATE / ".ci" / "run").read_text().endswith("\nmake test\n")
+
+
+def test_jobs_with_the_tests_of_celery_install_a_redis() -> None:
+    for workflow in WORKFLOWS.iterdir():
+        for name in jobs(workflow.stem):
+            found = steps(f"{workflow.stem}/{name}")
+            assert REDIS in found or not EVERYTHING & set(found)
 
 
 def test_checkers_have_no_findings() -> None:
