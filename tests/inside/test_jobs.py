@@ -217,6 +217,16 @@ def test_job_that_does_not_end_is_cut_off_and_begun_again(
     assert poll(lambda: count(database, "effects") == 1, SECONDS + 8)
 
 
+def test_start_page_counts_the_jobs(app: Flask, settings: dict[str, str]) -> None:
+    for number in range(3):
+        give(app, number, 0.0)
+    page = create_app(settings | {"DEBUG": True}).test_client()
+    assert '<dd data-figure="worker.waiting">3</dd>' in page.get("/").text
+    figures = page.get("/_flask_dev/status").json
+    assert figures and figures["worker"]["waiting"] == 3
+    assert "problem" not in figures
+
+
 @procrastinate
 def test_worker_that_is_cut_off_from_the_database_is_relieved_by_others(
     app: Flask, database: Database, workers: Workers
