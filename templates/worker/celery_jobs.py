@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Iterable
 from threading import Timer
 from typing import Any
 
@@ -78,12 +79,14 @@ class Worker:
         the broker is Redis. What runs is asked of the workers, which takes `ANSWER`
         seconds, and cannot be where tasks are files.
         """
-        status = self._waiting() | {"failed": len(self.failed())}
-        if not self._celery.conf.broker_url.startswith("filesystem"):
-            active = self._celery.control.inspect(timeout=ANSWER).active() or {}
-            status["running"] = sum(map(len, active.values()))
-            status["workers"] = len(active)
-        return status
+        with self._celery.connection_for_read() as conn:
+            status = _waiting(conn, self._celery.amqp.queues.values())
+            if conn.transport.driver_type != "filesystem":
+                inspect = self._celery.control.inspect(connection=conn, timeout=ANSWER)
+                active = inspect.active() or {}
+                status["running"] = sum(map(len, active.values()))
+                status["workers"] = len(active)
+        return status | {"failed": len(self.failed())}
 
     def failed(self) -> dict[str, str]:
         """Return the failed tasks: their calls by their ids."""
@@ -109,16 +112,6 @@ class Worker:
         app: Celery = self.app.extensions["celery"]
         return app
 
-    def _waiting(self) -> dict[str, int]:
-        with self._celery.connection_for_read() as conn:
-            channel: Any = conn.default_channel
-            waiting = channel.queue_declare("celery", durable=True).message_count
-            if conn.transport.driver_type != "redis":
-                return {"waiting": waiting}
-            oldest = channel.client.lindex("celery", -1)
-        sent = json.loads(oldest)["headers"]["sent_at"] if oldest else time.time()
-        return {"waiting": waiting, "oldest_seconds": int(time.time() - sent)}
-
     def _end(self, **_: Any) -> None:
         timer = Timer(self.deadline, self._cut_off)
         timer.daemon = True
@@ -129,6 +122,18 @@ class Worker:
         message = "Tasks that did not end in %g s are cut off, to be begun again"
         self.app.logger.warning(message, self.deadline)
         os._exit(1)
+
+
+def _waiting(conn: Any, all_queues: Iterable[Any]) -> dict[str, int]:
+    queues = [queue(conn.default_channel) for queue in all_queues]
+    waiting = sum(queue.queue_declare().message_count for queue in queues)
+    if conn.transport.driver_type != "redis":
+        return {"waiting": waiting}
+    client = conn.default_channel.client
+    oldest = [client.lindex(queue.name, -1) for queue in queues]
+    sent = [json.loads(task)["headers"]["sent_at"] for task in oldest if task]
+    seconds = time.time() - min(sent, default=time.time())
+    return {"waiting": waiting, "oldest_seconds": int(seconds)}
 
 
 @click.command("worker")
