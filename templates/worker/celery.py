@@ -11,17 +11,25 @@ Without a broker, in development, tasks are files: one is lost with a killed wor
 import os
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from celery import Celery, shared_task
 from flask import Flask, current_app
+from kombu.serialization import dumps
+from psycopg2 import InterfaceError, OperationalError
 
 from .config import number, refuse
-from .db import on_commit
+from .db import Unavailable, on_commit
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# A task whose connection to PostgreSQL was lost is tried again for some minutes.
+LOST = (Unavailable, InterfaceError, OperationalError)
+
+VISIBILITY = 25  # seconds
 
 EXAMPLE = "redis://localhost:6379/0"
 
@@ -35,6 +43,7 @@ class Task(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], **options: Any) -> None:
         self.function = function
+        options["autoretry_for"] = (*LOST, *options.get("autoretry_for", ()))
         self.job = shared_task(**options)(function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,11 +52,15 @@ class Task(Generic[P, R]):
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send a task once the transaction of `get_db()` is committed.
 
-        Outside of one it is sent at once. It keeps the arguments as JSON. The broker
-        cannot join the transaction: when it cannot be reached, `OperationalError` of
-        kombu is raised, and what was committed stays; so does it when the process dies
-        just then. Where that must not be, note in a table what is to be done, too.
+        Outside of one it is sent at once. It keeps the arguments as JSON. Raises
+        `TypeError` when they do not fit, and `EncodeError` of kombu when JSON has no
+        such thing. The broker cannot join the transaction: when it cannot be reached,
+        `OperationalError` of kombu is raised, and what was committed stays; so does it
+        when the process dies just then. Where that must not be, note in a table what
+        is to be done, too.
         """
+        signature(self.function).bind(*args, **kwargs)
+        dumps([args, kwargs], serializer="json")
         job = current_app.extensions["celery"].tasks[self.job.name]
         on_commit(partial(job.apply_async, args, kwargs))
 
@@ -68,6 +81,7 @@ def init_app(app: Flask) -> None:
     """Give `app` a Celery application and the command `flask worker`."""
     from . import jobs
 
+    broker = _broker(app)
     celery = Celery(app.name, task_cls=jobs.task_class(app), set_as_current=False)
     celery.conf.update(
         broker_connection_max_retries=None,
@@ -78,7 +92,7 @@ def init_app(app: Flask) -> None:
         task_publish_retry_policy={"max_retries": 2},
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,
-        **_broker(app),
+        **broker,
     )
     celery.set_default()
     app.extensions["celery"] = celery
@@ -102,7 +116,7 @@ def _broker(app: Flask) -> dict[str, Any]:
         url = "filesystem://localhost"
         options = _folders(Path(app.instance_path) / "celery")
     elif url.startswith(("redis", "valkey")):
-        seconds = number(app, "CELERY_VISIBILITY_TIMEOUT", 25)
+        seconds = number(app, "CELERY_VISIBILITY_TIMEOUT", VISIBILITY)
         options["visibility_timeout"] = seconds
         # By default it looks for tasks to give to others every 100 s.
         options |= {"unacked_restore_interval": 2, "unacked_restore_throttle": 1}

@@ -11,11 +11,18 @@ import click
 from celery import Celery, Task, signals
 from flask import Flask, current_app
 from flask.cli import with_appcontext
-from psycopg2 import InterfaceError, OperationalError
+from kombu.exceptions import OperationalError as BrokerError
+from kombu.transport import redis
+from kombu.utils.json import dumps
+from psycopg2.errors import UndefinedTable
 from psycopg2.extras import Json
 
-from .db import Unavailable, get_db
+from .db import get_db
 from .log import request_id
+
+# Kombu gives back what runs when the connection is lost: by that connection, which ends
+# the worker. On Redis the visibility timeout does it.
+redis.QoS.restore_at_shutdown = False
 
 ANSWER = 0.5  # seconds that workers have to say that they live
 
@@ -30,11 +37,20 @@ def note_origin(headers: dict[str, object], **_: object) -> None:
 def task_class(app: Flask) -> type[Task[Any, Any]]:
     """Return the class of the tasks of `app`, each run in a context of its own."""
 
+    # From Redis, what waits for its time longer than this is given to all workers.
+    longest = app.config.get("CELERY_VISIBILITY_TIMEOUT")
+
     class ContextTask(Task[Any, Any]):
-        # What loses its connection to PostgreSQL is tried again for some minutes.
-        autoretry_for = (Unavailable, InterfaceError, OperationalError)
         max_retries = 10
         retry_backoff = True
+        retry_backoff_max = longest * 2 // 3 if longest else 600
+
+        def apply_async(self, *args: Any, **options: Any) -> Any:
+            if longest and (options.get("countdown") or 0) >= longest:
+                message = f"countdown is {options['countdown']:g} s"
+                hint = f"raise CELERY_VISIBILITY_TIMEOUT ({longest} s) above it."
+                raise ValueError(f"{message}: {hint}")
+            return super().apply_async(*args, **options)
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             request_id.set(self.request.get("request_id") or "-")
@@ -44,12 +60,12 @@ def task_class(app: Flask) -> type[Task[Any, Any]]:
         def on_failure(
             self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
         ) -> None:
-            with app.app_context(), get_db().cursor() as cursor:
-                cursor.execute(
-                    "INSERT INTO failed_tasks (id, name, args, kwargs)"
-                    " VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
-                    [task_id, self.name, Json(args), Json(kwargs)],
-                )
+            try:
+                with app.app_context():
+                    _note_failure(task_id, self.name, args, kwargs)
+            except Exception:  # or it would keep its place in the worker for good
+                message = "Task %s (%s) failed, which could not be noted"
+                app.logger.exception(message, self.name, task_id)
 
     return ContextTask
 
@@ -70,6 +86,7 @@ class Worker:
         signals.worker_shutting_down.connect(self._end, weak=False)
         options = ["--pool=threads", f"--concurrency={self.concurrency}"]
         options += ["--loglevel=WARNING", "--without-gossip", "--without-mingle"]
+        options += [f"--hostname={os.getpid()}@%h"]  # others may be on this machine
         self._celery.worker_main(["--quiet", "worker", *options])
 
     def status(self) -> dict[str, int]:
@@ -124,6 +141,15 @@ class Worker:
         os._exit(1)
 
 
+def _note_failure(id: str, name: str, args: Any, kwargs: Any) -> None:
+    with get_db().cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO failed_tasks (id, name, args, kwargs)"
+            " VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+            [id, name, Json(args, dumps=dumps), Json(kwargs, dumps=dumps)],
+        )
+
+
 def _waiting(conn: Any, all_queues: Iterable[Any]) -> dict[str, int]:
     queues = [queue(conn.default_channel) for queue in all_queues]
     waiting = sum(queue.queue_declare().message_count for queue in queues)
@@ -143,12 +169,26 @@ def _waiting(conn: Any, all_queues: Iterable[Any]) -> dict[str, int]:
 @with_appcontext
 def worker_command(status: bool, failed: bool, retry: str | None) -> None:
     """Run tasks in the background until SIGTERM, or look at them."""
-    worker = current_app.extensions["worker"]
-    if status:
-        click.echo("\n".join(f"{name}: {n}" for name, n in worker.status().items()))
-    elif failed:
-        click.echo("\n".join(f"{id} {call}" for id, call in worker.failed().items()))
-    elif retry is not None:
-        worker.retry(retry)
+    if status or failed or retry is not None:
+        _look(status, failed, retry)
     else:
-        worker.run()
+        current_app.extensions["worker"].run()
+
+
+def _look(status: bool, failed: bool, retry: str | None) -> None:
+    worker = current_app.extensions["worker"]
+    try:
+        if status:
+            found = worker.status().items()
+            click.echo("\n".join(f"{name}: {figure}" for name, figure in found))
+        elif failed:
+            found = worker.failed().items()
+            click.echo("\n".join(f"{id} {call}" for id, call in found))
+        else:
+            worker.retry(retry)
+    except UndefinedTable as error:
+        message = "A migration is missing: run `flask migrate`."
+        raise click.ClickException(message) from error
+    except BrokerError as error:
+        hint = "is it right, and does a broker run there?"
+        raise click.ClickException(f"CELERY_BROKER_URL: {error}: {hint}") from error

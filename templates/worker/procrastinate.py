@@ -5,17 +5,22 @@ had begun is begun again within 20 s. If that worker had committed it but not ye
 that it is done, it runs twice: write tasks for which twice is as good as once.
 """
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import procrastinate
+import psycopg
 from flask import Flask
 from procrastinate.contrib.psycopg2 import Psycopg2Connector
+from procrastinate.exceptions import ConnectorException
 from psycopg2 import InterfaceError, OperationalError
 from psycopg2.extras import RealDictCursor
+from psycopg_pool import PoolTimeout
 
 from .config import number
 from .db import Unavailable, get_db
@@ -41,6 +46,11 @@ class ContextConnector(Psycopg2Connector):
         with get_db().cursor() as cursor:
             cursor.execute(query, self._wrap_json(arguments))
 
+    def execute_query_one(self, query: str, **arguments: Any) -> Any:
+        with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
+            cursor.execute(query, self._wrap_json(arguments))
+            return cursor.fetchone()
+
     def execute_query_all(self, query: str, **arguments: Any) -> Any:
         with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
             cursor.execute(query, self._wrap_json(arguments))
@@ -52,6 +62,14 @@ class Connector(procrastinate.PsycopgConnector):
 
     def get_sync_connector(self) -> ContextConnector:
         return ContextConnector()
+
+    async def listen_notify(self, *args: Any, **kwargs: Any) -> None:
+        # It gives up where it cannot connect, and with it the worker would. Meanwhile
+        # that looks for jobs every 5 s.
+        while True:
+            with suppress(ConnectorException, PoolTimeout, psycopg.Error):
+                await super().listen_notify(*args, **kwargs)
+            await asyncio.sleep(1.0)
 
 
 # Tasks in other modules than tasks.py: name these here, too.

@@ -4,10 +4,11 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from signal import SIGINT, SIGTERM, signal
 from threading import Event
+from time import monotonic
 from typing import Any
 
 import click
@@ -16,38 +17,33 @@ from flask.cli import with_appcontext
 from procrastinate import JobContext
 from procrastinate.exceptions import ConnectorException
 from psycopg.conninfo import make_conninfo
+from psycopg2.errors import UndefinedTable
 from psycopg2.extras import RealDictCursor
 from psycopg_pool import PoolTimeout
 
 from .db import Unavailable, connect, get_db, parameters
 from .log import request_id
+from .migrate import status as migrations
 from .worker import REQUEST, Connector, queue
 
 HEARTBEAT = 3.0  # seconds between two signs of life of a worker
 STALLED = 12.0  # seconds without any, after which its jobs are given to others
-PATIENCE = 30.0  # seconds at most between two tries to reach PostgreSQL
+LOOK = 2.0  # seconds between two looks for such jobs
+PATIENCE = 30.0  # seconds that a query waits for PostgreSQL, and a worker at most
 
 STATUS = """
-SELECT count(*) FILTER (WHERE status = 'todo') AS waiting,
+SELECT count(*) FILTER (WHERE status = 'todo' AND NOT later) AS waiting,
+    count(*) FILTER (WHERE status = 'todo' AND later) AS later,
     count(*) FILTER (WHERE status = 'doing') AS running,
     count(*) FILTER (WHERE status = 'failed') AS failed,
-    coalesce(extract(epoch FROM now() - min(at) FILTER (WHERE status = 'todo')), 0)::int
-        AS oldest_seconds,
+    coalesce(extract(epoch FROM now() - min(greatest(at, scheduled_at))
+        FILTER (WHERE status = 'todo' AND NOT later)), 0)::int AS oldest_seconds,
     (SELECT count(*) FROM procrastinate_workers
         WHERE last_heartbeat > now() - %s * interval '1 second') AS workers
 FROM procrastinate_jobs jobs
 LEFT JOIN procrastinate_events ON job_id = jobs.id AND type = 'deferred'
-WHERE queue_name <> 'upkeep'
+CROSS JOIN LATERAL (SELECT coalesce(scheduled_at > now(), false) AS later) AS given
 """
-
-
-@queue.periodic(cron="* * * * * */5")  # every 5 s
-@queue.task(queue="upkeep", queueing_lock="upkeep", pass_context=True)
-async def put_back_stalled_jobs(context: JobContext, timestamp: int) -> None:
-    """Put the jobs of workers that were killed, or cut off, back into the queue."""
-    manager = context.app.job_manager
-    for job in await manager.get_stalled_jobs(seconds_since_heartbeat=STALLED):
-        await manager.retry_job(job)
 
 
 class Worker:
@@ -69,15 +65,15 @@ class Worker:
             signal(number, self._end)
         pause = 1.0
         while not self._ending.is_set():
+            began = monotonic()
             try:
-                connect().close()
-                pause = 1.0
+                _check_database()
                 asyncio.run(self._work())
             except (Unavailable, ConnectorException, PoolTimeout) as error:
                 reason = str(error.__cause__ or error).partition("\n")[0]
                 self.app.logger.warning("Again in %g s, after: %s", pause, reason)
             self._ending.wait(pause)
-            pause = min(2 * pause, PATIENCE)
+            pause = min(2 * pause, PATIENCE) if monotonic() - began < PATIENCE else 1.0
 
     def run_waiting(self) -> None:
         """Run the jobs that wait, and return: for tests, which need no worker then."""
@@ -86,7 +82,8 @@ class Worker:
     def status(self) -> dict[str, int]:
         """Return how many jobs wait, run and have failed, and how many workers live.
 
-        `oldest_seconds` is how long ago the first of those that wait was given.
+        `oldest_seconds` is how long the first has waited; `later` is how many are not
+        to begin yet.
         """
         with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
             cursor.execute(STATUS, [STALLED])
@@ -108,7 +105,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(self.concurrency))
         dsn = make_conninfo(**parameters(self.app.config["DATABASE_URL"]))
-        own = Connector(conninfo=dsn, timeout=5.0)
+        own = Connector(conninfo=dsn, timeout=PATIENCE)
         work = queue.run_worker_async(
             concurrency=self.concurrency,
             delete_jobs="successful",
@@ -120,12 +117,16 @@ class Worker:
         )
         with queue.replace_connector(own):
             async with queue.open_async():
+                looking = asyncio.create_task(_put_back_stalled_jobs())
                 self._working = asyncio.create_task(work)
                 if self._ending.is_set():  # since a signal that came meanwhile
                     self._finish(self._working)
-                with suppress(asyncio.CancelledError):
-                    await self._working
-                self._working = None
+                try:
+                    with suppress(asyncio.CancelledError):
+                        await self._working
+                finally:
+                    looking.cancel()
+                    self._working = None
 
     def _run_in_context(
         self, run: Callable[[], Any], context: JobContext, _: object
@@ -151,6 +152,24 @@ class Worker:
         os._exit(1)
 
 
+def _check_database() -> None:
+    with closing(connect()) as conn:
+        missing = [name for name, done in migrations(conn).items() if not done]
+    if missing:
+        message = f"{len(missing)} migrations are missing"
+        raise Unavailable(f"{message}: run `flask migrate`.")
+
+
+async def _put_back_stalled_jobs() -> None:
+    # Not by a periodic job, which would wait for those before it.
+    manager = queue.job_manager
+    while True:
+        await asyncio.sleep(LOOK)
+        with suppress(ConnectorException, PoolTimeout):  # or another worker was quicker
+            for job in await manager.get_stalled_jobs(seconds_since_heartbeat=STALLED):
+                await manager.retry_job(job)
+
+
 @click.command("worker")
 @click.option("--status", is_flag=True, help="Count the jobs and the workers.")
 @click.option("--failed", is_flag=True, help="List the jobs that have failed.")
@@ -158,12 +177,23 @@ class Worker:
 @with_appcontext
 def worker_command(status: bool, failed: bool, retry: int | None) -> None:
     """Run jobs in the background until SIGTERM, or look at them."""
-    worker = current_app.extensions["worker"]
-    if status:
-        click.echo("\n".join(f"{name}: {n}" for name, n in worker.status().items()))
-    elif failed:
-        click.echo("\n".join(f"{id} {call}" for id, call in worker.failed().items()))
-    elif retry is not None:
-        worker.retry(retry)
+    if status or failed or retry is not None:
+        _look(status, failed, retry)
     else:
-        worker.run()
+        current_app.extensions["worker"].run()
+
+
+def _look(status: bool, failed: bool, retry: int | None) -> None:
+    worker = current_app.extensions["worker"]
+    try:
+        if status:
+            found = worker.status().items()
+            click.echo("\n".join(f"{name}: {figure}" for name, figure in found))
+        elif failed:
+            found = worker.failed().items()
+            click.echo("\n".join(f"{id} {call}" for id, call in found))
+        else:
+            worker.retry(retry)
+    except UndefinedTable as error:
+        message = "A migration is missing: run `flask migrate`."
+        raise click.ClickException(message) from error

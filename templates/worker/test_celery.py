@@ -5,6 +5,8 @@ import pytest
 from celery.contrib.testing.worker import start_worker
 from click import ClickException
 from flask import Flask, current_app
+from kombu.exceptions import EncodeError
+from psycopg2 import OperationalError
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.db import get_db
@@ -38,6 +40,11 @@ def fail(number: int) -> None:
     raise RuntimeError("on purpose")
 
 
+@task(autoretry_for=(OSError,))
+def wait() -> None:
+    results.append("waited")
+
+
 @pytest.fixture
 def app(database_url: str) -> Iterator[Flask]:
     settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": "memory://"}
@@ -62,6 +69,24 @@ def run(app: Flask, task: Task[..., Any], *args: object) -> None:
 
 def waiting(worker: Worker) -> int:
     return worker.status()["waiting"]
+
+
+@pytest.mark.parametrize("arguments", [[{1, 2}, 3], [1]], ids=str)
+def test_arguments_that_cannot_be_sent_are_refused_before_the_commit(
+    app: Flask, worker: Worker, arguments: list[Any]
+) -> None:
+    with pytest.raises((TypeError, EncodeError)), get_db() as db:
+        db.cursor().execute("INSERT INTO notes (body) VALUES ('unfinished')")
+        add.delay(*arguments)
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT FROM notes")
+        assert cursor.rowcount == 0
+    assert worker.status()["waiting"] == 0
+
+
+def test_lost_connection_is_a_reason_to_try_again_whatever_else_is(app: Flask) -> None:
+    again = app.extensions["celery"].tasks[wait.job.name].autoretry_for
+    assert {OSError, OperationalError} <= set(again)
 
 
 def test_task_is_still_a_function() -> None:

@@ -9,7 +9,7 @@ from psycopg2 import OperationalError
 from {{ cookiecutter.project_slug }}.db import get_db
 from {{ cookiecutter.project_slug }}.jobs import Worker
 from {{ cookiecutter.project_slug }}.log import request_id
-from {{ cookiecutter.project_slug }}.worker import task
+from {{ cookiecutter.project_slug }}.worker import queue, task
 
 results: list[Any] = []
 
@@ -108,7 +108,15 @@ def test_task_knows_the_request_that_asked_for_it(app: Flask, worker: Worker) ->
 def test_job_for_later_waits(worker: Worker) -> None:
     add.job.configure(schedule_in={"hours": 1}).defer(a=1, b=2)
     worker.run_waiting()
-    assert worker.status()["waiting"] == 1
+    status = {"waiting": 0, "later": 1, "oldest_seconds": 0}
+    assert worker.status() | status == worker.status()
+
+
+def test_waiting_job_can_be_cancelled(worker: Worker) -> None:
+    job = add.job.defer(a=1, b=2)
+    assert queue.job_manager.cancel_job_by_id(job)
+    worker.run_waiting()
+    assert results == []
 
 
 def test_failed_job_is_listed_and_can_be_run_again(app: Flask, worker: Worker) -> None:
@@ -129,11 +137,11 @@ def test_unknown_job_is_refused(worker: Worker) -> None:
 def test_job_that_lost_its_connection_waits_to_be_run_again(worker: Worker) -> None:
     lose_the_connection.delay()
     worker.run_waiting()
-    assert worker.status() | {"waiting": 1, "failed": 0} == worker.status()
+    assert worker.status() | {"later": 1, "failed": 0} == worker.status()
 
 
 def test_command_counts_jobs_and_workers(app: Flask) -> None:
     add.delay(1, 2)
     output = app.test_cli_runner().invoke(args=["worker", "--status"]).output
-    assert output.startswith("waiting: 1\nrunning: 0\nfailed: 0\noldest_seconds: ")
+    assert output.startswith("waiting: 1\nlater: 0\nrunning: 0\nfailed: 0\noldest")
     assert output.endswith("workers: 0\n")

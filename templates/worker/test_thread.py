@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 from queue import Queue
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from {{ cookiecutter.project_slug }}.worker import QueueFull, task
 from .live import poll, sleeping
 
 SETTINGS = {"TESTING": True, "WORKER_QUEUE_SIZE": 2, "WORKER_TIMEOUT": 0.1}
+SETTINGS |= {"WORKER_DEADLINE": 0.1}
 
 results: Queue[Any] = Queue()
 gate = Event()
@@ -148,6 +149,33 @@ def test_status_counts_what_waits_and_runs(app: Flask) -> None:
     gate.set()
     assert results.get(timeout=10) == 3
     assert poll(lambda: worker.status() == {"waiting": 0, "running": 0}, seconds=10)
+
+
+def test_stop_waits_for_what_waits_and_runs(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = app.extensions["worker"]
+    worker.deadline = 10.0
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    fail.delay(RuntimeError("on purpose"))
+    add.delay(1, 2)
+    Timer(0.2, gate.set).start()
+    worker.stop()
+    assert results.get_nowait() == 3
+    assert "Task fail failed" in caplog.text
+    assert "Lost" not in caplog.text
+
+
+def test_stop_of_a_full_queue_loses_only_what_does_not_run_in_time(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    add.delay(1, 2)
+    add.delay(3, 4)
+    app.extensions["worker"].stop()
+    assert "Lost as the process ends: wait_at_the_gate, add, add\n" in caplog.text
 
 
 def test_stop_names_what_is_lost(app: Flask, caplog: pytest.LogCaptureFixture) -> None:

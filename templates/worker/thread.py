@@ -1,7 +1,8 @@
 """Work in the background, in a thread of this process: for work that may be lost.
 
-A task runs at most once. What waits or runs when the process ends is lost, and named in
-the log; when the process is killed, not even that.
+A task runs at most once. When the process ends, those that wait or run have
+`WORKER_DEADLINE` seconds, in debug none, for a reload does not wait. What has not ended
+by then is lost, and named in the log; when the process is killed, not even that.
 """
 
 import atexit
@@ -12,6 +13,7 @@ from functools import partial
 from queue import Empty, Full, Queue
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
+from time import monotonic
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import psycopg2
@@ -25,8 +27,8 @@ from .log import request_id
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Seconds to end a task at exit: Ctrl-C leaves a reloading server 0.25 s for everything.
-DEADLINE = 0.15
+# Seconds to cut a task off at exit: Ctrl-C leaves a reloading server 0.25 s in all.
+MOMENT = 0.15
 
 
 class QueueFull(RuntimeError):
@@ -69,12 +71,14 @@ class Worker:
     """Run jobs one after the other, in a thread that the first one starts.
 
     `size` jobs at most wait; `timeout` is how many seconds a caller waits to add one.
+    At the end those that wait and run have `deadline` seconds.
     """
 
-    def __init__(self, app: Flask, size: int, timeout: float) -> None:
+    def __init__(self, app: Flask, size: int, timeout: float, deadline: float) -> None:
         self.app = app
         self.size = size
         self.timeout = timeout
+        self.deadline = deadline
         self._reset()
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
             os.register_at_fork(after_in_child=self._reset)
@@ -84,6 +88,7 @@ class Worker:
         self.thread: Thread | None = None
         self._starting = Lock()
         self._ending = Event()
+        self._cutting_off = Event()
         self._queue: Queue[Job | None] = Queue(self.size)
         self._job: Job | None = None
         self._context: AppContext | None = None
@@ -107,15 +112,13 @@ class Worker:
         return {"waiting": self._queue.qsize(), "running": int(self._job is not None)}
 
     def stop(self) -> None:
-        """End within `DEADLINE` seconds, and name the jobs that are lost in the log."""
+        """End within `deadline` seconds, and name the jobs that are lost in the log."""
         atexit.unregister(self.stop)
         self._ending.set()
+        self._finish(self.deadline)
         waiting = _drain(self._queue)
-        with suppress(Full):
-            self._queue.put_nowait(None)  # wakes the thread where it waits for a job
-        self._disconnect()
-        if self.thread:
-            self.thread.join(DEADLINE)
+        self._cut_off()
+        self._finish(MOMENT)
         self._name_lost([self._job, *waiting])
 
     def _start(self) -> None:
@@ -126,10 +129,9 @@ class Worker:
         atexit.register(self.stop)
 
     def _run(self) -> None:
-        while not self._ending.is_set():
-            self._job = self._queue.get()
-            if self._job:
-                self._run_job(self._job)
+        while job := self._queue.get():
+            self._job = job
+            self._run_job(job)
 
     def _run_job(self, job: Job) -> None:
         request_id.set(job.request_id)
@@ -137,12 +139,20 @@ class Worker:
             with self.app.app_context() as self._context:
                 job.call()
         except BaseException:  # not even SystemExit ends the worker
-            if self._ending.is_set():
-                return  # cut off: `stop` names it
+            if self._cutting_off.is_set():
+                return  # `stop` names it
             self.app.logger.exception("Task %s failed", _name(job))
         self._job = None
 
-    def _disconnect(self) -> None:
+    def _finish(self, seconds: float) -> None:
+        end = monotonic() + seconds
+        with suppress(Full):
+            self._queue.put(None, timeout=seconds)  # at which the thread ends
+        if self.thread:
+            self.thread.join(max(end - monotonic(), 0.0))
+
+    def _cut_off(self) -> None:
+        self._cutting_off.set()
         # The query that runs fails here at once, and at the server within 0.5 s, rolled
         # back. `cancel` would wait for the server, and with it the whole process.
         db = self._context.g.get("db") if self._context else None
@@ -175,4 +185,5 @@ def init_app(app: Flask) -> None:
         app,
         size=number(app, "WORKER_QUEUE_SIZE", 1000),
         timeout=number(app, "WORKER_TIMEOUT", 1.0),
+        deadline=0.0 if app.debug else number(app, "WORKER_DEADLINE", 10.0),
     )

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from flask import Flask
@@ -17,7 +18,7 @@ from flask import Flask
 from .brokers import Broker, RabbitMQ, Redis
 from .live import ROOT, poll
 from .test_faults import Database
-from .working import TABLES, create_app, work
+from .working import TABLES, create_app, fail, work
 
 JOBS = int(os.environ.get("JOBS", "1000"))
 CELERY = not hasattr(work.job, "defer")
@@ -121,7 +122,7 @@ def status(app: Flask) -> dict[str, int]:
 def all_done(app: Flask, database: Database) -> bool:
     """Say whether each job has left its effect, and none waits, runs or has failed."""
     found = status(app)
-    left = found["waiting"] + found["running"] + found["failed"]
+    left = sum(found.get(name, 0) for name in ("waiting", "later", "running", "failed"))
     return count(database, "effects") == JOBS and left == 0
 
 
@@ -170,6 +171,50 @@ def test_worker_outlives_a_restart_of_its_server(
         give(app, number, 0.0)
         assert poll(lambda n=number: count(database, "effects") == n, 40), number
     assert worker.poll() is None
+
+
+def test_worker_with_a_job_outlives_a_restart_of_its_server(
+    app: Flask, database: Database, broker: Broker | None, workers: Workers
+) -> None:
+    worker = workers.start()
+    give(app, 1, 8.0)
+    assert poll(lambda: count(database, "runs") == 1, 20)
+    server: Any = broker or database
+    server.stop()
+    time.sleep(2)
+    server.start()
+    for number in (2, 3, 4):
+        give(app, number, 0.0)
+    others = "effects WHERE number > 1"
+    assert poll(lambda: count(database, others) == 3, 7)  # while the first one runs
+    assert poll(lambda: count(database, "effects") == 4, SECONDS + 8)
+    assert worker.poll() is None
+
+
+@celery
+def test_failures_that_cannot_be_noted_do_not_stop_the_worker(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start()
+    database.query("ALTER TABLE failed_tasks RENAME TO elsewhere; SELECT 1")
+    with app.app_context():
+        for _ in range(4):
+            fail.delay(uuid4())
+    give(app, 1, 0.0)
+    assert poll(lambda: count(database, "effects") == 1, 20)
+    database.query("ALTER TABLE elsewhere RENAME TO failed_tasks; SELECT 1")
+    assert workers.log.read_text().count("could not be noted") == 4
+    with app.app_context():
+        fail.delay(uuid4())
+    assert poll(lambda: count(database, "failed_tasks") == 1, 20)
+
+
+@celery
+@pytest.mark.skipif(RABBITMQ, reason="RabbitMQ knows no such timeout")
+def test_task_for_later_than_the_visibility_timeout_is_refused(app: Flask) -> None:
+    job = app.extensions["celery"].tasks[work.job.name]
+    with pytest.raises(ValueError, match="raise CELERY_VISIBILITY_TIMEOUT"):
+        job.apply_async([1, 0.0], countdown=60)
 
 
 def test_end_of_a_worker_waits_for_its_job_and_takes_no_other(

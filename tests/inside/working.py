@@ -26,4 +26,10 @@ def work(number: int, seconds: float) -> None:
         time.sleep(seconds)
 
 
-__all__ = ["create_app", "work"]
+@task
+def fail(thing: object) -> None:
+    """Fail, whatever it is given."""
+    raise RuntimeError("on purpose")
+
+
+__all__ = ["create_app", "fail", "work"]

@@ -1,7 +1,7 @@
 """The PostgreSQL connection of the current application context."""
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -41,8 +41,9 @@ class Connection(LoggedConnection):
     ) -> None:
         followers, self.followers = self.followers or [], None
         super().__exit__(kind, error, place)
-        for follower in followers if error is None else []:
-            follower()
+        with ExitStack() as stack:  # which calls them all, whatever one raises
+            for follower in reversed(followers) if error is None else []:
+                stack.callback(follower)
 
 
 class NullPool:
