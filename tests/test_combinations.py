@@ -10,11 +10,11 @@ import yaml
 from .conftest import PROGRAMS, Answers, Bake, combinations, label, run
 
 ALWAYS = """
-    .env.example .flaskenv .gitignore .pre-commit-config.yaml LICENSE README.md
+    .env.example .flaskenv .gitignore LICENSE README.md
     gunicorn.conf.py pyproject.toml
     app/__init__.py app/config.py app/db.py app/health.py app/log.py app/migrate.py
     app/notes.py app/security.py app/migrations/0001_notes.sql app/templates/notes.html
-    devserver/__init__.py devserver/browser.py devserver/guard.py devserver/keeper.py
+    devserver/__init__.py devserver/browser.py devserver/guard.py
     devserver/postgres.py devserver/start.html devserver/start.py
     devserver/supervisor.py devserver/version.py devserver/watcher.py
     tests/__init__.py tests/conftest.py tests/live.py tests/probe.py

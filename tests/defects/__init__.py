@@ -311,8 +311,8 @@ DEFECTS = [
     ),
     Defect(
         words="The embedded PostgreSQL is never stopped",
-        file=f"{PROJECT}/devserver/keeper.py",
-        old="                postgres.stop(folder)\n",
+        file=f"{PROJECT}/devserver/postgres.py",
+        old="                stop(home)\n",
         new="",
         test="tests/test_postgres.py"
         "::test_all_share_one_server_that_ends_with_the_last",

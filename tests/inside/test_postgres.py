@@ -15,7 +15,7 @@ import pytest
 from .conftest import connect
 from .live import PACKAGE, ROOT, Server, poll
 
-KEEPER = "devserver.keeper"
+KEEPER = "devserver.postgres"
 
 CLIENT = """
 import sys
@@ -123,6 +123,20 @@ def test_new_keeper_knows_the_owners_of_the_one_before(
     owners = folder / "owners"
     assert poll(lambda: len(list(owners.iterdir())) == 1, seconds=10)
     assert query(url, "SELECT 1") == 1
+
+
+def test_server_ends_when_its_folder_is_taken_away(
+    folder: Path, start: StartClient
+) -> None:
+    start().url()
+    home, running = folder.resolve(), programs(folder)
+    shutil.rmtree(home / "owners")
+    if folder.is_symlink():
+        folder.unlink()
+    # They may wait for their parent to notice that they have ended.
+    assert poll(lambda: not any(map(title, running)), seconds=10)
+    if not folder.exists():
+        folder.symlink_to(home)
 
 
 def test_server_whose_connections_are_used_up_is_left_as_it_is(

@@ -1,7 +1,9 @@
 """A PostgreSQL for development and tests, where no other is set up.
 
 `url` starts a server in a folder of its own, or joins the one that runs there. The
-keeper, a small process beside it, stops it when all who asked for it have ended.
+keeper, a small process beside it, stops it when all who asked for it have ended. It
+watches these instead of counting on their last words, so that the server ends with one
+that was killed, too. `python -m devserver.postgres FOLDER` runs it.
 """
 
 import os
@@ -30,6 +32,7 @@ INSTALLED = (
     "opt/homebrew/opt/postgresql@*/bin/initdb",
     "Program Files/PostgreSQL/*/bin/initdb.exe",
 )
+INTERVAL = 0.1  # seconds between two looks of the keeper
 CONFIGURATION = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -72,6 +75,40 @@ def stop(folder: Path) -> None:
         _run(folder.resolve(), "pg_ctl", "stop", "--pgdata=data", "--mode=fast")
 
 
+def keep(folder: Path) -> None:
+    """Stop the server in `folder` once none of its owners runs: the keeper."""
+    home = folder.resolve()  # which is there when somebody has removed the link
+    keeping = keeper_lock(folder)
+    keeping.acquire()
+    print("ready", flush=True)
+    while keeping.is_locked:
+        while _has_owner(home):
+            time.sleep(INTERVAL)
+        with lock(folder):  # under which others become owners
+            if not _has_owner(home):
+                stop(home)
+                keeping.release()  # here, or who is next takes this keeper for its own
+
+
+def _has_owner(home: Path) -> bool:
+    return any([_is_running(file) for file in (home / "owners").glob("*")])
+
+
+def _is_running(owner: Path) -> bool:
+    """Say whether the process still runs that the file `owner` is named after.
+
+    One that began after the file was written was given the same id, and one that waits
+    for its parent to notice its end has ended. Their files are removed.
+    """
+    with suppress(psutil.NoSuchProcess, FileNotFoundError):
+        process = psutil.Process(int(owner.name))
+        began = process.create_time() < owner.stat().st_mtime + 1
+        if began and process.status() != psutil.STATUS_ZOMBIE:
+            return True
+    owner.unlink(missing_ok=True)
+    return False
+
+
 def _register(home: Path) -> None:
     """Tell the keeper, by the name of a file, as long as which process to keep it."""
     reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
@@ -107,7 +144,7 @@ def _start_keeper(folder: Path) -> None:
     except Timeout:
         return  # it runs
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "devserver.keeper", folder],
+        [sys.executable, "-m", "devserver.postgres", folder],
         cwd=Path(__file__).parents[1],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -267,3 +304,7 @@ def _site_packages() -> list[Path]:
     with suppress(PackageNotFoundError):
         return [Path(str(distribution(WHEEL).locate_file("")))]
     return []
+
+
+if __name__ == "__main__":
+    keep(Path(sys.argv[1]))

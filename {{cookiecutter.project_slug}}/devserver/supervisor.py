@@ -333,8 +333,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        message = f"--port {port} cannot be had ({error.strerror}): end what listens"
-        raise click.ClickException(f"{message} there, or use another.") from None
+        place = f"--host {host} --port {port}"
+        message = f"{place} cannot be had ({error.strerror}): end what listens there"
+        raise click.ClickException(f"{message}, or use another.") from None
 
 
 def _own_environment() -> dict[str, str]:

@@ -66,7 +66,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
     @app.get("/")
     def index() -> Response:
-        """Lead to the notes, the example; put your own first page here."""
+        """Lead to the notes; put your first page here, and remove what is above."""
         return redirect(url_for("notes.index"))
 
     check_config(app)

@@ -35,6 +35,8 @@ def load_config(app: Flask, overrides: Mapping[str, Any] | None) -> None:
     In debug and testing an absent `DATABASE_URL` means the embedded PostgreSQL, and
     an absent `SECRET_KEY` a random one, kept in the instance folder.
     """
+    app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
+    app.config["SESSION_COOKIE_SECURE"] = not app.debug
     for name in EXAMPLES:
         app.config[name] = os.environ.get(name, "")
     app.config.update(overrides or {})
@@ -64,7 +66,7 @@ def number(app: Flask, name: str, default: Number) -> Number:
         valid = False
     if not valid:
         kind = "a whole number" if isinstance(default, int) else "a number"
-        hint = f"set it to {kind} above 0, such as {default:g}."
+        hint = f"set it to {kind} above 0, such as {default}."
         refuse(app, f"{name} is {given!r}: {hint}")
         value = default
     app.config[name] = value
@@ -89,7 +91,7 @@ def hosts(app: Flask, name: str) -> None:
     Anything else is left to `check_config`.
     """
     given = _given(app, name, None)
-    found = given.split(",") if isinstance(given, str) else given
+    found = re.split(r"\s*,\s*", given) if isinstance(given, str) else given
     if found and not all(re.fullmatch(r"[\w.-]+", host) for host in found):
         hint = "write hosts like example.com,.example.org with nothing else."
         refuse(app, f"{name} is {given!r}: {hint}")

@@ -4,6 +4,7 @@ Each runs in a transaction. One that begins with `-- no transaction` does not: i
 a single statement that cannot, such as `CREATE INDEX CONCURRENTLY`.
 """
 
+import logging
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from hashlib import sha256
@@ -21,6 +22,9 @@ from .db import connect
 
 FOLDER = Path(__file__).parent / "migrations"
 LOCK = 7_164_001  # any number will do, so long as every runner takes the same
+
+
+logger = logging.getLogger(__name__)
 
 
 class MigrationError(click.ClickException):
@@ -76,8 +80,10 @@ def _lock_and_list(conn: connection) -> dict[str, str]:
     with conn.cursor() as cursor:
         # A session's lock, not a row: a runner that is killed leaves none behind. It
         # waits between queries, for CREATE INDEX CONCURRENTLY waits for all that run.
-        while not _locks(cursor):
-            sleep(0.1)
+        if not _locks(cursor):
+            logger.warning("Another one migrates this database: waiting for its end")
+            while not _locks(cursor):
+                sleep(0.1)
         cursor.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY,"
             " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"

