@@ -197,6 +197,11 @@ def test_cookie_of_the_session_is_for_this_site_and_tls_alone() -> None:
     assert {"Secure", "HttpOnly", "SameSite=Lax"} <= set(cookie.split("; "))
 
 
+def test_cookie_can_be_set_otherwise() -> None:
+    settings = {"SESSION_COOKIE_SECURE": False, "SESSION_COOKIE_SAMESITE": "Strict"}
+    assert settings.items() <= create_app(PRODUCTION | settings).config.items()
+
+
 def test_other_host_is_refused(database_url: str) -> None:
     settings = {"DATABASE_URL": database_url, "TRUSTED_HOSTS": ["good.example"]}
     client = create_app({"TESTING": True} | settings).test_client()
@@ -230,6 +235,7 @@ def test_error_is_answered_as_the_client_asked(
     answer = app.test_client().open(path, method=method, headers=JSON)
     assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
     assert answer.json and answer.json["status"] == status
+    assert "Accept" in page.vary and "Accept" in answer.vary
     assert "Traceback" not in page.text + answer.text
     assert "ZeroDivision" not in page.text + answer.text
 

@@ -39,10 +39,11 @@ def test_settings_that_are_wrong_are_named_all_at_once(
         create_app()
     names = {sentence.split()[0] for sentence in str(error.value).splitlines()}
     assert names == {"MAX_CONTENT_LENGTH", "TRUSTED_HOSTS", *PRODUCTION}
+    assert "such as 1048576." in str(error.value)
 
 
 def test_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRUSTED_HOSTS", "example.com,.example.org")
+    monkeypatch.setenv("TRUSTED_HOSTS", "example.com, .example.org")
     trusted = create_app(PRODUCTION).config["TRUSTED_HOSTS"]
     assert trusted == ["example.com", ".example.org"]
 

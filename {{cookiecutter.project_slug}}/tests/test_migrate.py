@@ -91,10 +91,11 @@ def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
 
 
 def test_runners_that_start_together_apply_each_file_once(
-    empty_url: str, tmp_path: Path
+    empty_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text); SELECT pg_sleep(.1)")
     assert run_together(empty_url, tmp_path) == [[], [], [], ["0001_a.sql"]]
+    assert "Another one migrates this database" in caplog.text
 
 
 CONCURRENTLY = "-- no transaction\nCREATE INDEX CONCURRENTLY a_b ON a (b)"
