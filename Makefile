@@ -7,14 +7,21 @@ PORT = 5000
 SLUG = demo_$(POOL)_$(WORKER)
 UV = $(CURDIR)/.venv/bin/uv
 
-.PHONY: demo test lint defects
+.PHONY: demo bake test lint defects
 
 demo: .venv/ready
-	@test -d .demo/$(SLUG) || .venv/bin/cookiecutter . --no-input --accept-hooks no \
-		--output-dir .demo project_slug=$(SLUG) pool=$(POOL) worker=$(WORKER) > /dev/null
+	@test -d .demo/$(SLUG) || $(MAKE) --no-print-directory bake
 	cd .demo/$(SLUG) && $(UV) sync --quiet
 	@echo "Open http://127.0.0.1:$(PORT)/ and edit .demo/$(SLUG)/$(SLUG)/notes.py; Ctrl-C ends it."
 	cd .demo/$(SLUG) && $(UV) run flask dev --port $(PORT)
+
+# Cookiecutter first copies all of the template's folder, which takes long with .venv in it.
+bake: .venv/ready
+	@mkdir -p .demo/.template
+	@tar -c --exclude=./.venv --exclude=./.demo --exclude=./.git . | tar -x -C .demo/.template
+	@.venv/bin/cookiecutter .demo/.template --no-input --accept-hooks no \
+		--output-dir .demo project_slug=$(SLUG) pool=$(POOL) worker=$(WORKER) > /dev/null
+	@rm -r .demo/.template
 
 test: .venv/ready lint
 	.venv/bin/pytest

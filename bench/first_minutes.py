@@ -59,13 +59,15 @@ class Way(NamedTuple):
     database: Callable[[Path], str] | None = None
 
 
-def ways(flask: str, django: str, server: subprocess.Popen[str]) -> dict[str, Way]:
+def ways(
+    template: Path, flask: str, django: str, server: subprocess.Popen[str]
+) -> dict[str, Way]:
     """Return what each template has one type; a change of folder is no command.
 
     What stands after `true` is done by this bench. $FREE_PORT is not the usual port.
     """
     ours = [
-        f"cookiecutter {TEMPLATE} --no-input",
+        f"cookiecutter {template} --no-input",
         "cd my_flask_app; uv run flask dev --port $FREE_PORT",
     ]
     # A virtual environment is recommended there without the command.
@@ -194,9 +196,16 @@ def newest_python() -> str:
     sys.exit(f"None of Python {', '.join(PYTHONS)} is here: put one on PATH.")
 
 
-def bake(folder: Path) -> Path:
+def clone(folder: Path) -> Path:
+    """Return a clone of this template, without what is not under version control."""
+    template = folder / "template"
+    subprocess.run(["git", "clone", "--quiet", TEMPLATE, template], check=True)
+    return template
+
+
+def bake(folder: Path, template: Path) -> Path:
     """Return a project of this template, with its environment."""
-    cookiecutter = [PROGRAMS / "cookiecutter", TEMPLATE, "--no-input"]
+    cookiecutter = [PROGRAMS / "cookiecutter", template, "--no-input"]
     subprocess.run(cookiecutter, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     project = folder / "my_flask_app"
     subprocess.run([PROGRAMS / "uv", "sync", "-q"], cwd=project, check=True)
@@ -222,12 +231,13 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.callback(remove_databases, folder)
         django, version = with_python(django, folder)
-        project = bake(folder)
+        template = clone(folder)
+        project = bake(folder, template)
         command = [project / ".venv" / PROGRAMS.name / "python", "-c", SERVER]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         server = subprocess.Popen(command, cwd=project, **pipes)
         stack.enter_context(server)
-        show(ways(flask, django, server), folder / "caches", version)
+        show(ways(template, flask, django, server), folder / "caches", version)
 
 
 if __name__ == "__main__":
