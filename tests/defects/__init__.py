@@ -218,7 +218,7 @@ DEFECTS = [
     Defect(
         words="Two machines may migrate at once",
         file=f"{PACKAGE}/migrate.py",
-        old="        while not _locks(cursor):\n            sleep(0.1)\n",
+        old="            while not _locks(cursor):\n                sleep(0.1)\n",
         new="",
         test="tests/test_migrate.py"
         "::test_runners_that_start_together_apply_each_file_once",
