@@ -29,8 +29,6 @@ R = TypeVar("R")
 # A task whose connection to PostgreSQL was lost is tried again for some minutes.
 LOST = (Unavailable, InterfaceError, OperationalError)
 
-VISIBILITY = 25  # seconds
-
 EXAMPLE = "redis://localhost:6379/0"
 
 
@@ -116,7 +114,7 @@ def _broker(app: Flask) -> dict[str, Any]:
         url = "filesystem://localhost"
         options = _folders(Path(app.instance_path) / "celery")
     elif url.startswith(("redis", "valkey")):
-        seconds = number(app, "CELERY_VISIBILITY_TIMEOUT", VISIBILITY)
+        seconds = number(app, "CELERY_VISIBILITY_TIMEOUT", 25)
         options["visibility_timeout"] = seconds
         # By default it looks for tasks to give to others every 100 s.
         options |= {"unacked_restore_interval": 2, "unacked_restore_throttle": 1}

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -82,6 +81,12 @@ def broker(tmp_path: Path) -> Iterator[Broker | None]:
 
 
 @pytest.fixture
+def server(database: Database, broker: Broker | None) -> Broker | Database:
+    """What the jobs wait at."""
+    return broker or database
+
+
+@pytest.fixture
 def settings(database: Database, broker: Broker | None) -> dict[str, str]:
     found = {"DATABASE_URL": database.direct, "SECRET_KEY": "0" * 32}
     return found | ({"CELERY_BROKER_URL": broker.url} if broker else {})
@@ -119,6 +124,13 @@ def status(app: Flask) -> dict[str, int]:
         return dict(app.extensions["worker"].status())
 
 
+def restart(server: Broker | Database, seconds: float) -> None:
+    """Stop the server, and start it after so many seconds."""
+    server.stop()
+    time.sleep(seconds)
+    server.start()
+
+
 def all_done(app: Flask, database: Database) -> bool:
     """Say whether each job has left its effect, and none waits, runs or has failed."""
     found = status(app)
@@ -127,7 +139,7 @@ def all_done(app: Flask, database: Database) -> bool:
 
 
 def test_no_job_is_lost_whoever_is_killed(
-    app: Flask, database: Database, broker: Broker | None, workers: Workers
+    app: Flask, database: Database, server: Broker | Database, workers: Workers
 ) -> None:
     random = Random(0)
     for number in range(JOBS):
@@ -139,7 +151,6 @@ def test_no_job_is_lost_whoever_is_killed(
         time.sleep(random.random() / 20)  # any moment will do
         workers.kill()
         if moment in (3, 7):
-            server: Any = broker or database
             server.stop()
             workers.start()
             time.sleep(1)  # in which the worker finds nobody
@@ -158,31 +169,25 @@ def test_no_job_is_lost_whoever_is_killed(
 
 
 def test_worker_outlives_a_restart_of_its_server(
-    app: Flask, database: Database, broker: Broker | None, workers: Workers
+    app: Flask, database: Database, server: Broker | Database, workers: Workers
 ) -> None:
     worker = workers.start()
     give(app, 1, 0.0)
     assert poll(lambda: count(database, "effects") == 1, 20)
     for number in (2, 3):
-        server: Any = broker or database
-        server.stop()
-        time.sleep(1)
-        server.start()
+        restart(server, 1)
         give(app, number, 0.0)
         assert poll(lambda n=number: count(database, "effects") == n, 40), number
     assert worker.poll() is None
 
 
 def test_worker_with_a_job_outlives_a_restart_of_its_server(
-    app: Flask, database: Database, broker: Broker | None, workers: Workers
+    app: Flask, database: Database, server: Broker | Database, workers: Workers
 ) -> None:
     worker = workers.start()
     give(app, 1, 8.0)
     assert poll(lambda: count(database, "runs") == 1, 20)
-    server: Any = broker or database
-    server.stop()
-    time.sleep(2)
-    server.start()
+    restart(server, 2)
     for number in (2, 3, 4):
         give(app, number, 0.0)
     others = "effects WHERE number > 1"

@@ -23,7 +23,6 @@ from .db import connect
 FOLDER = Path(__file__).parent / "migrations"
 LOCK = 7_164_001  # any number will do, so long as every runner takes the same
 
-
 logger = logging.getLogger(__name__)
 
 
