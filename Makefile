@@ -7,7 +7,7 @@ PORT = 5000
 SLUG = demo_$(POOL)_$(WORKER)
 UV = $(CURDIR)/.venv/bin/uv
 
-.PHONY: demo bake test lint defects
+.PHONY: demo bake test lint mutations
 
 demo: .venv/ready
 	@test -d .demo/$(SLUG) || $(MAKE) --no-print-directory bake
@@ -26,9 +26,9 @@ bake: .venv/ready
 test: .venv/ready lint
 	.venv/bin/pytest
 
-# Breaks a copy of the template in the ways of tests/defects, and says what noticed each.
-defects: .venv/ready
-	.venv/bin/python -m tests.defects
+# Breaks a copy of the template in the ways of tests/mutations, and says what noticed each.
+mutations: .venv/ready
+	.venv/bin/python -m tests.mutations
 
 lint: .venv/ready
 	.venv/bin/ruff check

@@ -42,7 +42,7 @@ PYTHONS = ("3.14", "3.13", "3.12")
 SERVER = """
 import sys
 from pathlib import Path
-from devserver import postgres
+from flask_devserver import postgres
 for name in sys.stdin:
     print(postgres.url(Path("instance/postgres"), name.strip()), flush=True)
 """

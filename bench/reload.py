@@ -41,7 +41,7 @@ def version():
 ASGI = BARE + "from a2wsgi import WSGIMiddleware\nasgi = WSGIMiddleware(app)\n"
 FULL = """
 import app as package
-from app.db import get_db
+from app.core.db import get_db
 app = package.create_app()
 VERSION = 0
 

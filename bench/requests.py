@@ -45,7 +45,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 import psycopg2
-from devserver import postgres
+from flask_devserver import postgres
 url = postgres.url(Path(sys.argv[1]), "bench")
 with closing(psycopg2.connect(url)) as conn, conn, conn.cursor() as cursor:
     cursor.execute('''

@@ -21,7 +21,6 @@ TEMPLATE = Path(__file__).parents[1]
 sys.path.insert(0, str(TEMPLATE))
 
 from reload import PROGRAMS, remove_databases  # noqa: E402
-
 from tests.serving import Site  # noqa: E402
 
 CATEGORIES = ("accessibility", "best-practices")

@@ -21,9 +21,9 @@ TEMPLATE = Path(__file__).parents[1]
 sys.path.insert(0, str(TEMPLATE))
 
 from reload import PROGRAMS, remove_databases  # noqa: E402
+from tests.serving import free_port  # noqa: E402
 
 from tests.conftest import clean_environment, copy_template, wait_for  # noqa: E402
-from tests.serving import free_port  # noqa: E402
 
 WIDTH = 92
 ANSWERS = ["Shopping Lists", "", "Who brings what.", "Ada Lovelace"]

@@ -41,8 +41,8 @@ def write(sent):
 OURS = """
 from note import write
 from app import create_app
-from app.db import get_db
-from app.worker import task
+from app.core.db import get_db
+from app.core.jobs import task
 
 app = create_app()
 app.app_context().push()

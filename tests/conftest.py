@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pytest_cookies.plugin import Cookies
 
-collect_ignore = ["inside"]  # what is run within a baked project
+collect_ignore = ["in_project"]  # what is run within a baked project
 
 TEMPLATE = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -108,8 +108,8 @@ def copy_template(folder: Path) -> Path:
 
 
 def put_inside(project: Path) -> None:
-    """Put the tests of tests/inside into the project."""
-    inside = TEMPLATE / "tests" / "inside"
+    """Put the tests of tests/in_project into the project."""
+    inside = TEMPLATE / "tests" / "in_project"
     shutil.copytree(inside, project / "tests", dirs_exist_ok=True)
 
 

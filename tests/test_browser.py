@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from .conftest import PROGRAMS, Bake, run
-from .serving import Site
+from .support.serving import Site
 
 NAME = """Tom's & "<b>Ann</b>'s" {{ 7 * 7 }} 😀"""
 DESCRIPTION = """{# A comment #} &amp; <script>alert(1)</script> \\\\"""

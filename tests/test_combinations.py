@@ -12,21 +12,26 @@ from .conftest import PROGRAMS, Answers, Bake, combinations, label, run
 ALWAYS = """
     .env.example .flaskenv .gitignore LICENSE README.md
     gunicorn.conf.py pyproject.toml
-    app/__init__.py app/config.py app/db.py app/health.py app/log.py app/migrate.py
-    app/notes.py app/security.py app/migrations/0001_notes.sql app/templates/notes.html
-    devserver/__init__.py devserver/browser.py devserver/guard.py
-    devserver/postgres.py devserver/start.html devserver/start.py
-    devserver/supervisor.py devserver/version.py devserver/watcher.py
-    tests/__init__.py tests/conftest.py tests/live.py tests/probe.py
-    tests/test_app.py tests/test_config.py tests/test_db.py tests/test_migrate.py
-    tests/test_notes.py tests/test_reload.py
+    app/__init__.py app/notes.py app/migrations/0001_notes.sql app/templates/notes.html
+    app/core/__init__.py app/core/config.py app/core/db.py app/core/health.py
+    app/core/log.py app/core/migrate.py app/core/security.py
+    devserver/README.md devserver/pyproject.toml
+    devserver/flask_devserver/__init__.py devserver/flask_devserver/browser.py
+    devserver/flask_devserver/guard.py devserver/flask_devserver/postgres.py
+    devserver/flask_devserver/start.html devserver/flask_devserver/start.py
+    devserver/flask_devserver/supervisor.py devserver/flask_devserver/version.py
+    devserver/flask_devserver/watcher.py
+    tests/__init__.py tests/conftest.py tests/test_notes.py
+    tests/core/__init__.py tests/core/reload_app.py tests/core/reload_server.py
+    tests/core/test_app.py tests/core/test_config.py tests/core/test_db.py
+    tests/core/test_migrate.py tests/core/test_reload.py
 """
-WITH_POOL = "app/pool.py tests/test_pool.py"
+WITH_POOL = "app/core/pool.py tests/core/test_pool.py"
 WITH_WORKER = """
-    app/tasks.py app/worker.py
-    tests/probe_tasks.py tests/test_reload_tasks.py tests/test_worker.py
+    app/tasks.py app/core/jobs.py tests/core/test_jobs.py
+    tests/core/reload_app_tasks.py tests/core/test_reload_tasks.py
 """
-WITH_JOBS = "app/jobs.py"
+WITH_JOBS = "app/core/worker.py"
 FAILED_TASKS = "app/migrations/0002_failed_tasks.sql"
 CI = {
     "github": ".github/dependabot.yml .github/workflows/ci.yml",

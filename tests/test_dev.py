@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from .conftest import PROGRAMS, Bake, run, wait_for
-from .serving import Site
+from .support.serving import Site
 
 VERSION = """
 

@@ -20,8 +20,8 @@ from .conftest import (
     run,
     wait_for,
 )
-from .dockerfile import Image
-from .serving import free_port, page
+from .support.dockerfile import Image
+from .support.serving import free_port, page
 from .test_projects import embedded_server, install, reachable_python
 
 SERVICES = {

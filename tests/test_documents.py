@@ -19,8 +19,8 @@ from .conftest import (
     remove_database,
     run,
 )
-from .documents import Command, Terminal, blocks, commands
-from .serving import free_port
+from .support.documents import Command, Terminal, blocks, commands
+from .support.serving import free_port
 from .test_projects import embedded_server, install
 from .test_updating import start_repository
 
@@ -39,7 +39,7 @@ NOT_HERE = {
     "docker": "needs an engine: test_docker.py takes the steps of its files by hand",
     "sudo": "needs a machine of one's own",
     "make test": "is what runs this",
-    "make defects": "takes seven minutes: test_defects.py sees to its parts",
+    "make mutations": "takes seven minutes: test_mutations.py sees to its parts",
 }
 
 # Commands that are run in full elsewhere, and here only begin.

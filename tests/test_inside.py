@@ -1,4 +1,4 @@
-"""What a project's owner need not keep: tests/inside, run within a baked project."""
+"""What a project's owner need not keep: tests/in_project."""
 
 from pathlib import Path
 
@@ -28,6 +28,6 @@ def test_devserver(bake: Bake, module: str) -> None:
 
 
 def run_inside(project: Path, *tests: str) -> None:
-    """Put the tests of tests/inside into the project, and run those that are named."""
+    """Copy tests/in_project into the project and run the named tests."""
     put_inside(project)
     print(run(install(project) / "pytest", *tests, cwd=project))

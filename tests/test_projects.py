@@ -36,7 +36,7 @@ print(json.dumps([name.lower().replace("-", "_") for name in names]))
 SERVE = """
 import sys
 from pathlib import Path
-from devserver import postgres
+from flask_devserver import postgres
 print(postgres.url(Path(sys.argv[1]), "mine"), flush=True)
 sys.stdin.read()
 """

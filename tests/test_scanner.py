@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .conftest import PROGRAMS, Bake, clean_environment, run, wait_for
-from .serving import free_port, page
+from .support.serving import free_port, page
 from .test_projects import embedded_server, install
 
 HOSTILE = int(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import PROGRAMS, TEMPLATE, Bake, choices, copy_template, run
-from .documents import commands
+from .support.documents import commands
 from .test_combinations import files
 from .test_projects import install
 

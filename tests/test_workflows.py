@@ -15,7 +15,7 @@ from .conftest import PROGRAMS, TEMPLATE, combinations, copy_template, label, ru
 WORKFLOWS = TEMPLATE / ".github" / "workflows"
 
 # What another command or another system runs: `.ci/run` does the first.
-EVERYTHING = {"make test", "make defects"}
+EVERYTHING = {"make test", "make mutations"}
 REDIS = "sudo apt-get update && sudo apt-get install --yes redis-server"
 RABBITMQ = "sudo apt-get install --yes rabbitmq-server"
 ELSEWHERE = EVERYTHING | {REDIS, RABBITMQ, "brew install postgresql@18"}

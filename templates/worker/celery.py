@@ -1,133 +1,194 @@
-"""Work in the background, by Celery: where there is a broker, such as Redis.
+"""`flask worker`: run the tasks, and look at them."""
 
-`flask worker` runs the tasks, on as many machines as wanted. One is acknowledged when
-it is done, so it runs again when its worker was killed: write tasks for which twice is
-as good as once. On Redis that is `CELERY_VISIBILITY_TIMEOUT` seconds later, and a task
-that takes longer is given to a second worker: set it above your longest; and a worker
-that is killed just as it takes a task from Redis loses it, which RabbitMQ does not do.
-Without a broker, in development, tasks are files: one is lost with a killed worker.
-"""
-
+import json
 import os
-from collections.abc import Callable
-from functools import partial
-from inspect import signature
-from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+import time
+from collections.abc import Iterable
+from threading import Timer
+from typing import Any
 
-from celery import Celery, shared_task
+import click
+from celery import Celery, Task, signals
 from flask import Flask, current_app
-from kombu.serialization import dumps
-from psycopg2 import InterfaceError, OperationalError
+from flask.cli import with_appcontext
+from kombu.exceptions import OperationalError as BrokerError
+from kombu.transport import redis
+from kombu.utils.json import dumps
+from psycopg2.errors import UndefinedTable
+from psycopg2.extras import Json
 
-from .config import number, refuse
-from .db import Unavailable, on_commit
+from .db import get_db
+from .log import request_id
 
-P = ParamSpec("P")
-R = TypeVar("R")
+# Kombu gives back what runs when the connection is lost: by that connection, which ends
+# the worker. On Redis the visibility timeout does it.
+redis.QoS.restore_at_shutdown = False
 
-# A task whose connection to PostgreSQL was lost is tried again for some minutes.
-LOST = (Unavailable, InterfaceError, OperationalError)
-
-EXAMPLE = "redis://localhost:6379/0"
+ANSWER = 0.5  # seconds that workers have to say that they live
 
 
-class Task(Generic[P, R]):
-    """A function that can be called as ever, or put off with `delay`.
+@signals.before_task_publish.connect
+def note_origin(headers: dict[str, object], **_: object) -> None:
+    """Note when the task was sent, and in which request."""
+    headers["sent_at"] = time.time()
+    headers["request_id"] = request_id.get()
 
-    `job` is what Celery made of it, for more to say about it, such as
-    `job.apply_async([1], countdown=60)`.
+
+def task_class(app: Flask) -> type[Task[Any, Any]]:
+    """Return the class of the tasks of `app`, each run in a context of its own."""
+
+    # From Redis, what waits for its time longer than this is given to all workers.
+    longest = app.config.get("CELERY_VISIBILITY_TIMEOUT")
+
+    class ContextTask(Task[Any, Any]):
+        max_retries = 10
+        retry_backoff = True
+        retry_backoff_max = longest * 2 // 3 if longest else 600
+
+        def apply_async(self, *args: Any, **options: Any) -> Any:
+            if longest and (options.get("countdown") or 0) >= longest:
+                message = f"countdown is {options['countdown']:g} s"
+                hint = f"raise CELERY_VISIBILITY_TIMEOUT ({longest} s) above it."
+                raise ValueError(f"{message}: {hint}")
+            return super().apply_async(*args, **options)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            request_id.set(self.request.get("request_id") or "-")
+            with app.app_context():
+                return self.run(*args, **kwargs)
+
+        def on_failure(
+            self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
+        ) -> None:
+            try:
+                with app.app_context():
+                    _note_failure(task_id, self.name, args, kwargs)
+            except Exception:  # or it would keep its place in the worker for good
+                message = "Task %s (%s) failed, which could not be noted"
+                app.logger.exception(message, self.name, task_id)
+
+    return ContextTask
+
+
+class Worker:
+    """Run tasks, `concurrency` at a time, each in an application context of its own.
+
+    At its end those that run have `deadline` seconds.
     """
 
-    def __init__(self, function: Callable[P, R], **options: Any) -> None:
-        self.function = function
-        options["autoretry_for"] = (*LOST, *options.get("autoretry_for", ()))
-        self.job = shared_task(**options)(function)
+    def __init__(self, app: Flask, concurrency: int, deadline: float) -> None:
+        self.app = app
+        self.concurrency = concurrency
+        self.deadline = deadline
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.function(*args, **kwargs)
+    def run(self) -> None:
+        """Run tasks until SIGTERM or SIGINT; wait for the broker where it is away."""
+        signals.worker_shutting_down.connect(self._end, weak=False)
+        options = ["--pool=threads", f"--concurrency={self.concurrency}"]
+        options += ["--loglevel=WARNING", "--without-gossip", "--without-mingle"]
+        options += [f"--hostname={os.getpid()}@%h"]  # others may be on this machine
+        self._celery.worker_main(["--quiet", "worker", *options])
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Send a task once the transaction of `get_db()` is committed.
+    def status(self) -> dict[str, int]:
+        """Return how many tasks wait, run and have failed, and how many workers live.
 
-        Outside of one it is sent at once. It keeps the arguments as JSON. Raises
-        `TypeError` when they do not fit, and `EncodeError` of kombu when JSON has no
-        such thing. The broker cannot join the transaction: when it cannot be reached,
-        `OperationalError` of kombu is raised, and what was committed stays; so does it
-        when the process dies just then. Where that must not be, note in a table what
-        is to be done, too.
+        `oldest_seconds` is how long ago the first of those that wait was sent, where
+        the broker is Redis. What runs is asked of the workers, which takes `ANSWER`
+        seconds, and cannot be where tasks are files.
         """
-        signature(self.function).bind(*args, **kwargs)
-        dumps([args, kwargs], serializer="json")
-        job = current_app.extensions["celery"].tasks[self.job.name]
-        on_commit(partial(job.apply_async, args, kwargs))
+        with self._celery.connection_for_read() as conn:
+            status = _waiting(conn, self._celery.amqp.queues.values())
+            if conn.transport.driver_type != "filesystem":
+                inspect = self._celery.control.inspect(connection=conn, timeout=ANSWER)
+                active = inspect.active() or {}
+                status["running"] = sum(map(len, active.values()))
+                status["workers"] = len(active)
+        return status | {"failed": len(self.failed())}
+
+    def failed(self) -> dict[str, str]:
+        """Return the failed tasks: their calls by their ids."""
+        with get_db().cursor() as cursor:
+            cursor.execute("SELECT id, name, args, kwargs FROM failed_tasks")
+            return {id: f"{name} {args} {kwargs}" for id, name, args, kwargs in cursor}
+
+    def retry(self, job: str) -> None:
+        """Send a failed task again. Raises `ClickException` where it is none."""
+        with get_db() as db, db.cursor() as cursor:
+            cursor.execute(
+                "DELETE FROM failed_tasks WHERE id = %s RETURNING name, args, kwargs",
+                [job],
+            )
+            if not cursor.rowcount:
+                message = f"No failed task has the id {job}: see --failed."
+                raise click.ClickException(message)
+            [(name, args, kwargs)] = cursor.fetchall()
+            self._celery.send_task(name, args, kwargs, task_id=job)
+
+    @property
+    def _celery(self) -> Celery:
+        app: Celery = self.app.extensions["celery"]
+        return app
+
+    def _end(self, **_: Any) -> None:
+        timer = Timer(self.deadline, self._cut_off)
+        timer.daemon = True
+        timer.start()
+
+    def _cut_off(self) -> None:
+        # Nothing else ends a thread. What it did and did not commit is rolled back.
+        message = "Tasks that did not end in %g s are cut off, to be begun again"
+        self.app.logger.warning(message, self.deadline)
+        os._exit(1)
 
 
-@overload
-def task(function: Callable[P, R], /) -> Task[P, R]: ...
-@overload
-def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def task(function: Any = None, /, **options: Any) -> Any:
-    """Make a task of a function: `@task`, or `@task(max_retries=5)`.
-
-    The options are those of https://docs.celeryq.dev/en/stable/userguide/tasks.html
-    """
-    return Task(function, **options) if function else partial(task, **options)
+def _note_failure(id: str, name: str, args: Any, kwargs: Any) -> None:
+    with get_db().cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO failed_tasks (id, name, args, kwargs)"
+            " VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+            [id, name, Json(args, dumps=dumps), Json(kwargs, dumps=dumps)],
+        )
 
 
-def init_app(app: Flask) -> None:
-    """Give `app` a Celery application and the command `flask worker`."""
-    from . import jobs
-
-    broker = _broker(app)
-    celery = Celery(app.name, task_cls=jobs.task_class(app), set_as_current=False)
-    celery.conf.update(
-        broker_connection_max_retries=None,
-        broker_connection_retry_on_startup=True,
-        imports=[f"{__package__}.tasks"],  # and others that have tasks
-        task_acks_late=True,
-        task_ignore_result=True,
-        task_publish_retry_policy={"max_retries": 2},
-        worker_hijack_root_logger=False,
-        worker_prefetch_multiplier=1,
-        **broker,
-    )
-    celery.set_default()
-    app.extensions["celery"] = celery
-    app.extensions["worker"] = jobs.Worker(
-        app,
-        concurrency=number(app, "WORKER_CONCURRENCY", 4),
-        deadline=number(app, "WORKER_DEADLINE", 10.0),
-    )
-    app.cli.add_command(jobs.worker_command)
+def _waiting(conn: Any, all_queues: Iterable[Any]) -> dict[str, int]:
+    queues = [queue(conn.default_channel) for queue in all_queues]
+    waiting = sum(queue.queue_declare().message_count for queue in queues)
+    if conn.transport.driver_type != "redis":
+        return {"waiting": waiting}
+    client = conn.default_channel.client
+    oldest = [client.lindex(queue.name, -1) for queue in queues]
+    sent = [json.loads(task)["headers"]["sent_at"] for task in oldest if task]
+    seconds = time.time() - min(sent, default=time.time())
+    return {"waiting": waiting, "oldest_seconds": int(seconds)}
 
 
-def _broker(app: Flask) -> dict[str, Any]:
-    given = os.environ.get("CELERY_BROKER_URL")
-    url = app.config.setdefault("CELERY_BROKER_URL", given)
-    options: dict[str, object] = {}
-    if not url:
-        if not (app.debug or app.testing):
-            hint = f"set it to {EXAMPLE}, or use `flask --debug` in development."
-            refuse(app, f"CELERY_BROKER_URL is not set: {hint}")
-            return {}
-        url = "filesystem://localhost"
-        options = _folders(Path(app.instance_path) / "celery")
-    elif url.startswith(("redis", "valkey")):
-        seconds = number(app, "CELERY_VISIBILITY_TIMEOUT", 25)
-        options["visibility_timeout"] = seconds
-        # By default it looks for tasks to give to others every 100 s.
-        options |= {"unacked_restore_interval": 2, "unacked_restore_throttle": 1}
-    return {"broker_url": url, "broker_transport_options": options}
+@click.command("worker")
+@click.option("--status", is_flag=True, help="Count the tasks and the workers.")
+@click.option("--failed", is_flag=True, help="List the tasks that have failed.")
+@click.option("--retry", metavar="ID", help="Send a failed task again.")
+@with_appcontext
+def worker_command(status: bool, failed: bool, retry: str | None) -> None:
+    """Run tasks in the background until SIGTERM, or look at them."""
+    if status or failed or retry is not None:
+        _look(status, failed, retry)
+    else:
+        current_app.extensions["worker"].run()
 
 
-def _folders(folder: Path) -> dict[str, object]:
-    for name in ("control", "queue"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    queue, control = str(folder / "queue"), str(folder / "control")
-    return {
-        "control_folder": control,
-        "data_folder_in": queue,
-        "data_folder_out": queue,
-        "polling_interval": 0.05,
-    }
+def _look(status: bool, failed: bool, retry: str | None) -> None:
+    worker = current_app.extensions["worker"]
+    try:
+        if status:
+            found = worker.status().items()
+            click.echo("\n".join(f"{name}: {figure}" for name, figure in found))
+        elif failed:
+            found = worker.failed().items()
+            click.echo("\n".join(f"{id} {call}" for id, call in found))
+        else:
+            worker.retry(retry)
+    except UndefinedTable as error:
+        message = "A migration is missing: run `flask migrate`."
+        raise click.ClickException(message) from error
+    except BrokerError as error:
+        hint = "is it right, and does a broker run there?"
+        raise click.ClickException(f"CELERY_BROKER_URL: {error}: {hint}") from error

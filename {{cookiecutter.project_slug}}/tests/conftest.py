@@ -29,7 +29,7 @@ def server_url() -> str:
     """The server to test on: that of `DATABASE_URL`, or the embedded one."""
     if url := os.environ.get("DATABASE_URL"):
         return url
-    from devserver import postgres
+    from flask_devserver import postgres
 
     instance = Path(__file__).parents[1] / "instance"
     return postgres.url(instance / "postgres", "postgres")

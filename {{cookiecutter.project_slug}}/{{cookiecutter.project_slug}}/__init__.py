@@ -6,7 +6,7 @@ from typing import Any
 from flask import Flask, redirect, url_for
 from werkzeug.wrappers import Response
 
-from .config import check_config, load_config
+from .core.config import check_config, load_config
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
@@ -19,39 +19,39 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     load_config(app, config)
 
     if app.debug:
-        from devserver import guard
+        from flask_devserver import guard
 
         guard.install()
 
-    from . import log
+    from .core import log
 
     log.init_app(app)
 
-    from . import security
+    from .core import security
 
     security.init_app(app)
 
-    from . import db
+    from .core import db
 
     db.init_app(app)
 {%- if cookiecutter.pool != 'none' %}
 
-    from . import pool
+    from .core import pool
 
     pool.init_app(app)
 {%- endif %}
 {%- if cookiecutter.worker != 'none' %}
 
-    from . import worker
+    from .core import jobs
 
-    worker.init_app(app)
+    jobs.init_app(app)
 {%- endif %}
 
-    from . import migrate
+    from .core import migrate
 
     migrate.init_app(app)
 
-    from . import health
+    from .core import health
 
     app.register_blueprint(health.bp)
 
@@ -60,7 +60,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_blueprint(notes.bp)
 
     if app.debug:  # a page for `/` until you have one: remove it with devserver/start.*
-        from devserver import start
+        from flask_devserver import start
 
         start.init_app(app)
 

@@ -7,8 +7,8 @@ from flask import Blueprint, abort, jsonify, redirect, render_template, request,
 from flask.typing import ResponseReturnValue
 from psycopg2.extras import RealDictCursor
 
-from .db import get_db
-from .security import wants_json
+from .core.db import get_db
+from .core.security import wants_json
 
 bp = Blueprint("notes", __name__, url_prefix="/notes")
 

@@ -1,0 +1,210 @@
+from collections.abc import Iterator
+from queue import Queue
+from threading import Event, Thread, Timer
+from typing import Any
+
+import pytest
+from flask import Flask, current_app
+from psycopg2.extensions import connection
+
+from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.core.db import get_db
+from {{ cookiecutter.project_slug }}.core.jobs import QueueFull, task
+from {{ cookiecutter.project_slug }}.core.log import TextFormatter
+
+from .reload_server import poll, sleeping
+
+SETTINGS = {"TESTING": True, "WORKER_QUEUE_SIZE": 2, "WORKER_TIMEOUT": 0.1}
+SETTINGS |= {"WORKER_DEADLINE": 0.1}
+
+results: Queue[Any] = Queue()
+gate = Event()
+
+
+@task
+def add(a: int, b: int) -> int:
+    results.put(a + b)
+    return a + b
+
+
+@task
+def wait_at_the_gate() -> None:
+    results.put("waiting")
+    gate.wait(10)
+
+
+@task
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@task
+def use_database() -> None:
+    results.put((current_app.name, get_db().info.backend_pid))
+
+
+@task
+def write_and_sleep() -> None:
+    with get_db() as db, db.cursor() as cursor:
+        cursor.execute("INSERT INTO notes (body) VALUES ('unfinished')")
+        cursor.execute("SELECT pg_sleep(60)")
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Flask]:
+    app = create_app(SETTINGS | {"DATABASE_URL": database_url})
+    gate.clear()
+    with app.app_context():
+        yield app
+    gate.set()
+    app.extensions["worker"].stop()
+
+
+def test_task_is_still_a_function(app: Flask) -> None:
+    assert add(1, b=2) == 3
+    assert results.get_nowait() == 3
+
+
+def test_put_off_task_runs(app: Flask) -> None:
+    add.delay(1, b=2)
+    assert results.get(timeout=10) == 3
+
+
+def test_task_starts_once_the_transaction_is_committed(app: Flask) -> None:
+    with get_db():
+        add.delay(1, 2)
+        assert app.extensions["worker"].thread is None
+    assert results.get(timeout=10) == 3
+
+
+def test_task_of_a_transaction_that_is_rolled_back_never_runs(app: Flask) -> None:
+    with pytest.raises(RuntimeError), get_db():
+        add.delay(1, 2)
+        raise RuntimeError
+    assert app.extensions["worker"].thread is None
+
+
+def test_thread_starts_with_the_first_task_and_is_a_daemon(app: Flask) -> None:
+    worker = app.extensions["worker"]
+    assert worker.thread is None
+    add.delay(1, 2)
+    assert results.get(timeout=10) == 3
+    assert isinstance(worker.thread, Thread)
+    assert worker.thread.daemon
+
+
+def test_task_has_a_context_of_its_own(app: Flask) -> None:
+    mine = get_db().info.backend_pid
+    use_database.delay()
+    name, backend = results.get(timeout=10)
+    assert name == app.name
+    assert backend != mine
+
+
+def test_task_is_logged_with_the_id_of_its_request(
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.post("/fail")
+    def ask() -> str:
+        fail.delay(RuntimeError("on purpose"))
+        add.delay(1, 2)
+        return "asked"
+
+    monkeypatch.setattr(caplog.handler, "formatter", TextFormatter())
+    app.test_client().post("/fail", headers={"X-Request-ID": "mine"})
+    assert results.get(timeout=10) == 3
+    assert "Task fail failed [mine]" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("on purpose"), SystemExit(1)])
+def test_failed_task_is_logged_and_the_next_one_runs(
+    app: Flask, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    fail.delay(error)
+    add.delay(1, 2)
+    assert results.get(timeout=10) == 3
+    assert "Task fail failed" in caplog.text
+    assert repr(error).split("(")[0] in caplog.text
+
+
+def test_full_queue_is_an_error_that_names_the_settings(app: Flask) -> None:
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    add.delay(1, 2)
+    add.delay(3, 4)
+    message = r"^add had no place for 0.1 s: raise WORKER_QUEUE_SIZE \(2\) or"
+    with pytest.raises(QueueFull, match=message):
+        add.delay(5, 6)
+    gate.set()
+    assert [results.get(timeout=10), results.get(timeout=10)] == [3, 7]
+
+
+def test_status_counts_what_waits_and_runs(app: Flask) -> None:
+    worker = app.extensions["worker"]
+    assert worker.status() == {"waiting": 0, "running": 0}
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    add.delay(1, 2)
+    assert worker.status() == {"waiting": 1, "running": 1}
+    gate.set()
+    assert results.get(timeout=10) == 3
+    assert poll(lambda: worker.status() == {"waiting": 0, "running": 0}, seconds=10)
+
+
+def test_stop_waits_for_what_waits_and_runs(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = app.extensions["worker"]
+    worker.deadline = 10.0
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    fail.delay(RuntimeError("on purpose"))
+    add.delay(1, 2)
+    Timer(0.2, gate.set).start()
+    worker.stop()
+    assert results.get_nowait() == 3
+    assert "Task fail failed" in caplog.text
+    assert "Lost" not in caplog.text
+
+
+def test_stop_of_a_full_queue_loses_only_what_does_not_run_in_time(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    add.delay(1, 2)
+    add.delay(3, 4)
+    app.extensions["worker"].stop()
+    assert "Lost as the process ends: wait_at_the_gate, add, add\n" in caplog.text
+
+
+def test_stop_names_what_is_lost(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    wait_at_the_gate.delay()
+    assert results.get(timeout=10) == "waiting"
+    add.delay(1, b=2)
+    app.extensions["worker"].stop()
+    add.delay(3, b=4)
+    assert "Lost as the process ends: wait_at_the_gate, add\n" in caplog.text
+    assert "Lost as the process ends: add\n" in caplog.text
+    assert results.empty()
+
+
+def test_stop_cuts_off_a_query_and_rolls_it_back(
+    app: Flask, db: connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_and_sleep.delay()
+    assert poll(lambda: sleeping(db), seconds=10)
+    app.extensions["worker"].stop()
+    assert not app.extensions["worker"].thread.is_alive()
+    assert "Lost as the process ends: write_and_sleep" in caplog.text
+    assert poll(lambda: not sleeping(db), seconds=10)
+    with db.cursor() as cursor:
+        cursor.execute("SELECT FROM notes")
+        assert cursor.rowcount == 0
+
+
+def test_stop_without_a_task_is_silent(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.extensions["worker"].stop()
+    assert caplog.text == ""

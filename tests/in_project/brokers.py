@@ -1,0 +1,78 @@
+"""Servers that Celery's tasks wait at, to be stopped and started with all they hold."""
+
+import os
+import socket
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from .core.reload_server import _free_port, poll
+
+
+class Broker:
+    """A server of its own, at the port `port`, with what it keeps in `folder`."""
+
+    environ: dict[str, str] = {}
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        self.folder = folder
+        self.port = port or _free_port()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self.command(), env=os.environ | self.environ, stdout=subprocess.DEVNULL
+        )
+        assert poll(self.answers, 60)
+
+    def answers(self) -> bool:
+        with suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", self.port)).close()
+            return True
+        return False
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+
+class Redis(Broker):
+    """A Redis that has on the disk what it has said to have."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        keep = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        address = ["--bind", "127.0.0.1", "--port", str(self.port)]
+        return ["redis-server", *address, *keep, "--dir", str(self.folder)]
+
+
+class RabbitMQ(Broker):
+    """A RabbitMQ, run as whoever runs the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        port = _free_port()
+        paths = {"MNESIA_BASE": "data", "LOG_BASE": "logs", "PID_FILE": "pid"}
+        settings = {name: str(folder / path) for name, path in paths.items()}
+        settings |= {"NODENAME": f"test{port}@localhost", "NODE_PORT": str(port)}
+        settings |= {"DIST_PORT": str(_free_port())}
+        self.environ = {f"RABBITMQ_{name}": value for name, value in settings.items()}
+        self.environ["HOME"] = str(folder)  # where it leaves a cookie
+        super().__init__(folder, port)
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def command(self) -> list[str]:
+        # What is in the PATH changes the user, and may listen elsewhere.
+        return ["/usr/lib/rabbitmq/bin/rabbitmq-server"]

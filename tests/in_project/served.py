@@ -1,0 +1,99 @@
+"""What gunicorn serves in these tests: the application, and routes into it."""
+
+import os
+import sys
+
+from app import create_app
+from app.core.db import get_db
+from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE
+
+app = create_app()
+
+if "USE_BEFORE_FORK" in os.environ:
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+@app.before_request
+def begin() -> None:
+    """Say in the log which request begins."""
+    app.logger.info("begun")
+
+
+@app.get("/modules")
+def modules() -> list[str]:
+    """Return what is imported."""
+    return sorted({name.partition(".")[0] for name in sys.modules})
+
+
+@app.get("/failure/<what>")
+def failure(what: str) -> str:
+    """Fail, and take what there is of the connection along."""
+    db = get_db()
+    if what == "query":
+        app.logger.info("%r %s %s", db, db.dsn, db.get_dsn_parameters())
+        db.cursor().execute("SELECT 1 / 0 AS %s", [db.dsn])
+    elif what == "lost":
+        db.cursor().execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    raise RuntimeError(db, vars(db))
+
+
+@app.get("/value/<int:value>")
+def value(value: int) -> dict[str, int]:
+    """Return the value as the database has it, and who answered."""
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT %s, pg_backend_pid()", [value])
+        [found, backend] = cursor.fetchone()
+    return {"value": found, "backend": backend, "process": os.getpid()}
+
+
+@app.get("/sleep/<float:seconds>")
+def sleep(seconds: float) -> dict[str, float]:
+    """Run a query for so many seconds."""
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(%s)", [seconds])
+    return {"slept": seconds}
+
+
+@app.get("/leave/<what>")
+def leave(what: str) -> dict[str, str]:
+    """Leave something behind, or fail in the middle of it."""
+    db = get_db()
+    if what == "transaction":
+        db.cursor().execute("BEGIN")
+        db.cursor().execute("CREATE TEMPORARY TABLE left_behind (id int)")
+    elif what == "session":
+        db.set_session(ISOLATION_LEVEL_SERIALIZABLE, readonly=True, autocommit=False)
+    elif what == "cursor":
+        db.autocommit = False
+        db.cursor("left_behind").execute("SELECT 1")
+    elif what == "failure":
+        db.cursor().execute("BEGIN")
+        db.cursor().execute("SELECT 1 / 0")
+    elif what == "failure_in_with":
+        with db:
+            db.cursor().execute("SELECT 1 / 0")
+    elif what == "setting":
+        db.cursor().execute("SET search_path TO left_behind")
+        db.cursor().execute("SELECT pg_advisory_lock(1)")
+        db.cursor().execute("CREATE TEMPORARY TABLE left_behind (id int)")
+        db.cursor().execute("LISTEN left_behind")
+    return {"left": what}
+
+
+@app.get("/found")
+def found() -> dict[str, object]:
+    """Return what a request finds on its connection."""
+    db = get_db()
+    with db.cursor() as cursor:
+        cursor.execute(
+            "SELECT current_setting('transaction_isolation'),"
+            " current_setting('transaction_read_only'),"
+            " current_setting('search_path'),"
+            " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'),"
+            " (SELECT count(*) FROM pg_cursors),"
+            " to_regclass('pg_temp.left_behind')::text,"
+            " (SELECT count(*) FROM pg_listening_channels())"
+        )
+        [row] = cursor.fetchall()
+    return {"session": row, "autocommit": db.autocommit}

@@ -1,0 +1,366 @@
+"""Connections of a baked project under load and through faults, on gunicorn.
+
+Run there with each pool.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
+from itertools import count
+from pathlib import Path
+from threading import Event
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import psycopg2
+import pytest
+from app.core.migrate import FOLDER, migrate
+from flask_devserver import postgres
+
+from .core.reload_server import _free_port, poll
+from .proxy import Proxy
+
+POOLED = (Path(__file__).parents[1] / "app" / "core" / "pool.py").exists()
+SECONDS = float(os.environ.get("SECONDS", "20"))  # of the soak
+SIZE = 4
+SLEEPING = "wait_event = 'PgSleep'"
+
+pooled = pytest.mark.skipif(not POOLED, reason="there is no pool")
+
+
+class Database:
+    """A PostgreSQL of its own, to be stopped and started, and a proxy to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.direct = postgres.url(folder, "faults")
+        port = urlsplit(self.direct).port
+        assert port
+        self.proxy = Proxy("127.0.0.1", port)
+        options = "?connect_timeout=2"
+        self.url = self.direct.replace(f":{port}/", f":{self.proxy.port}/") + options
+
+    def stop(self) -> None:
+        postgres.stop(self.folder)
+
+    def start(self) -> None:
+        assert postgres.url(self.folder, "faults") == self.direct
+
+    def query(self, query: str) -> list[Any]:
+        with closing(psycopg2.connect(self.direct)) as conn, conn.cursor() as cursor:
+            conn.autocommit = True
+            cursor.execute(query)
+            return cursor.fetchall()
+
+    def backends(self, condition: str = "true") -> list[int]:
+        """Return the ids of the application's backends."""
+        return self._of_backends("pid", condition)
+
+    def terminate(self, condition: str = "true") -> int:
+        """End the application's backends, and return how many there were."""
+        return len(self._of_backends("pg_terminate_backend(pid, 5000)", condition))
+
+    def _of_backends(self, what: str, condition: str) -> list[Any]:
+        query = (
+            f"SELECT {what} FROM pg_stat_activity WHERE application_name = 'app'"
+            f" AND {condition}"
+        )
+        return [found for (found,) in self.query(query)]
+
+
+class Gunicorn:
+    """The application on gunicorn, with `options`, in an environment of its own."""
+
+    def __init__(self, folder: Path, url: str, *options: str, **environ: str) -> None:
+        self.port = _free_port()
+        self.log = folder / "gunicorn.log"
+        settings = {"DATABASE_URL": url, "SECRET_KEY": "0" * 32, "POOL_SIZE": str(SIZE)}
+        self.output = self.log.open("w")
+        self.process = psutil.Popen(
+            [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{self.port}"]
+            + ["--workers", "1", "--threads", "8", "--max-requests", "0"]
+            + [*options, "tests.served:app"],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | settings | environ,
+            stdout=self.output,
+            stderr=self.output,
+        )
+
+    def __enter__(self) -> "Gunicorn":
+        assert poll(self.answers, 20), self.log.read_text()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(20)
+        self.output.close()
+        print(self.log.read_text())
+
+    def answers(self) -> bool:
+        try:
+            return self.get("/healthz")[0] == 200
+        except OSError:
+            return False
+
+    def get(self, path: str, **headers: str) -> tuple[int, Any, Any]:
+        """Return status, body and headers of the answer, within 20 seconds."""
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=20)) as conn:
+            conn.request("GET", path, headers=headers)
+            response = conn.getresponse()
+            body = response.read()
+            kind = response.headers.get_content_type()
+            found = json.loads(body) if kind == "application/json" else body
+            return response.status, found, response.headers
+
+    def get_all(self, paths: list[str], threads: int) -> list[tuple[int, Any, Any]]:
+        """Return the answers in the order of the paths."""
+        with ThreadPoolExecutor(threads) as executor:
+            return list(executor.map(self.get, paths))
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    folder = tmp_path_factory.mktemp("faults") / "instance" / "postgres"
+    database = Database(folder)
+    with closing(psycopg2.connect(database.direct)) as conn:
+        conn.autocommit = True
+        migrate(conn, FOLDER)
+    yield database
+    database.proxy.end()
+    database.stop()
+    shutil.rmtree(folder.resolve())
+
+
+@pytest.fixture
+def gunicorn(tmp_path: Path, database: Database) -> Iterator[Gunicorn]:
+    with Gunicorn(tmp_path, database.url) as gunicorn:
+        yield gunicorn
+    assert "InterfaceError" not in gunicorn.log.read_text()
+
+
+@pooled
+def test_too_many_wait_and_are_then_answered_503(
+    tmp_path: Path, database: Database
+) -> None:
+    with Gunicorn(tmp_path, database.url, POOL_TIMEOUT="1") as gunicorn:
+        shared = f"8 threads share {SIZE} connections: raise POOL_SIZE or lower threads"
+        assert shared in gunicorn.log.read_text()
+        answers = gunicorn.get_all(["/sleep/3.0"] * 8, threads=8)
+        statuses = Counter(status for status, _, _ in answers)
+        assert statuses == {200: SIZE, 503: 8 - SIZE}
+        assert all(h["Retry-After"] == "1" for s, _, h in answers if s == 503)
+        lines = [line for line in gunicorn.log.read_text().splitlines() if line]
+        named = f"raise POOL_SIZE ({SIZE}) or give them back sooner."
+        assert sum(named in line for line in lines) == 8 - SIZE
+        answers = gunicorn.get_all(["/sleep/0.2"] * 8, threads=8)
+        assert {status for status, _, _ in answers} == {200}
+        took_long = r"It took \d+ ms to get a connection"
+        assert re.search(took_long, gunicorn.log.read_text())
+
+
+def test_death_of_idle_connections_is_not_noticed(
+    gunicorn: Gunicorn, database: Database
+) -> None:
+    statuses: Counter[int] = Counter()
+    ended = 0
+    for _ in range(20):
+        answers = gunicorn.get_all(["/value/1"] * 50, threads=4)
+        statuses.update(status for status, _, _ in answers)
+        ended += database.terminate()
+        # What the server says at their end has passed the network, too.
+        assert poll(lambda: not database.proxy.clients, 5)
+        time.sleep(0.005)  # for which what has come back is not looked at
+    assert statuses == {200: 1000}
+    assert ended >= 20 or not POOLED
+
+
+def test_outage_is_answered_503_and_over_with_the_first_request_after_it(
+    gunicorn: Gunicorn, database: Database
+) -> None:
+    gunicorn.get_all(["/value/1"] * 20, threads=4)
+    for _ in range(3):
+        database.stop()
+        answers = [timed(gunicorn.get, "/value/1") for _ in range(10)]
+        database.start()
+        assert {status for status, _ in answers} == {503}
+        assert max(seconds for _, seconds in answers) < 5
+        assert gunicorn.get("/value/1")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "cut_off",
+    [
+        lambda database: database.terminate(SLEEPING),
+        lambda database: database.proxy.reset(),
+    ],
+    ids=["by the server", "half-way"],
+)
+def test_query_that_is_cut_off_is_answered_503(
+    gunicorn: Gunicorn, database: Database, cut_off: Callable[[Database], Any]
+) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(gunicorn.get, "/sleep/20.0")
+        assert poll(lambda: database.backends(SLEEPING), 10)
+        cut_off(database)
+        assert answer.result()[0] == 503
+    assert gunicorn.get("/value/1")[0] == 200
+
+
+def test_processes_forked_after_a_connection_was_used_share_none(
+    tmp_path: Path, database: Database
+) -> None:
+    options = ["--preload", "--workers", "3"]
+    environ = {"USE_BEFORE_FORK": "1"}
+    with Gunicorn(tmp_path, database.url, *options, **environ) as gunicorn:
+        paths = [f"/value/{number}" for number in range(600)]
+        answers = gunicorn.get_all(paths, threads=12)
+    assert [status for status, _, _ in answers] == [200] * 600
+    assert [body["value"] for _, body, _ in answers] == list(range(600))
+    used = {(body["backend"], body["process"]) for _, body, _ in answers}
+    assert len({process for _, process in used}) == 3
+    assert len(used) == len({backend for backend, _ in used})
+
+
+@pytest.mark.parametrize(
+    "what", ["transaction", "session", "cursor", "failure", "failure_in_with"]
+)
+def test_next_request_sees_nothing_of_what_was_left(
+    gunicorn: Gunicorn, database: Database, what: str
+) -> None:
+    as_new = gunicorn.get("/found")
+    for _ in range(20):
+        status, _, _ = gunicorn.get(f"/leave/{what}")
+        assert status == (500 if "failure" in what else 200)
+        assert gunicorn.get("/found")[:2] == as_new[:2]
+    idle = "state LIKE 'idle in transaction%'"
+    assert poll(lambda: database.backends(idle) == [], 5)
+
+
+@pooled
+def test_setting_undoes_what_queries_change_in_a_session(
+    tmp_path: Path, database: Database
+) -> None:
+    with Gunicorn(tmp_path, database.url, POOL_RESET="1") as gunicorn:
+        as_new = gunicorn.get("/found")
+        for _ in range(20):
+            assert gunicorn.get("/leave/setting")[0] == 200
+            assert gunicorn.get("/found")[:2] == as_new[:2]
+
+
+@pooled
+def test_reading_request_costs_one_round_trip(
+    gunicorn: Gunicorn, database: Database
+) -> None:
+    gunicorn.get("/value/1")
+    before = len(database.proxy.messages)
+    for number in range(100):
+        gunicorn.get(f"/value/{number}")
+    assert database.proxy.messages[before:] == ["Q"] * 100
+
+
+def test_end_of_gunicorn_waits_for_requests_and_closes_every_connection(
+    tmp_path: Path, database: Database
+) -> None:
+    with Gunicorn(tmp_path, database.url) as gunicorn:
+        gunicorn.get_all(["/value/1"] * 40, threads=8)
+        # Without a pool the last of these connections may be about to end.
+        assert POOLED or poll(lambda: database.backends() == [], 5)
+        before = database.proxy.messages.count("X")
+        with ThreadPoolExecutor(2) as threads:
+            paths = ["/sleep/1.0", "/sleep/2.0"]
+            answers = [threads.submit(gunicorn.get, path) for path in paths]
+            assert poll(lambda: len(database.backends(SLEEPING)) == 2, 10)
+            connections = len(database.backends())
+            gunicorn.process.terminate()
+            assert [answer.result()[0] for answer in answers] == [200, 200]
+        assert gunicorn.process.wait(10) == 0
+    assert poll(lambda: database.backends() == [], 5)
+    assert database.proxy.messages.count("X") - before == connections
+    assert "Error" not in gunicorn.log.read_text()
+
+
+def test_readyz_says_how_many_connections_there_are_in_one_round_trip(
+    gunicorn: Gunicorn, database: Database
+) -> None:
+    gunicorn.get("/value/1")
+    before = len(database.proxy.messages)
+    pool = {"size": SIZE, "in_use": 1, "waiting": 0} if POOLED else {"in_use": 1}
+    assert gunicorn.get("/readyz")[:2] == (200, {"status": "ok", "pool": pool})
+    assert database.proxy.messages[before:].count("Q") == 1
+
+
+def test_refused_connection(gunicorn: Gunicorn, database: Database) -> None:
+    gunicorn.get_all(["/value/1"] * 8, threads=4)
+    database.proxy.refuse()
+    status, seconds = timed(gunicorn.get, "/value/1")
+    database.proxy.accept()
+    assert status == 503 and seconds < 5
+    assert gunicorn.get("/value/1")[0] == 200
+
+
+def test_silence(gunicorn: Gunicorn, database: Database) -> None:
+    gunicorn.get_all(["/value/1"] * 8, threads=4)
+    time.sleep(1.1)  # for the connections to be idle long enough to be asked
+    database.proxy.fall_silent()
+    answers = [timed(gunicorn.get, "/value/1") for _ in range(3)]
+    database.proxy.speak()
+    assert {status for status, _ in answers} == {503}
+    # A free connection has 1 s to answer, a new one 2 s.
+    assert max(seconds for _, seconds in answers) < 5
+    assert gunicorn.get("/value/1")[0] == 200
+
+
+def test_soak(gunicorn: Gunicorn, database: Database) -> None:
+    done = Event()
+    wrong: list[Any] = []
+    statuses: Counter[int] = Counter()
+
+    def ask(start: int) -> None:
+        for number in count(start):
+            if done.is_set():
+                return
+            status, body, _ = gunicorn.get(f"/value/{number}")
+            statuses[status] += 1
+            if status == 200 and body["value"] != number:
+                wrong.append((number, body))
+
+    name = "application_name = 'app'"
+    one = f"pid = (SELECT max(pid) FROM pg_stat_activity WHERE {name})"
+    [worker] = gunicorn.process.children()
+    killed = 0
+    memory = 0
+    most = 0
+    with ThreadPoolExecutor(8) as threads, ExitStack() as stack:
+        stack.callback(done.set)
+        asking = [threads.submit(ask, 1_000_000 * each) for each in range(8)]
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            most = max(most, len(database.backends()))
+            killed += database.terminate(one)
+            done.wait(1)
+            memory = memory or worker.memory_info().rss
+    for each in asking:
+        each.result()
+    assert most <= SIZE or not POOLED
+    assert wrong == []
+    assert statuses[500] == 0 and set(statuses) <= {200, 503}
+    assert statuses[503] <= killed
+    assert worker.memory_info().rss - memory < 4 * 1024 * 1024
+    print(f"{statuses}, {killed} connections killed")
+
+
+def timed(get: Callable[[str], tuple[int, Any, Any]], path: str) -> tuple[int, float]:
+    """Return the status and how many seconds the answer took."""
+    start = time.monotonic()
+    status, _, _ = get(path)
+    return status, time.monotonic() - start

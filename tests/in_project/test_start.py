@@ -1,0 +1,125 @@
+"""The page that greets in development: it answers whatever the database does."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+from app import create_app
+from flask import Flask
+from flask.testing import FlaskClient
+from psycopg2.extensions import connection, make_dsn
+
+from .core.reload_server import has_backend
+
+SETTINGS = {"DEBUG": True, "TESTING": True, "POOL_SIZE": 1}
+OURS = "application_name = 'app'"
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Flask]:
+    app = create_app(SETTINGS | {"DATABASE_URL": database_url})
+    yield app
+    app.extensions["pool"].close()
+
+
+def test_page_says_what_runs_and_what_there_is(client: FlaskClient) -> None:
+    page = client.get("/").text
+    for name in ("Flask", "Python", "PostgreSQL"):
+        assert re.search(rf"<dt>{name}</dt><dd>\d+\.\d", page)
+    assert f'<dd data-figure="process.id">{os.getpid()}</dd>' in page
+    assert '<dd data-figure="pool.in_use">0</dd>' in page
+    assert '<a href="/readyz"><code>/readyz</code></a>' in page
+    assert "List the latest 100 notes, the newest first." in page
+    assert "_flask_dev/status" not in page
+
+
+def test_page_gives_its_connection_back(app: Flask, client: FlaskClient) -> None:
+    for _ in range(3):
+        assert "Problem" not in client.get("/").text
+    assert app.extensions["pool"].status()["in_use"] == 0
+
+
+def test_figures_take_no_connection(client: FlaskClient, db: connection) -> None:
+    client.get("/_flask_dev/status")
+    assert not has_backend(db, OURS)
+    client.get("/")
+    assert has_backend(db, OURS)
+
+
+def test_looks_at_the_figures_are_not_logged(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.get("/_flask_dev/status")
+    assert caplog.text == ""
+    client.get("/healthz")
+    assert "GET /healthz 200" in caplog.text
+
+
+def test_figures_of_an_exhausted_pool_do_not_wait(
+    app: Flask, client: FlaskClient
+) -> None:
+    pool = app.extensions["pool"]
+    with app.app_context():
+        conn = pool.getconn()
+    began = time.monotonic()
+    answer = client.get("/_flask_dev/status").json
+    assert time.monotonic() - began < app.config["POOL_TIMEOUT"] / 2
+    assert answer and answer["pool"] == {"size": 1, "in_use": 1, "waiting": 0}
+    pool.putconn(conn)
+
+
+@pytest.mark.parametrize("change", [{"port": 1}, {"user": "nobody"}], ids=str)
+def test_page_answers_without_a_database(
+    database_url: str, change: dict[str, object]
+) -> None:
+    url = make_dsn(database_url, password="hidden-word", **change)
+    client = create_app(SETTINGS | {"DATABASE_URL": url}).test_client()
+    page = client.get("/")
+    assert page.status_code == 200
+    [sentence] = re.findall('"problem.sentence">(.*?)</p>', page.text)
+    assert re.match("DATABASE_URL: connection to server at .* failed: ", sentence)
+    assert "<dt>Python</dt>" in page.text
+    assert "PostgreSQL</dt>" not in page.text
+    assert "hidden-word" not in page.text
+    answer = client.get("/_flask_dev/status?connect").json
+    assert answer and "hidden-word" not in str(answer) and "problem" in answer
+
+
+def test_broken_worker_is_a_problem_and_no_error(
+    app: Flask, client: FlaskClient
+) -> None:
+    class Worker:
+        def status(self) -> dict[str, int]:
+            raise RuntimeError("The broker does not answer.\nIts password is x.")
+
+    app.extensions["worker"] = Worker()
+    page = client.get("/")
+    assert '"problem.sentence">The broker does not answer.</p>' in page.text
+    answer = client.get("/_flask_dev/status").json
+    assert answer and answer["problem"]
+
+
+def test_routes_and_figures_of_whatever_name_are_shown(
+    app: Flask, client: FlaskClient
+) -> None:
+    class Worker:
+        def status(self) -> dict[str, float]:
+            return {"waiting": 3, "oldest_seconds": 1.2}
+
+    app.extensions["worker"] = Worker()
+    app.add_url_rule("/<int:each>", view_func=lambda each: "", methods=["GET", "PUT"])
+    page = client.get("/").text
+    assert (
+        '<dt>oldest seconds</dt><dd data-figure="worker.oldest_seconds">1.2</dd>'
+        in page
+    )
+    assert "<code>GET PUT</code>" in page
+    assert "<code>/&lt;int:each&gt;</code>" in page
+
+
+def test_without_debug_the_page_is_not_there(database_url: str) -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": database_url})
+    assert app.test_client().get("/").status_code == 302
+    assert app.test_client().get("/_flask_dev/status").status_code == 404

@@ -1,0 +1,35 @@
+"""What workers run in the tests: a job has one effect, however often it runs."""
+
+import os
+import time
+
+from app import create_app
+from app.core.db import get_db
+from app.core.jobs import task
+
+TABLES = """
+CREATE TABLE effects (number int PRIMARY KEY);
+CREATE TABLE runs (number int, process int, at timestamptz DEFAULT now());
+"""
+
+
+@task
+def work(number: int, seconds: float) -> None:
+    """Note the run, and in a transaction of so many seconds the effect."""
+    with get_db().cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO runs (number, process) VALUES (%s, %s)", [number, os.getpid()]
+        )
+    with get_db() as db, db.cursor() as cursor:
+        insert = "INSERT INTO effects VALUES (%s) ON CONFLICT DO NOTHING"
+        cursor.execute(insert, [number])
+        time.sleep(seconds)
+
+
+@task
+def fail(thing: object) -> None:
+    """Fail, whatever it is given."""
+    raise RuntimeError("on purpose")
+
+
+__all__ = ["create_app", "fail", "work"]

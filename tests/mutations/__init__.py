@@ -1,0 +1,341 @@
+"""Defects that people really put into such projects, and the test that notices each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = "{{cookiecutter.project_slug}}"
+PACKAGE = f"{PROJECT}/{PROJECT}"
+TEMPLATE = (
+    "template"  # instead of answers: for what a test of the template's own notices
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defect:
+    """In a file of the template, `old` became `new`: a defect, in words for a reader.
+
+    It may be the file's name that did. `test` notices it in a project with the answers
+    `pool-worker`, by an error that `sign`, a regular expression, is in.
+    """
+
+    words: str
+    file: str
+    old: str
+    new: str
+    test: str
+    sign: str
+    answers: str = "psycopg2-none"
+
+    @property
+    def function(self) -> str:
+        """The name of the test, without its module and its parameters."""
+        return self.test.partition("::")[2].partition("[")[0]
+
+    def put_into(self, template: Path) -> None:
+        """Break a copy of the template. Raises `ValueError` where `old` is not once."""
+        path = template / self.file
+        text = path.read_text()
+        if self.old == path.name:
+            path.rename(path.with_name(self.new))
+        elif text.count(self.old) != 1:
+            raise ValueError(f"{self.words}: {self.old!r} is not once in {self.file}.")
+        else:
+            path.write_text(text.replace(self.old, self.new))
+
+
+DEFECTS = [
+    Defect(
+        words="No teardown: a connection is not given back",
+        file=f"{PACKAGE}/core/db.py",
+        old="    app.teardown_appcontext(close_db)\n",
+        new="",
+        test="tests/core/test_pool.py::test_connection_is_kept_for_the_next_context",
+        sign=r"assert \d+ == \d+",
+    ),
+    Defect(
+        words="No `putconn` after an error",
+        file=f"{PACKAGE}/core/db.py",
+        old='    if "db" in g:\n        current_app',
+        new='    if "db" in g and error is None:\n        current_app',
+        test="tests/core/test_reload.py::test_failing_requests_leave_no_transaction_open[dev]",
+        sign="HTTP Error 503",
+    ),
+    Defect(
+        words="Connections are not in autocommit",
+        file=f"{PACKAGE}/core/db.py",
+        old="    conn.autocommit = True\n    return conn",
+        new="    return conn",
+        test="tests/core/test_db.py::test_statement_takes_effect_at_once",
+        sign="assert 0 == 1",
+    ),
+    Defect(
+        words="No `client_connection_check_interval`",
+        file=f"{PACKAGE}/core/db.py",
+        old='"-c client_connection_check_interval=500"\n        " -c idle',
+        new='"-c idle',
+        test="tests/core/test_reload.py"
+        "::test_query_of_a_slow_request_does_not_outlive_the_reload[dev]",
+        sign="no end of the query",
+    ),
+    Defect(
+        words="`on_commit` calls at once",
+        file=f"{PACKAGE}/core/db.py",
+        old="        followers.append(function)",
+        new="        function()",
+        test="tests/core/test_db.py::test_what_is_put_off_follows_the_commit",
+        sign=r"assert \[0\] == \[\]",
+    ),
+    Defect(
+        words="The password is in an error's text, and so in the log",
+        file=f"{PACKAGE}/core/db.py",
+        old='Unavailable(f"DATABASE_URL: {reason}',
+        new='Unavailable(f"DATABASE_URL: {url}: {reason}',
+        test="tests/test_production.py::test_password_is_in_no_answer_and_no_line",
+        sign="assert .* not in",
+    ),
+    Defect(
+        words="The pool is opened in `create_app`",
+        file="templates/pool/psycopg2.py",
+        old='        reset=flag(app, "POOL_RESET"),\n    )\n',
+        new='        reset=flag(app, "POOL_RESET"),\n    )\n'
+        "    with app.app_context():\n"
+        '        pool = app.extensions["pool"]\n'
+        "        pool.putconn(pool.getconn())\n",
+        test="tests/core/test_pool.py::test_creating_the_app_opens_no_connection",
+        sign=r"assert \{\d+\} == set\(\)",
+    ),
+    Defect(
+        words="Idle connections are not checked",
+        file="templates/pool/psycopg2.py",
+        old="    return silent and",
+        new="    return True or silent and",
+        test="tests/core/test_pool.py::test_connection_that_died_idle_is_replaced_unseen",
+        sign="AdminShutdown|server closed the connection",
+    ),
+    Defect(
+        words="A forked process uses its parent's connections",
+        file="templates/pool/psycopg2.py",
+        old="            os.register_at_fork(after_in_child=self._start)",
+        new="            pass",
+        test="tests/core/test_pool.py"
+        "::test_forked_process_leaves_its_parents_connections_alone",
+        sign="assert 256 == 0",
+    ),
+    Defect(
+        words="Who comes last is served first",
+        file="templates/pool/psycopg2.py",
+        old="self.waiting.popleft()",
+        new="self.waiting.pop()",
+        test="tests/core/test_pool.py::test_who_waits_longest_is_first",
+        sign=r"assert \[4, .* == \[0, 1, 2, 3, 4\]",
+    ),
+    Defect(
+        words="`POOL_TIMEOUT` is ignored",
+        file="templates/pool/psycopg2.py",
+        old="turn.acquire(timeout=timeout)",
+        new="turn.acquire()",
+        test="tests/test_faults.py::test_too_many_wait_and_are_then_answered_503",
+        sign=r"assert Counter\(\{200: 8\}\) == ",
+    ),
+    Defect(
+        words="`POOL_RESET` resets nothing",
+        file="templates/pool/psycopg2.py",
+        old=' and (not self.reset or _answers(conn, "DISCARD ALL"))',
+        new="",
+        test="tests/core/test_pool.py::test_session_is_as_new_where_that_is_asked_for",
+        sign="assert .*elsewhere",
+    ),
+    Defect(
+        words="SQLAlchemy's proxy is handed out",
+        file="templates/pool/sqlalchemy.py",
+        old="cast(connection, proxy.driver_connection)",
+        new="cast(connection, proxy)",
+        test="tests/core/test_db.py::test_transaction_is_committed_at_the_end",
+        sign="assert 1 == 0|context manager",
+        answers="sqlalchemy-thread",
+    ),
+    Defect(
+        words="The worker's thread is no daemon",
+        file="templates/jobs/thread.py",
+        old='name="worker", daemon=True',
+        new='name="worker"',
+        test="tests/core/test_jobs.py"
+        "::test_thread_starts_with_the_first_task_and_is_a_daemon",
+        sign="assert False",
+        answers="sqlalchemy-thread",
+    ),
+    Defect(
+        words="The worker starts only if `WERKZEUG_RUN_MAIN`",
+        file="templates/jobs/thread.py",
+        old="            if self.thread is None:",
+        new='            if self.thread is None and "WERKZEUG_RUN_MAIN" in os.environ:',
+        test="tests/core/test_jobs.py::test_put_off_task_runs",
+        sign="Empty",
+        answers="sqlalchemy-thread",
+    ),
+    Defect(
+        words="A job is not in the transaction of the write it belongs to",
+        file="templates/jobs/procrastinate.py",
+        old="from .db import Unavailable, get_db",
+        new="from .db import Unavailable\nfrom .db import connect as get_db",
+        test="tests/core/test_jobs.py::test_job_is_rolled_back_with_the_transaction",
+        sign="assert 1 == 0",
+        answers="psycopg2-procrastinate",
+    ),
+    Defect(
+        words="The jobs of a killed worker are not put back",
+        file="templates/worker/procrastinate.py",
+        old="        await manager.retry_job(job)",
+        new="        pass",
+        test="tests/test_jobs.py"
+        "::test_job_that_does_not_end_is_cut_off_and_begun_again",
+        sign="assert False",
+        answers="psycopg2-procrastinate",
+    ),
+    Defect(
+        words="A new worker is started while the old one is at work",
+        file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
+        old='        self.name = f"flask {version.name}"\n',
+        new='        self.name = f"flask {version.name}"\n\n'
+        "    def _end(self, deadline: float) -> None:\n"
+        "        if self.pid:\n"
+        "            self._signal(signal.SIGTERM)\n",
+        test="tests/core/test_reload_tasks.py"
+        "::test_next_worker_waits_for_the_end_of_the_one_before",
+        sign=r"assert \['task 2'\] == \['task 1', 'task 2'\]",
+        answers="psycopg2-procrastinate",
+    ),
+    Defect(
+        words="Celery acknowledges a task before it has run",
+        file="templates/jobs/celery.py",
+        old="        task_acks_late=True,\n",
+        new="",
+        test="tests/test_jobs.py"
+        "::test_job_that_does_not_end_is_cut_off_and_begun_again",
+        sign="assert False",
+        answers="psycopg2-celery",
+    ),
+    Defect(
+        words="Two machines may migrate at once",
+        file=f"{PACKAGE}/core/migrate.py",
+        old="            while not _locks(cursor):\n                sleep(0.1)\n",
+        new="",
+        test="tests/core/test_migrate.py"
+        "::test_runners_that_start_together_apply_each_file_once",
+        sign="MigrationError|UniqueViolation",
+    ),
+    Defect(
+        words="A migration that was edited since is taken for applied",
+        file=f"{PACKAGE}/core/migrate.py",
+        old="    elif applied[path.name] != checksum:",
+        new="    elif not applied[path.name]:",
+        test="tests/core/test_migrate.py::test_edited_file_is_refused",
+        sign="DID NOT RAISE",
+    ),
+    Defect(
+        words="Ready though a migration is missing",
+        file=f"{PACKAGE}/core/health.py",
+        old="        missing = [name for name, done in migrate.status(get_db()).items()"
+        " if not done]",
+        new='        get_db().cursor().execute("SELECT 1")\n        missing = []',
+        test="tests/core/test_migrate.py::test_not_ready_while_some_are_missing",
+        sign="assert 200 == 503",
+    ),
+    Defect(
+        words="Any site may post in a visitor's name",
+        file=f"{PACKAGE}/core/security.py",
+        old="    app.before_request(_refuse_cross_site)\n",
+        new="",
+        test="tests/core/test_app.py::test_post_from_another_site_is_refused",
+        sign="assert 302 == 403",
+    ),
+    Defect(
+        words="`X-Request-ID` is not returned",
+        file=f"{PACKAGE}/core/log.py",
+        old='            headers = [*headers, ("X-Request-ID", request_id.get())]\n',
+        new="",
+        test="tests/core/test_app.py::test_request_without_a_sane_id_is_given_one",
+        sign="KeyError",
+    ),
+    Defect(
+        words="SQL is put together from what a visitor wrote",
+        file=f"{PACKAGE}/notes.py",
+        old="        cursor.execute(insert, [body])",
+        new='        cursor.execute(insert.replace("%s", f"\'{body}\'"))',
+        test="tests/test_notes.py::test_note_is_shown_as_it_was_written",
+        sign="SyntaxError",
+    ),
+    Defect(
+        words="A page shows what a visitor wrote unescaped",
+        file=f"{PACKAGE}/templates/notes.html",
+        old="{{ note.body }}",
+        new="{{ note.body|safe }}",
+        test="tests/test_notes.py::test_note_is_shown_as_it_was_written",
+        sign="assert '<script>' not in",
+    ),
+    Defect(
+        words="A save is lost while a version starts",
+        file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
+        old="        self.changed.update(json.loads(line))",
+        new="        self.changed.update(json.loads(line))\n"
+        "        self.due = self.due if self.ready else 0.0",
+        test="tests/test_dev.py"
+        "::test_save_while_the_version_before_starts_is_not_lost[dev]",
+        sign="no answer of the last version",
+    ),
+    Defect(
+        words="A save is lost while the watcher starts",
+        file=f"{PROJECT}/devserver/flask_devserver/watcher.py",
+        old="            paths |= {path for path in found if _is_newer(path, began)}\n",
+        new="",
+        test="tests/test_dev.py::test_save_while_the_watcher_starts_is_not_lost[dev]",
+        sign="no answer of the last version",
+    ),
+    Defect(
+        words="Old bytecode is served after two saves within a second",
+        file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
+        old="            _forget_bytecode(path)\n",
+        new="            pass\n",
+        test="tests/test_dev.py::test_bytecode_of_the_version_before_is_not_taken[dev]",
+        sign="no answer of the last version",
+    ),
+    Defect(
+        words="SIGHUP leaves an orphan that keeps the port",
+        file=f"{PROJECT}/devserver/flask_devserver/guard.py",
+        old="        if os.getppid() != parent:\n"
+        "            os._exit(1)  # or it would keep the port for good\n",
+        new="",
+        test="tests/test_dev.py"
+        "::test_nothing_outlives_flasks_own_server[1-run --debug]",
+        sign="assert False",
+    ),
+    Defect(
+        words="The embedded PostgreSQL is never stopped",
+        file=f"{PROJECT}/devserver/flask_devserver/postgres.py",
+        old="                stop(home)\n",
+        new="",
+        test="tests/test_postgres.py"
+        "::test_all_share_one_server_that_ends_with_the_last",
+        sign="assert False",
+    ),
+    Defect(
+        words="A quote in an answer ends a string of pyproject.toml",
+        file="cookiecutter.json",
+        old="{{ cookiecutter.description | replace('\\\\\\\\', '\\\\\\\\\\\\\\\\') | "
+        "replace('\\\"', '\\\\\\\\\\\"') }}",
+        new="{{ cookiecutter.description }}",
+        test="tests/test_answers.py::test_odd_text_is_shown_unharmed",
+        sign="TOMLDecodeError",
+        answers=TEMPLATE,
+    ),
+    Defect(
+        words="A file is left in a combination that it does not belong to",
+        file=f"{PROJECT}/{{% if cookiecutter.docker %}}compose.yaml{{% endif %}}",
+        old="{% if cookiecutter.docker %}compose.yaml{% endif %}",
+        new="compose.yaml",
+        test="tests/test_combinations.py"
+        "::test_combination[psycopg2-none-MIT-github-False]",
+        sign="Extra items in the left set",
+        answers=TEMPLATE,
+    ),
+]

@@ -1,0 +1,99 @@
+"""The steps of a Dockerfile taken by hand, in a folder that stands for `/`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..conftest import run
+
+
+class Image:
+    """What the Dockerfile of `project` makes, with `python` for the image it is from.
+
+    Only what such Dockerfiles say is known here: another instruction raises
+    `AttributeError`. Its folder /app is a folder of the same name below `folder`.
+    """
+
+    def __init__(self, project: Path, folder: Path, python: str) -> None:
+        self.project = project
+        self.root = folder / "root"
+        self.stages = folder / "stages"
+        self.python = python
+        self.stage = ""
+
+    def build(self) -> None:
+        """Take all the steps. Fails with what a program said when that fails."""
+        text = (self.project / "Dockerfile").read_text()
+        for line in text.replace("/app", f"{self.root}/app").splitlines():
+            instruction, _, rest = line.partition(" ")
+            if instruction not in ("", "#"):
+                getattr(self, f"take_{instruction.lower()}")(rest)
+
+    def command(self, *words: str, **environ: str) -> dict[str, Any]:
+        """Return how to start a program in a container, for `subprocess`."""
+        user = {"user": self.user, "group": self.user, "extra_groups": []}
+        return {
+            "args": words or self.cmd,
+            "cwd": self.workdir,
+            "env": self.env | {"HOME": "/nonexistent"} | environ,
+            **(user if os.geteuid() == 0 else {}),
+        }
+
+    def take_from(self, rest: str) -> None:
+        base, _, name = rest.partition(" AS ")
+        if self.root.exists():
+            self.root.rename(self.stages / self.stage)
+        if (self.stages / base).exists():
+            shutil.copytree(self.stages / base, self.root, symlinks=True)
+        else:
+            self.stages.mkdir(parents=True)
+            run(self.python, "-m", "venv", self.root / "usr/local", cwd=self.stages)
+        self.stage = name
+        self.workdir = self.root
+        self.env = {"PATH": f"{self.root}/usr/local/bin:/usr/bin:/bin"}
+        self.user = 0
+
+    def take_run(self, rest: str) -> None:
+        run("sh", "-c", rest, cwd=self.workdir, **self.env)
+
+    def take_workdir(self, rest: str) -> None:
+        self.workdir = Path(rest)
+        self.workdir.mkdir(exist_ok=True)
+
+    def take_env(self, rest: str) -> None:
+        for pair in rest.split():
+            name, _, value = pair.partition("=")
+            self.env[name] = value.replace("$PATH", self.env["PATH"])
+
+    def take_copy(self, rest: str) -> None:
+        origin, words = self.project, rest.split()
+        if words[0].startswith("--from="):
+            origin = self.stages / words.pop(0).partition("=")[2]
+        *sources, target = words
+        for source in sources:
+            found = list(origin.glob(source.removeprefix(f"{self.root}/")))
+            assert found or "[" in source, f"nothing to copy: {source}"
+            for path in found:
+                copy(path, self.workdir / target)
+
+    def take_user(self, rest: str) -> None:
+        self.user = int(rest)
+
+    def take_expose(self, rest: str) -> None:
+        self.port = int(rest)
+
+    def take_healthcheck(self, rest: str) -> None:
+        self.healthcheck = json.loads(rest.removeprefix("CMD"))
+
+    def take_cmd(self, rest: str) -> None:
+        self.cmd = json.loads(rest)
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copy a file into a folder, or what is in a folder into another."""
+    if path.is_dir():
+        shutil.copytree(path, target, symlinks=True)
+    else:
+        shutil.copy(path, target)

@@ -1,0 +1,132 @@
+"""The commands of a document, and a terminal to type them into."""
+
+import os
+import re
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from markdown_it import MarkdownIt
+
+from ..conftest import clean_environment, run, wait_for
+from .serving import free_port, page
+
+LASTS = re.compile(r"(^make demo.*| flask (dev|run --debug|worker)| gunicorn)$")
+
+
+class Command(NamedTuple):
+    """A command, and the heading that it stands under."""
+
+    section: str
+    text: str
+
+
+def commands(markdown: str) -> list[Command]:
+    """Return the commands of a document, in order.
+
+    An indented block is commands, one a line. Whatever else there is to show is fenced,
+    with the name of its language.
+    """
+    found: list[Command] = []
+    section = before = ""
+    for token in MarkdownIt().parse(markdown):
+        if before == "heading_open":
+            section = token.content
+        elif token.type == "code_block":
+            lines = filter(None, token.content.splitlines())
+            found += [Command(section, line) for line in lines]
+        elif token.type == "fence":
+            message = f"indent commands, or name the language:\n{token.content}"
+            assert token.info not in ("", "sh", "bash", "shell", "console"), message
+        before = token.type
+    return found
+
+
+def blocks(markdown: str, language: str) -> list[str]:
+    """Return what is fenced as of that language."""
+    tokens = MarkdownIt().parse(markdown)
+    return [token.content for token in tokens if token.info == language]
+
+
+class Terminal:
+    """What a user types commands into, one after the other, from `folder` on.
+
+    What lasts, such as a server, is seen to answer. It runs until the next such command
+    or the end of the `with` block.
+    """
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        self.folder = folder
+        self.port = str(free_port())
+        self.log = folder / "terminal.log"
+        self.environ = environ | {
+            "FLASK_DEV_PORT": self.port,
+            "FLASK_RUN_PORT": self.port,
+            "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{self.port}",
+            "MAKEFLAGS": f"PORT={self.port}",
+        }
+        self.running: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        place: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def type(self, command: str) -> None:
+        """Run a command; to what it asks, the answer is the default."""
+        if command.startswith("cd "):
+            self.folder /= command.removeprefix("cd ")
+        elif LASTS.search(command):
+            self.end()
+            self.start(command)
+        else:
+            print(self.run(f"yes '' | head -n 20 | {{ {command}; }}"))
+
+    def run(self, command: str) -> str:
+        """Run a command to its end and return what it says."""
+        return run("bash", "-c", command, cwd=self.folder, **self.environ)
+
+    def start(self, command: str) -> None:
+        """Start what lasts, and wait until it is at work."""
+        with self.log.open("w") as output:
+            self.running = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=self.folder,
+                env=clean_environment() | self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        is_at_work = self.works if command.endswith("worker") else self.serves
+        wait_for(lambda: self.has_ended() or is_at_work(), command, seconds=120)
+        assert not self.has_ended(), self.log.read_text()
+
+    def has_ended(self) -> bool:
+        return self.running is None or self.running.poll() is not None
+
+    def serves(self) -> bool:
+        """Say whether the notes, which are in the database, are shown."""
+        return "<h1>Notes</h1>" in page(f"http://127.0.0.1:{self.port}/notes")
+
+    def works(self) -> bool:
+        """Say whether a worker has done what there was to do."""
+        said = self.run("uv run flask worker --status")
+        return {"waiting: 0", "running: 0", "workers: 1"} <= set(said.splitlines())
+
+    def end(self) -> None:
+        """End what was started, as Ctrl-C does."""
+        if self.running:
+            with suppress(ProcessLookupError):
+                os.killpg(self.running.pid, signal.SIGINT)
+            self.running.wait(30)
+            self.running = None

@@ -1,0 +1,73 @@
+"""`flask dev` on a baked project, and what is left when it has ended."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+from ..conftest import clean_environment, run, wait_for
+from ..test_projects import install
+
+
+class Site:
+    """What `flask dev` serves on `port`: the project in `folder`, once installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self.log = folder / "log"
+        self.command = [install(folder) / "flask", "dev", "--port", str(self.port)]
+
+    @contextmanager
+    def serve(self, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Serve it until the end of the block, as from a terminal of its own."""
+        with self.log.open("ab") as output:
+            server = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env=clean_environment(),
+                start_new_session=True,
+                **{"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+                | streams,
+            )
+        try:
+            wait_for(lambda: self.page("notes"), "page", seconds=60)
+            yield server
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGINT)
+            server.wait(30)
+
+    def page(self, path: str, **form: str) -> str:
+        """Return what `path` answers, or what posting the form there does, if any."""
+        return page(self.url + path, **form)
+
+    def is_gone(self) -> bool:
+        """Say whether no process of the project runs and its port is free."""
+        running = run("ps", "-e", "-o", "args", cwd=self.folder)
+        postmaster = self.folder / "instance" / "postgres" / "data" / "postmaster.pid"
+        with suppress(OSError), socket.create_server(("127.0.0.1", self.port)):
+            return str(self.folder) not in running and not postmaster.exists()
+        return False
+
+
+def page(url: str, **form: str) -> str:
+    """Return what `url` answers, or what posting the form there does, if any."""
+    data = urlencode(form).encode() if form else None
+    with suppress(URLError, ConnectionError), urlopen(url, data, timeout=20) as answer:
+        return str(answer.read().decode())
+    return ""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

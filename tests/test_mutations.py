@@ -1,0 +1,49 @@
+"""The seeded defects can be put in, and name tests that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import TEMPLATE, copy_template
+from .mutations import DEFECTS, PROJECT
+from .mutations.__main__ import Report, notices
+
+FOLDERS = [
+    "tests",
+    "tests/in_project",
+    f"{PROJECT}/tests",
+    f"{PROJECT}/tests/core",
+    "templates/tests",
+]
+DEFECT = DEFECTS[0]
+
+
+def test_every_defect_can_be_put_in_once(tmp_path: Path) -> None:
+    copy = copy_template(tmp_path)
+    for defect in DEFECTS:
+        defect.put_into(copy)
+    with pytest.raises(ValueError, match="^No teardown: .* is not once in .*db.py.$"):
+        DEFECT.put_into(copy)
+
+
+def test_every_defect_names_a_test_that_there_is() -> None:
+    modules = [path for name in FOLDERS for path in (TEMPLATE / name).glob("*.py*")]
+    text = "\n".join(path.read_text() for path in modules)
+    there = set(re.findall(r"^def (test_\w+)", text, re.MULTILINE))
+    assert {defect.function for defect in DEFECTS} <= there
+
+
+@pytest.mark.parametrize(
+    "name, error, noticed",
+    [
+        (DEFECT.function, "E   assert 1 == 2", True),
+        ("test_another", "E   assert 1 == 2", False),
+        (DEFECT.function, "    assert 1 == 2\nE   SyntaxError", False),
+    ],
+)
+def test_defect_is_noticed_by_its_own_test_with_its_own_error(
+    name: str, error: str, noticed: bool
+) -> None:
+    report = Report(passed=0, failures={name: error}, seconds=1.0)
+    assert bool(notices(DEFECT, report)) == noticed

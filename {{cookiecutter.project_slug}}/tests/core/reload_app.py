@@ -1,0 +1,51 @@
+"""What the reload tests serve: the application, and routes to look into its process."""
+
+import os
+
+from psycopg2.extensions import make_dsn
+
+import {{ cookiecutter.project_slug }} as package
+from {{ cookiecutter.project_slug }}.core.db import get_db
+
+app = package.create_app()
+
+if url := app.config["DATABASE_URL"]:
+    # So that pg_stat_activity tells which process a connection belongs to.
+    name = f"process {os.getpid()}"
+    app.config["DATABASE_URL"] = make_dsn(url, application_name=name)
+
+
+@app.get("/version")
+def version() -> dict[str, object]:
+    """Say which version of the package answers, and from which process."""
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT 1")  # so that there is a connection to leave behind
+    return {
+        "version": getattr(package, "VERSION", 0),
+        "process": os.getpid(),
+        "greeting": os.environ.get("GREETING"),
+    }
+
+
+@app.get("/query")
+def query() -> str:
+    """Run a query for a minute."""
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(60)")
+    return "done"
+
+
+@app.get("/failure")
+def failure() -> str:
+    """Fail in the middle of a transaction."""
+    get_db().cursor().execute("BEGIN")
+    raise RuntimeError("on purpose")
+
+
+@app.get("/transaction")
+def transaction() -> str:
+    """Write a note, and run a query for a minute before it is committed."""
+    with get_db() as db, db.cursor() as cursor:
+        cursor.execute("INSERT INTO notes (body) VALUES ('unfinished')")
+        cursor.execute("SELECT pg_sleep(60)")
+    return "done"

@@ -1,0 +1,246 @@
+"""What holds for every request: its line in the log, what it is refused, its errors."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from flask import Flask, session
+from flask.testing import FlaskClient
+from psycopg2.errors import QueryCanceled
+from psycopg2.extras import RealDictCursor, execute_values
+
+from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.core.db import get_db
+from {{ cookiecutter.project_slug }}.core.log import JsonFormatter, TextFormatter
+
+from ..conftest import PRODUCTION
+
+JSON = {"Accept": "application/json"}
+
+
+@pytest.fixture
+def log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What is logged, as in production."""
+    monkeypatch.setattr(caplog.handler, "formatter", JsonFormatter())
+    return caplog
+
+
+def test_alive_and_ready_with_a_database(client: FlaskClient) -> None:
+    assert client.get("/healthz").status_code == 200
+    answer = client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json and answer.json["pool"]["in_use"] == 1
+
+
+def test_alive_but_not_ready_without_one() -> None:
+    url = "postgresql://127.0.0.1:1/none"
+    client = create_app({"TESTING": True, "DATABASE_URL": url}).test_client()
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").status_code == 503
+
+
+def test_request_has_a_line(app: Flask, log: pytest.LogCaptureFixture) -> None:
+    app.test_client().get("/notes?secret=1", headers={"X-Request-ID": "mine"})
+    [line] = lines(log)
+    assert line.pop("ms") > 0
+    assert line["message"].startswith("GET /notes 200 ")
+    expected = {"method": "GET", "path": "/notes", "status": 200, "request_id": "mine"}
+    assert expected.items() <= line.items()
+
+
+def test_path_makes_no_line_of_its_own(
+    app: Flask, log: pytest.LogCaptureFixture
+) -> None:
+    log.handler.setFormatter(TextFormatter())
+    app.test_client().get("/a%0AINFO%20b%C3%BC")
+    [line] = log.text.splitlines()
+    assert "INFO GET /a%0AINFO%20b%C3%BC 404 " in line
+
+
+@pytest.mark.parametrize("given", ["", "a b", "é", "a" * 129])
+def test_request_without_a_sane_id_is_given_one(app: Flask, given: str) -> None:
+    answers = [
+        app.test_client().get("/healthz", headers={"X-Request-ID": given})
+        for _ in range(2)
+    ]
+    found = {answer.headers["X-Request-ID"] for answer in answers}
+    assert len(found - {given}) == 2
+
+
+def test_id_is_on_every_line_of_the_request(
+    app: Flask, log: pytest.LogCaptureFixture
+) -> None:
+    @app.get("/fail")
+    def fail() -> str:
+        raise RuntimeError("on purpose")
+
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    answer = app.test_client().get("/fail", headers={"X-Request-ID": "mine"})
+    assert (answer.status_code, answer.headers["X-Request-ID"]) == (500, "mine")
+    error, request = lines(log)
+    assert error["request_id"] == request["request_id"] == "mine"
+    assert error["exception"].endswith("RuntimeError: on purpose")
+
+
+def test_error_left_to_the_debugger_has_a_line(
+    app: Flask, log: pytest.LogCaptureFixture
+) -> None:
+    app.add_url_rule("/divide", view_func=lambda: str(1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        app.test_client().get("/divide")
+    assert [line["status"] for line in lines(log)] == [500]
+
+
+@pytest.mark.parametrize("factory", [None, RealDictCursor])
+def test_slow_query_is_logged_without_its_parameters(
+    app: Flask, log: pytest.LogCaptureFixture, factory: Any
+) -> None:
+    app.config["SLOW_QUERY"] = 0.1
+    with app.app_context(), get_db().cursor(cursor_factory=factory) as cursor:
+        cursor.execute("SELECT pg_sleep(%s),\n %s", [0.2, "hunter2"])
+        cursor.execute("SELECT %s", ["fast"])
+        cursor.executemany("SELECT %s, pg_sleep(%s)", [["hunter2", 0.2]])
+        values = "SELECT pg_sleep(0.2) FROM (VALUES %s) AS v"
+        execute_values(cursor, values, [["hunter2"]])
+    first, second, third = (line["message"] for line in lines(log))
+    assert first.endswith(" ms: SELECT pg_sleep(%s), %s")
+    assert second.endswith(" ms: SELECT %s, pg_sleep(%s)")
+    assert "hunter2" not in log.text
+
+
+def test_slow_query_that_fails_is_logged(
+    app: Flask, log: pytest.LogCaptureFixture
+) -> None:
+    app.config["SLOW_QUERY"] = 0.1
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute("SET statement_timeout = 200")
+        with pytest.raises(QueryCanceled):
+            cursor.execute("SELECT pg_sleep(10)")
+    [line] = lines(log)
+    assert line["level"] == "WARNING"
+    assert line["message"].endswith("SELECT pg_sleep(10)")
+
+
+def test_line_for_people_names_the_request(
+    app: Flask, log: pytest.LogCaptureFixture
+) -> None:
+    log.handler.setFormatter(TextFormatter())
+    app.test_client().get("/healthz", headers={"X-Request-ID": "mine"})
+    assert log.text.endswith(" ms [mine]\n")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none", "Origin": "http://other.example"},
+        {"Origin": "http://localhost"},
+    ],
+    ids=str,
+)
+def test_post_from_the_site_itself_is_taken(
+    client: FlaskClient, headers: Mapping[str, str]
+) -> None:
+    response = client.post("/notes", data={"body": "a note"}, headers=headers)
+    assert response.status_code == 302
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost"},
+        {"Origin": "http://localhost.example"},
+        {"Origin": "http://localhost:1"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+    ],
+    ids=str,
+)
+def test_post_from_another_site_is_refused(
+    client: FlaskClient, headers: Mapping[str, str]
+) -> None:
+    response = client.post("/notes", data={"body": "a note"}, headers=headers)
+    assert response.status_code == 403
+    assert "Nothing here yet" in client.get("/notes", headers=headers).text
+
+
+@pytest.mark.parametrize("path", ["/notes", "/none", "/healthz"])
+def test_every_answer_tells_the_browser_to_be_careful(
+    client: FlaskClient, path: str
+) -> None:
+    headers = client.get(path).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
+def test_view_may_say_otherwise(app: Flask) -> None:
+    policy = {"Content-Security-Policy": "sandbox"}
+    app.add_url_rule("/sandbox", view_func=lambda: ("in it", policy))
+    headers = app.test_client().get("/sandbox").headers
+    assert headers.getlist("Content-Security-Policy") == ["sandbox"]
+
+
+def test_cookie_of_the_session_is_for_this_site_and_tls_alone() -> None:
+    app = create_app(PRODUCTION)
+
+    @app.get("/login")
+    def login() -> str:
+        session["user"] = 1
+        return "welcome"
+
+    cookie = app.test_client().get("/login").headers["Set-Cookie"]
+    assert {"Secure", "HttpOnly", "SameSite=Lax"} <= set(cookie.split("; "))
+
+
+def test_cookie_can_be_set_otherwise() -> None:
+    settings = {"SESSION_COOKIE_SECURE": False, "SESSION_COOKIE_SAMESITE": "Strict"}
+    assert settings.items() <= create_app(PRODUCTION | settings).config.items()
+
+
+def test_other_host_is_refused(database_url: str) -> None:
+    settings = {"DATABASE_URL": database_url, "TRUSTED_HOSTS": ["good.example"]}
+    client = create_app({"TESTING": True} | settings).test_client()
+    assert client.get("/healthz", base_url="http://good.example").status_code == 200
+    assert client.get("/healthz", base_url="http://bad.example").status_code == 400
+
+
+def test_body_that_is_too_large_is_refused(client: FlaskClient) -> None:
+    body = {"body": "a" * 1024 * 1024}
+    assert client.post("/notes", json=body).status_code == 413
+    assert client.post("/notes", data=body).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/notes", 400),
+        ("GET", "/none", 404),
+        ("PUT", "/notes", 405),
+        ("GET", "/fail", 500),
+        ("GET", "/notes", 503),
+    ],
+)
+def test_error_is_answered_as_the_client_asked(
+    method: str, path: str, status: int
+) -> None:
+    app = create_app(PRODUCTION)
+    app.add_url_rule("/fail", view_func=lambda: str(1 / 0))
+    page = app.test_client().open(path, method=method)
+    assert (page.status_code, page.mimetype) == (status, "text/html")
+    answer = app.test_client().open(path, method=method, headers=JSON)
+    assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
+    assert answer.json and answer.json["status"] == status
+    assert "Accept" in page.vary and "Accept" in answer.vary
+    assert "Traceback" not in page.text + answer.text
+    assert "ZeroDivision" not in page.text + answer.text
+
+
+def lines(log: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in log.text.splitlines()]
+    # On a busy machine it may take long to connect, which is a line, too.
+    return [line for line in found if "to get a connection" not in line["message"]]
