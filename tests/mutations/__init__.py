@@ -324,7 +324,7 @@ DEFECTS = [
         old="{{ cookiecutter.description | replace('\\\\\\\\', '\\\\\\\\\\\\\\\\') | "
         "replace('\\\"', '\\\\\\\\\\\"') }}",
         new="{{ cookiecutter.description }}",
-        test="tests/test_answers.py::test_odd_text_is_shown_unharmed",
+        test="tests/template/test_answers.py::test_odd_text_is_shown_unharmed",
         sign="TOMLDecodeError",
         answers=TEMPLATE,
     ),
@@ -333,7 +333,7 @@ DEFECTS = [
         file=f"{PROJECT}/{{% if cookiecutter.docker %}}compose.yaml{{% endif %}}",
         old="{% if cookiecutter.docker %}compose.yaml{% endif %}",
         new="compose.yaml",
-        test="tests/test_combinations.py"
+        test="tests/template/test_combinations.py"
         "::test_combination[psycopg2-none-MIT-github-False]",
         sign="Extra items in the left set",
         answers=TEMPLATE,

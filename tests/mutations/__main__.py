@@ -16,15 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from ..conftest import (
-    PROGRAMS,
-    clean_environment,
-    copy_template,
-    put_inside,
-    remove_database,
-    run,
-)
-from ..test_projects import install
+from ..support.commands import PROGRAMS, clean_environment, run
+from ..support.projects import install, put_inside, remove_database
+from ..support.repository import copy_template
 from . import DEFECTS, TEMPLATE, Defect
 
 SECONDS = 300  # for a test, which may hang

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..conftest import run
+from .commands import run
 
 
 class Image:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from markdown_it import MarkdownIt
 
-from ..conftest import clean_environment, run, wait_for
+from .commands import clean_environment, run, wait_for
 from .serving import free_port, page
 
 LASTS = re.compile(r"(^make demo.*| flask (dev|run --debug|worker)| gunicorn)$")

@@ -12,8 +12,8 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from ..conftest import clean_environment, run, wait_for
-from ..test_projects import install
+from .commands import clean_environment, run, wait_for
+from .projects import install
 
 
 class Site:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import PROGRAMS, Answers, Bake, combinations, label, run
-from .test_projects import embedded_server, install
+from ..support.answers import Answers, combinations, label
+from ..support.commands import PROGRAMS, run
+from ..support.projects import Bake, embedded_server, install
 
 GITHUB = ".github/workflows/ci.yml"
 SCHEMAS = {

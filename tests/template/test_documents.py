@@ -10,19 +10,12 @@ from typing import Any
 
 import pytest
 
-from .conftest import (
-    PROGRAMS,
-    TEMPLATE,
-    Bake,
-    combinations,
-    copy_template,
-    remove_database,
-    run,
-)
-from .support.documents import Command, Terminal, blocks, commands
-from .support.serving import free_port
-from .test_projects import embedded_server, install
-from .test_updating import start_repository
+from ..support.answers import combinations
+from ..support.commands import PROGRAMS, TEMPLATE, run
+from ..support.documents import Command, Terminal, blocks, commands
+from ..support.projects import Bake, embedded_server, install, remove_database
+from ..support.repository import copy_template, start_repository
+from ..support.serving import free_port
 
 # What is typed here in place of a part of a command, and why.
 INSTEAD = {

@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 
-from .conftest import PROGRAMS, Bake, run, wait_for
-from .support.serving import Site
+from ..support.commands import PROGRAMS, run, wait_for
+from ..support.projects import Bake
+from ..support.serving import Site
 
 VERSION = """
 

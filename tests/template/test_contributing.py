@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PROGRAMS, TEMPLATE, choices, clean_environment, copy_template
-from .test_updating import replace, start_repository
+from ..support.answers import choices
+from ..support.commands import PROGRAMS, TEMPLATE, clean_environment
+from ..support.repository import copy_template, replace, start_repository
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_new_choice_is_a_line_and_a_file_and_is_tested_by_itself(
     replace(copy / "cookiecutter.json", rf'("{name}": \[[^]]*)\]', rf'\1, "{value}"]')
     start_repository(copy)
     some = f"test_combination and {value} and {beside} and gitlab and True"
-    command = ["tests/test_combinations.py", "-k", some]
+    command = ["tests/template/test_combinations.py", "-k", some]
     assert f"TemplateNotFound: '{name}/{value}." in run_tests(copy, *command)
     like = next((copy / "templates" / name).glob(f"{choices()[name][0]}.*"))
     shutil.copy(like, like.with_stem(value))

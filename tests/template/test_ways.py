@@ -7,17 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import (
-    PROGRAMS,
-    QUESTIONS,
-    Answers,
-    Bake,
-    choices,
-    clean_environment,
-    copy_template,
-    run,
-)
-from .test_updating import contents, start_repository
+from ..support.answers import QUESTIONS, Answers, choices
+from ..support.commands import PROGRAMS, clean_environment, run
+from ..support.projects import Bake, contents
+from ..support.repository import copy_template, start_repository
 
 # Every question answered otherwise than by default.
 ANSWERS = {name: others[-1] for name, others in choices().items()} | {

@@ -2,8 +2,8 @@
 
 import tomllib
 
-from .conftest import PROGRAMS, Bake, run
-from .test_projects import install
+from ..support.commands import PROGRAMS, run
+from ..support.projects import Bake, install
 
 
 def test_lowest_versions_pass_the_tests(bake: Bake) -> None:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .conftest import PROGRAMS, Bake, clean_environment, run, wait_for
-from .support.serving import free_port, page
-from .test_projects import embedded_server, install
+from ..support.commands import PROGRAMS, clean_environment, run, wait_for
+from ..support.projects import Bake, embedded_server, install
+from ..support.serving import free_port, page
 
 HOSTILE = int(
     os.environ.get("HOSTILE", "500")

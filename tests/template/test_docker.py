@@ -11,18 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from .conftest import (
-    PROGRAMS,
-    Answers,
-    Bake,
-    combinations,
-    label,
-    run,
-    wait_for,
-)
-from .support.dockerfile import Image
-from .support.serving import free_port, page
-from .test_projects import embedded_server, install, reachable_python
+from ..support.answers import Answers, combinations, label
+from ..support.commands import PROGRAMS, run, wait_for
+from ..support.dockerfile import Image
+from ..support.projects import Bake, embedded_server, install, reachable_python
+from ..support.serving import free_port, page
 
 SERVICES = {
     "none": {"db", "migrate", "web"},

@@ -1,7 +1,7 @@
 """Negative controls: apps built the wrong way fail the reload tests of a project.
 
-A small app of the kind that reload breaks on everywhere is put into a baked project and
-run through its own tests/test_reload.py, so that these are known to be able to fail.
+A small app of the kind that reload breaks on everywhere is put into a baked project.
+Its own tests/core/test_reload.py must fail on that app.
 """
 
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Bake, clean_environment
-from .test_projects import install
+from ..support.commands import clean_environment
+from ..support.projects import Bake, install
 
 # An app with a database object at module level; `daemon` is whether its thread is one.
 APP = """
@@ -67,7 +67,7 @@ import sys
 
 import pytest
 
-from .live import DEV, DEV_WITHOUT_FORK, Server
+from .core.reload_server import DEV, DEV_WITHOUT_FORK, Server
 
 TRACEBACK = "WinError 10038" if sys.platform == "win32" else "Bad file descriptor"
 
@@ -93,14 +93,14 @@ def test_flask_dev(tmp_path, database_url, command):
 """
 
 
-RELOADS = ["tests/test_reload.py", "-k", "many_reloads and run"]
+RELOADS = ["tests/core/test_reload.py", "-k", "many_reloads and run"]
 
 
 def run_on_wrong_app(
     project: Path, *options: str, daemon: bool, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run tests of the project on the app built wrong."""
-    (project / "tests" / "probe.py").write_text(APP % {"daemon": daemon})
+    (project / "tests" / "core" / "reload_app.py").write_text(APP % {"daemon": daemon})
     (project / "tests" / "test_wrong.py").write_text(TESTS)
     return pytest_in(project, *options, **environ)
 
@@ -157,7 +157,7 @@ def test_project_shows_no_traceback_of_windows(
     bake: Bake, selector_of_windows: str
 ) -> None:
     project = bake(project_slug="app")
-    options = ["tests/test_reload.py", "-k", "many_reloads"]
+    options = ["tests/core/test_reload.py", "-k", "many_reloads"]
     done = pytest_in(project, *options, PYTHONPATH=selector_of_windows)
     assert done.returncode == 0, done.stdout
 

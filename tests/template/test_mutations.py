@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TEMPLATE, copy_template
-from .mutations import DEFECTS, PROJECT
-from .mutations.__main__ import Report, notices
+from ..mutations import DEFECTS, PROJECT
+from ..mutations.__main__ import Report, notices
+from ..support.commands import TEMPLATE
+from ..support.repository import copy_template
 
 FOLDERS = [
-    "tests",
+    "tests/project",
+    "tests/template",
     "tests/in_project",
     f"{PROJECT}/tests",
     f"{PROJECT}/tests/core",

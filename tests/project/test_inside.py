@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Bake, choices, put_inside, run
-from .test_projects import install
+from ..support.answers import choices
+from ..support.commands import run
+from ..support.projects import Bake, install, put_inside
 
 
 @pytest.mark.parametrize("pool", choices()["pool"])

@@ -10,8 +10,9 @@ from cookiecutter.exceptions import FailedHookException, OutputDirExistsExceptio
 from cookiecutter.main import cookiecutter
 from markdown_it import MarkdownIt
 
-from .conftest import PROGRAMS, QUESTIONS
-from .test_combinations import check_style
+from ..support.answers import QUESTIONS
+from ..support.commands import PROGRAMS
+from ..support.projects import check_style
 
 SHAPE = (
     "use 1 to 40 lower-case letters, digits and underscores, a letter first and no "

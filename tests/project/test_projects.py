@@ -5,23 +5,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from .conftest import (
-    PROGRAMS,
-    TEMPLATE,
-    Answers,
+from ..support.answers import Answers, combinations, label
+from ..support.commands import PROGRAMS, TEMPLATE, clean_environment, run
+from ..support.projects import (
     Bake,
-    clean_environment,
-    combinations,
-    label,
+    embedded_server,
+    install,
     put_inside,
-    remove_database,
-    run,
+    reachable_python,
 )
 
 # What an environment holds, by the names that it is imported and installed by.
@@ -33,26 +28,12 @@ print(json.dumps([name.lower().replace("-", "_") for name in names]))
 """
 
 
-SERVE = """
-import sys
-from pathlib import Path
-from flask_devserver import postgres
-print(postgres.url(Path(sys.argv[1]), "mine"), flush=True)
-sys.stdin.read()
-"""
-
 DATABASES = """
 import psycopg2, sys
 cursor = psycopg2.connect(sys.argv[1]).cursor()
 cursor.execute("SELECT datname FROM pg_database ORDER BY datname")
 print(cursor.fetchall())
 """
-
-
-def install(project: Path, *options: str, **environ: str) -> Path:
-    """Make the environment of the project from its own files; return its programs."""
-    run(PROGRAMS / "uv", "sync", "--quiet", *options, cwd=project, **environ)
-    return project / ".venv" / PROGRAMS.name
 
 
 @pytest.mark.parametrize("answers", combinations("pool", "worker"), ids=label)
@@ -83,28 +64,14 @@ def test_tests_leave_the_server_of_database_url_as_it_was(bake: Bake) -> None:
     programs = install(project)
     with embedded_server(project, programs) as url:
         before = databases(project, programs, url)
-        tests = ["tests/test_db.py", "tests/test_notes.py", "tests/test_reload.py"]
+        tests = [
+            "tests/core/test_db.py",
+            "tests/test_notes.py",
+            "tests/core/test_reload.py",
+        ]
         run(programs / "pytest", *tests, cwd=project, DATABASE_URL=url, RELOADS="2")
         assert databases(project, programs, url) == before
     assert not (project / "instance" / "postgres").exists()
-
-
-@contextmanager
-def embedded_server(project: Path, programs: Path) -> Iterator[str]:
-    """Run a PostgreSQL for others to use, in a folder beside the project."""
-    folder = project.parent / "server" / "postgres"
-    with subprocess.Popen(
-        [programs / "python", "-c", SERVE, folder],
-        cwd=project,
-        env=clean_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        yield process.stdout.readline().strip()
-        process.communicate()
-    remove_database(folder)
 
 
 def databases(project: Path, programs: Path, url: str) -> str:
@@ -138,12 +105,3 @@ def test_project_of_an_ordinary_user(template: Path) -> None:
             **user,
         )
         assert done.returncode == 0, done.stdout
-
-
-def reachable_python(user: dict[str, str]) -> str:
-    """Return a Python that the user can run: not one in the home of root."""
-    for python in (os.path.realpath(sys.executable), "/usr/bin/python3"):
-        with suppress(PermissionError, subprocess.CalledProcessError):
-            subprocess.run([python, "-c", "import ensurepip"], check=True, **user)
-            return python
-    pytest.fail("no Python that an ordinary user can run: install python3-venv")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import PROGRAMS, Answers, Bake, combinations, label, run
+from ..support.answers import Answers, combinations, label
+from ..support.projects import Bake, check_style, files
 
 ALWAYS = """
     .env.example .flaskenv .gitignore LICENSE README.md
@@ -51,10 +52,6 @@ def expected(answers: Answers) -> set[str]:
     return set(names.split())
 
 
-def files(project: Path) -> list[Path]:
-    return [path for path in project.rglob("*") if path.is_file()]
-
-
 @pytest.mark.parametrize("answers", combinations(), ids=label)
 def test_combination(bake: Bake, answers: Answers) -> None:
     project = bake(project_slug="app", **answers)
@@ -93,8 +90,3 @@ def check_text(path: Path) -> None:
         yaml.safe_load(text)
     if path.suffix == ".json":
         json.loads(text)
-
-
-def check_style(project: Path) -> None:
-    run(PROGRAMS / "ruff", "check", "--no-cache", cwd=project)
-    run(PROGRAMS / "ruff", "format", "--check", "--no-cache", cwd=project)

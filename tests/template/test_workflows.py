@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import PROGRAMS, TEMPLATE, combinations, copy_template, label, run
+from ..support.answers import combinations, label
+from ..support.commands import PROGRAMS, TEMPLATE, run
+from ..support.repository import copy_template
 
 WORKFLOWS = TEMPLATE / ".github" / "workflows"
 

@@ -10,8 +10,9 @@ from threading import Thread
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from .conftest import PROGRAMS, Bake, run
-from .support.serving import Site
+from ..support.commands import PROGRAMS, run
+from ..support.projects import Bake
+from ..support.serving import Site
 
 NAME = """Tom's & "<b>Ann</b>'s" {{ 7 * 7 }} 😀"""
 DESCRIPTION = """{# A comment #} &amp; <script>alert(1)</script> \\\\"""

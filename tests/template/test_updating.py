@@ -2,16 +2,23 @@
 
 import json
 import os
-import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from .conftest import PROGRAMS, TEMPLATE, Bake, choices, copy_template, run
-from .support.documents import commands
-from .test_combinations import files
-from .test_projects import install
+from ..support.answers import choices
+from ..support.commands import PROGRAMS, TEMPLATE, run
+from ..support.documents import commands
+from ..support.projects import Bake, contents, files, install
+from ..support.repository import (
+    PERSON,
+    commit,
+    copy_template,
+    git,
+    replace,
+    start_repository,
+)
 
 PROJECT = "{{cookiecutter.project_slug}}"
 
@@ -20,16 +27,16 @@ BEFORE = {
     f"{PROJECT}/pyproject.toml": (r'"psycopg2-binary>=[\d.]+', '"psycopg2-binary>=2'),
     f"{PROJECT}/README.md": (r"^Python [\d.]+ or later", "Python"),
     f"{PROJECT}/{PROJECT}/__init__.py": (r"    from . import health\n.*?bp\)\n\n", ""),
-    f"{PROJECT}/{PROJECT}/health.py": (r"\Z", "\n\nUNUSED = True\n"),
+    f"{PROJECT}/{PROJECT}/core/health.py": (r"\Z", "\n\nUNUSED = True\n"),
     "templates/pool/psycopg2.py": (r'\A"""[^\n]*', '"""A pool.'),
 }
-ADDED = f"{PROJECT}/tests/test_migrate.py"
+ADDED = f"{PROJECT}/tests/core/test_migrate.py"
 REMOVED = f"{PROJECT}/setup.cfg"
 
 HELLO = '''
 from flask import Blueprint, current_app
 
-from .config import number
+from .core.config import number
 
 bp = Blueprint("hello", __name__)
 
@@ -59,13 +66,6 @@ EDITS = {
 }
 
 
-# Who commits, and what a document calls the repository and its releases.
-PERSON = {
-    "GIT_AUTHOR_NAME": "Nobody",
-    "GIT_AUTHOR_EMAIL": "nobody@example.com",
-    "GIT_COMMITTER_NAME": "Nobody",
-    "GIT_COMMITTER_EMAIL": "nobody@example.com",
-}
 NAMES = {
     "https://github.com/org/flask-db-template": "{}",
     "cruft link": "git rm .cruft.json\ngit commit --message Unlinked\ncruft link",
@@ -144,7 +144,11 @@ def test_own_edits_are_kept_and_pass_the_tests_with_the_release(
     assert contents(project.folder) == contents(edited(bake))
     programs = install(project.folder)
     run(programs / "mypy", cwd=project.folder)
-    tests = ["tests/test_hello.py", "tests/test_migrate.py", "tests/test_config.py"]
+    tests = [
+        "tests/test_hello.py",
+        "tests/core/test_migrate.py",
+        "tests/core/test_config.py",
+    ]
     run(programs / "pytest", *tests, cwd=project.folder)
 
 
@@ -164,12 +168,12 @@ def test_line_that_both_have_changed_is_the_only_conflict(
 
 def test_file_that_was_deleted_stays_so(repository: Path, tmp_path: Path) -> None:
     project = Project(repository, tmp_path, "before")
-    gone = project.folder / "app" / "health.py"
+    gone = project.folder / "app" / "core" / "health.py"
     gone.unlink()
     project.update()
     assert project.conflicts() == []
     assert not gone.exists()
-    assert (project.folder / "tests" / "test_migrate.py").exists()
+    assert (project.folder / "tests" / "core" / "test_migrate.py").exists()
 
 
 def test_file_that_is_to_be_skipped_stays_as_it_is(
@@ -294,34 +298,5 @@ def edit(folder: Path) -> None:
         replace(folder / path, pattern, rf"\g<0>{addition}")
 
 
-def replace(path: Path, pattern: str, text: str) -> None:
-    """Replace what the pattern finds in the file, where it is to be found once."""
-    new, count = re.subn(pattern, text, path.read_text(), flags=re.M | re.S)
-    assert count == 1, f"{pattern} is {count} times in {path}"
-    path.write_text(new)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Return the text of every file, apart from what git and cruft keep there."""
-    paths = {path.relative_to(folder).as_posix(): path for path in files(folder)}
-    ours = {name for name in paths if not re.match(r"\.git/|\.cruft\.json", name)}
-    return {name: paths[name].read_text() for name in ours}
-
-
 def cruft(*command: str | Path, cwd: Path) -> str:
     return run(PROGRAMS / "cruft", *command, cwd=cwd)
-
-
-def git(folder: Path, *command: str) -> str:
-    return run("git", *command, cwd=folder, **PERSON)
-
-
-def start_repository(folder: Path) -> None:
-    git(folder, "init", "--quiet", "--initial-branch=main")
-    commit(folder)
-
-
-def commit(folder: Path) -> None:
-    """Commit whatever is there; what has not changed since is no mistake."""
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message=As it stands")

@@ -1,0 +1,88 @@
+"""Baked projects: their environments, files and servers."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from .commands import PROGRAMS, TEMPLATE, clean_environment, run, wait_for
+
+Bake = Callable[..., Path]
+
+SERVE = """
+import sys
+from pathlib import Path
+from flask_devserver import postgres
+print(postgres.url(Path(sys.argv[1]), "mine"), flush=True)
+sys.stdin.read()
+"""
+
+
+def install(project: Path, *options: str, **environ: str) -> Path:
+    """Make the environment of the project from its own files; return its programs."""
+    run(PROGRAMS / "uv", "sync", "--quiet", *options, cwd=project, **environ)
+    return project / ".venv" / PROGRAMS.name
+
+
+def put_inside(project: Path) -> None:
+    """Put the tests of tests/in_project into the project."""
+    inside = TEMPLATE / "tests" / "in_project"
+    shutil.copytree(inside, project / "tests", dirs_exist_ok=True)
+
+
+def files(project: Path) -> list[Path]:
+    return [path for path in project.rglob("*") if path.is_file()]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the text of every file, apart from what git and cruft keep there."""
+    paths = {path.relative_to(folder).as_posix(): path for path in files(folder)}
+    ours = {name for name in paths if not re.match(r"\.git/|\.cruft\.json", name)}
+    return {name: paths[name].read_text() for name in ours}
+
+
+def check_style(project: Path) -> None:
+    run(PROGRAMS / "ruff", "check", "--no-cache", cwd=project)
+    run(PROGRAMS / "ruff", "format", "--check", "--no-cache", cwd=project)
+
+
+@contextmanager
+def embedded_server(project: Path, programs: Path) -> Iterator[str]:
+    """Run a PostgreSQL for others to use, in a folder beside the project."""
+    folder = project.parent / "server" / "postgres"
+    with subprocess.Popen(
+        [programs / "python", "-c", SERVE, folder],
+        cwd=project,
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.communicate()
+    remove_database(folder)
+
+
+def remove_database(folder: Path) -> None:
+    """Remove an embedded PostgreSQL, which as root is not where the folder is."""
+    home = folder.resolve()
+    wait_for(
+        lambda: not (home / "data" / "postmaster.pid").exists(), "end of the server"
+    )
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def reachable_python(user: dict[str, str]) -> str:
+    """Return a Python that the user can run: not one in the home of root."""
+    for python in (os.path.realpath(sys.executable), "/usr/bin/python3"):
+        with suppress(PermissionError, subprocess.CalledProcessError):
+            subprocess.run([python, "-c", "import ensurepip"], check=True, **user)
+            return python
+    pytest.fail("no Python that an ordinary user can run: install python3-venv")

@@ -1,0 +1,44 @@
+"""Copies of the template, and repositories of git."""
+
+import re
+import shutil
+from pathlib import Path
+
+from .commands import TEMPLATE, run
+
+# Who commits, and what a document calls the repository and its releases.
+PERSON = {
+    "GIT_AUTHOR_NAME": "Nobody",
+    "GIT_AUTHOR_EMAIL": "nobody@example.com",
+    "GIT_COMMITTER_NAME": "Nobody",
+    "GIT_COMMITTER_EMAIL": "nobody@example.com",
+}
+
+
+def copy_template(folder: Path) -> Path:
+    """Copy what git does not ignore here, and nothing else, into the folder."""
+    ignored = (TEMPLATE / ".gitignore").read_text().replace("/", "").split()
+    ignore = shutil.ignore_patterns(".git", *ignored)
+    return shutil.copytree(TEMPLATE, folder, ignore=ignore, dirs_exist_ok=True)
+
+
+def start_repository(folder: Path) -> None:
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    commit(folder)
+
+
+def commit(folder: Path) -> None:
+    """Commit whatever is there; what has not changed since is no mistake."""
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message=As it stands")
+
+
+def git(folder: Path, *command: str) -> str:
+    return run("git", *command, cwd=folder, **PERSON)
+
+
+def replace(path: Path, pattern: str, text: str) -> None:
+    """Replace what the pattern finds in the file, where it is to be found once."""
+    new, count = re.subn(pattern, text, path.read_text(), flags=re.M | re.S)
+    assert count == 1, f"{pattern} is {count} times in {path}"
+    path.write_text(new)
