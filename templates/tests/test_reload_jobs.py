@@ -18,6 +18,8 @@ from .reload_server import (
     sleeping,
 )
 
+pytestmark = pytest.mark.reload
+
 ALSO = ("--also", "worker")
 AS_ROOT = "ignore:You're running the worker with superuser"
 
@@ -76,8 +78,8 @@ def test_nothing_outlives_the_server(server: Server, db: connection) -> None:
     server.wait_for(lambda: sleeping(db), "job")
     family = server.process.children(recursive=True)
     server.process.kill()
-    assert poll(lambda: not any(each.is_running() for each in family), seconds=3)
-    assert poll(lambda: not processes_connected(db), seconds=3)
+    assert poll(lambda: not any(each.is_running() for each in family))
+    assert poll(lambda: not processes_connected(db))
 
 
 def ran(db: connection) -> list[str]:

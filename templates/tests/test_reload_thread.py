@@ -17,6 +17,8 @@ from .reload_server import (
     sleeping,
 )
 
+pytestmark = pytest.mark.reload
+
 
 @pytest.fixture(params=COMMANDS, ids=" ".join)
 def server(

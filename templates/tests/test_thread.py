@@ -148,7 +148,7 @@ def test_status_counts_what_waits_and_runs(app: Flask) -> None:
     assert worker.status() == {"waiting": 1, "running": 1}
     gate.set()
     assert results.get(timeout=10) == 3
-    assert poll(lambda: worker.status() == {"waiting": 0, "running": 0}, seconds=10)
+    assert poll(lambda: worker.status() == {"waiting": 0, "running": 0})
 
 
 def test_stop_waits_for_what_waits_and_runs(
@@ -193,11 +193,11 @@ def test_stop_cuts_off_a_query_and_rolls_it_back(
     app: Flask, db: connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_and_sleep.delay()
-    assert poll(lambda: sleeping(db), seconds=10)
+    assert poll(lambda: sleeping(db))
     app.extensions["worker"].stop()
     assert not app.extensions["worker"].thread.is_alive()
     assert "Lost as the process ends: write_and_sleep" in caplog.text
-    assert poll(lambda: not sleeping(db), seconds=10)
+    assert poll(lambda: not sleeping(db))
     with db.cursor() as cursor:
         cursor.execute("SELECT FROM notes")
         assert cursor.rowcount == 0

@@ -30,7 +30,7 @@ class Broker:
         self.process = subprocess.Popen(
             self.command(), env=os.environ | self.environ, stdout=subprocess.DEVNULL
         )
-        assert poll(self.answers, 60)
+        assert poll(self.answers)
 
     def answers(self) -> bool:
         with suppress(ConnectionRefusedError):

@@ -63,7 +63,7 @@ class Proxy:
     def _order(self, order: Callable[[], None]) -> None:
         done: Future[None] = Future()
         self.orders.put((order, done))
-        done.result(5)
+        done.result(60)
 
     def _run(self) -> None:
         while self.running:

@@ -89,7 +89,7 @@ def test_interrupt_at_the_start_is_no_error(server: Server) -> None:
     server.interrupt()
     for processes in (1, 2) * 5:  # the watcher, and the first version
         server.start()
-        assert poll(lambda: len(server.process.children()) >= processes, 10)  # noqa: B023
+        assert poll(lambda: len(server.process.children()) >= processes)  # noqa: B023
         server.interrupt()
     assert "Traceback" not in server.log
 
@@ -246,9 +246,9 @@ def test_nothing_outlives_the_server(
     server.wait_for(lambda: sleeping(db), "query")
     family = [server.process, *server.process.children(recursive=True)]
     server.process.send_signal(end)
-    assert poll(lambda: not any(map(runs, family)), seconds=3)
+    assert poll(lambda: not any(map(runs, family)))
     assert server.port_is_free()
-    assert poll(lambda: not processes_connected(db), seconds=3)
+    assert poll(lambda: not processes_connected(db))
 
 
 @pytest.mark.parametrize("command", [RUN], ids=" ".join)
@@ -258,7 +258,7 @@ def test_nothing_outlives_flasks_own_server(
 ) -> None:
     family = [server.process, *server.process.children(recursive=True)]
     server.process.send_signal(end)
-    assert poll(lambda: not any(map(runs, family)), seconds=3)
+    assert poll(lambda: not any(map(runs, family)))
     assert server.port_is_free()
 
 

@@ -96,7 +96,7 @@ class Gunicorn:
         )
 
     def __enter__(self) -> "Gunicorn":
-        assert poll(self.answers, 20), self.log.read_text()
+        assert poll(self.answers), self.log.read_text()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -178,7 +178,7 @@ def test_death_of_idle_connections_is_not_noticed(
         statuses.update(status for status, _, _ in answers)
         ended += database.terminate()
         # What the server says at their end has passed the network, too.
-        assert poll(lambda: not database.proxy.clients, 5)
+        assert poll(lambda: not database.proxy.clients)
         time.sleep(0.005)  # for which what has come back is not looked at
     assert statuses == {200: 1000}
     assert ended >= 20 or not POOLED
@@ -210,7 +210,7 @@ def test_query_that_is_cut_off_is_answered_503(
 ) -> None:
     with ThreadPoolExecutor(1) as thread:
         answer = thread.submit(gunicorn.get, "/sleep/20.0")
-        assert poll(lambda: database.backends(SLEEPING), 10)
+        assert poll(lambda: database.backends(SLEEPING))
         cut_off(database)
         assert answer.result()[0] == 503
     assert gunicorn.get("/value/1")[0] == 200
@@ -243,7 +243,7 @@ def test_next_request_sees_nothing_of_what_was_left(
         assert status == (500 if "failure" in what else 200)
         assert gunicorn.get("/found")[:2] == as_new[:2]
     idle = "state LIKE 'idle in transaction%'"
-    assert poll(lambda: database.backends(idle) == [], 5)
+    assert poll(lambda: database.backends(idle) == [])
 
 
 @pooled
@@ -274,17 +274,17 @@ def test_end_of_gunicorn_waits_for_requests_and_closes_every_connection(
     with Gunicorn(tmp_path, database.url) as gunicorn:
         gunicorn.get_all(["/value/1"] * 40, threads=8)
         # Without a pool the last of these connections may be about to end.
-        assert POOLED or poll(lambda: database.backends() == [], 5)
+        assert POOLED or poll(lambda: database.backends() == [])
         before = database.proxy.messages.count("X")
         with ThreadPoolExecutor(2) as threads:
             paths = ["/sleep/1.0", "/sleep/2.0"]
             answers = [threads.submit(gunicorn.get, path) for path in paths]
-            assert poll(lambda: len(database.backends(SLEEPING)) == 2, 10)
+            assert poll(lambda: len(database.backends(SLEEPING)) == 2)
             connections = len(database.backends())
             gunicorn.process.terminate()
             assert [answer.result()[0] for answer in answers] == [200, 200]
         assert gunicorn.process.wait(10) == 0
-    assert poll(lambda: database.backends() == [], 5)
+    assert poll(lambda: database.backends() == [])
     assert database.proxy.messages.count("X") - before == connections
     assert "Error" not in gunicorn.log.read_text()
 

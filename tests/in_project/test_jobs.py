@@ -147,7 +147,7 @@ def test_no_job_is_lost_whoever_is_killed(
     workers.start()
     for moment in range(1, KILLS + 1):
         wanted = JOBS * moment // 12 + random.randrange(JOBS // 20)
-        assert poll(lambda n=wanted: count(database, "effects") >= n, 60), moment
+        assert poll(lambda n=wanted: count(database, "effects") >= n), moment
         time.sleep(random.random() / 20)  # any moment will do
         workers.kill()
         if moment in (3, 7):
@@ -173,11 +173,11 @@ def test_worker_outlives_a_restart_of_its_server(
 ) -> None:
     worker = workers.start()
     give(app, 1, 0.0)
-    assert poll(lambda: count(database, "effects") == 1, 20)
+    assert poll(lambda: count(database, "effects") == 1)
     for number in (2, 3):
         restart(server, 1)
         give(app, number, 0.0)
-        assert poll(lambda n=number: count(database, "effects") == n, 40), number
+        assert poll(lambda n=number: count(database, "effects") == n), number
     assert worker.poll() is None
 
 
@@ -186,7 +186,7 @@ def test_worker_with_a_job_outlives_a_restart_of_its_server(
 ) -> None:
     worker = workers.start()
     give(app, 1, 8.0)
-    assert poll(lambda: count(database, "runs") == 1, 20)
+    assert poll(lambda: count(database, "runs") == 1)
     restart(server, 2)
     for number in (2, 3, 4):
         give(app, number, 0.0)
@@ -206,12 +206,12 @@ def test_failures_that_cannot_be_noted_do_not_stop_the_worker(
         for _ in range(4):
             fail.delay(uuid4())
     give(app, 1, 0.0)
-    assert poll(lambda: count(database, "effects") == 1, 20)
+    assert poll(lambda: count(database, "effects") == 1)
     database.query("ALTER TABLE elsewhere RENAME TO failed_tasks; SELECT 1")
     assert workers.log.read_text().count("could not be noted") == 4
     with app.app_context():
         fail.delay(uuid4())
-    assert poll(lambda: count(database, "failed_tasks") == 1, 20)
+    assert poll(lambda: count(database, "failed_tasks") == 1)
 
 
 @celery
@@ -228,11 +228,11 @@ def test_end_of_a_worker_waits_for_its_job_and_takes_no_other(
     worker = workers.start(WORKER_CONCURRENCY="1")
     for number in range(3):
         give(app, number, 1.5)
-    assert poll(lambda: count(database, "runs") == 1, 20)
+    assert poll(lambda: count(database, "runs") == 1)
     worker.terminate()
     assert worker.wait(10) == 0
     assert count(database, "effects") == count(database, "runs") == 1
-    assert poll(lambda: status(app)["waiting"] == 2, 10)
+    assert poll(lambda: status(app)["waiting"] == 2)
 
 
 def test_job_that_does_not_end_is_cut_off_and_begun_again(
@@ -240,11 +240,11 @@ def test_job_that_does_not_end_is_cut_off_and_begun_again(
 ) -> None:
     worker = workers.start(WORKER_DEADLINE="1")
     give(app, 1, 8.0)
-    assert poll(lambda: count(database, "runs") == 1, 20)
+    assert poll(lambda: count(database, "runs") == 1)
     worker.send_signal(signal.SIGTERM)
     start = time.monotonic()
     assert worker.wait(10) == 1
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 7  # the job would take 8 s
     assert count(database, "effects") == 0
     workers.start()
     assert poll(lambda: count(database, "effects") == 1, SECONDS + 8)
@@ -269,7 +269,7 @@ def test_worker_that_is_cut_off_from_the_database_is_relieved_by_others(
         cut_off = workers.start(DATABASE_URL=database.url)
         for number in range(4):
             give(app, number, 3.0)
-        assert poll(lambda: count(database, "runs") == 4, 20)
+        assert poll(lambda: count(database, "runs") == 4)
         database.proxy.fall_silent()
         workers.start(WORKER_CONCURRENCY="1")
         workers.start(WORKER_CONCURRENCY="2")

@@ -121,7 +121,7 @@ def test_new_keeper_knows_the_owners_of_the_one_before(
     second.url()
     second.kill()
     owners = folder / "owners"
-    assert poll(lambda: len(list(owners.iterdir())) == 1, seconds=10)
+    assert poll(lambda: len(list(owners.iterdir())) == 1)
     assert query(url, "SELECT 1") == 1
 
 
@@ -134,7 +134,7 @@ def test_server_ends_when_its_folder_is_taken_away(
     if folder.is_symlink():
         folder.unlink()
     # They may wait for their parent to notice that they have ended.
-    assert poll(lambda: not any(map(title, running)), seconds=10)
+    assert poll(lambda: not any(map(title, running)))
     if not folder.exists():
         folder.symlink_to(home)
 
@@ -183,7 +183,7 @@ def test_reloads_keep_the_server_and_the_stop_ends_it(tmp_path: Path) -> None:
 
 def has_ended(folder: Path) -> bool:
     """Wait until nothing of the server in `folder` runs."""
-    return bool(poll(lambda: not programs(folder), seconds=10))
+    return bool(poll(lambda: not programs(folder)))
 
 
 def programs(folder: Path) -> list[psutil.Process]:

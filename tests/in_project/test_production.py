@@ -56,7 +56,7 @@ def test_sigterm_drops_no_request_that_had_begun(
     with Gunicorn(tmp_path, database_url, *options, POOL_SIZE="8") as gunicorn:
         with ThreadPoolExecutor(32) as threads:
             answers = [threads.submit(answered, gunicorn, n) for n in range(32)]
-            assert poll(lambda: len(begun(gunicorn)) > 200, 20)
+            assert poll(lambda: len(begun(gunicorn)) > 200)
             gunicorn.process.terminate()
             answered_ids = set().union(*(answer.result() for answer in answers))
         assert gunicorn.process.wait(20) == 0

@@ -110,9 +110,9 @@ def pytest_in(
 ) -> subprocess.CompletedProcess[str]:
     """Run tests of the project."""
     return subprocess.run(
-        [install(project) / "pytest", *options],
+        [install(project) / "pytest", "-m", "", *options],
         cwd=project,
-        env=clean_environment() | environ,
+        env=clean_environment() | {"DEADLINE": "15"} | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -132,7 +132,7 @@ def test_thread_that_is_no_daemon_is_caught(bake: Bake) -> None:
     project = bake(project_slug="app")
     control = run_on_wrong_app(project, *RELOADS, daemon=False)
     assert control.returncode == 1
-    assert "AssertionError: no answer of version 1 in 20 s; it wrote:" in control.stdout
+    assert "AssertionError: no answer of version 1 in 15 s; it wrote:" in control.stdout
     assert "Detected change in" in control.stdout
 
 
@@ -140,7 +140,7 @@ def test_connection_of_the_reloaders_parent_is_caught(bake: Bake) -> None:
     project = bake(project_slug="app")
     control = run_on_wrong_app(project, *RELOADS, daemon=True)
     assert control.returncode == 1
-    assert "AssertionError: no end of other connections in 20 s" in control.stdout
+    assert "AssertionError: no end of other connections in 15 s" in control.stdout
 
 
 def test_same_thread_shows_the_traceback_of_windows_every_time(

@@ -42,7 +42,7 @@ def test_project(bake: Bake, answers: Answers) -> None:
     programs = install(project)
     for command in (
         ["mypy"],
-        ["pytest"],
+        ["pytest", "-m", ""],
         ["ruff", "check"],
         ["ruff", "format", "--check"],
     ):
@@ -69,7 +69,8 @@ def test_tests_leave_the_server_of_database_url_as_it_was(bake: Bake) -> None:
             "tests/test_notes.py",
             "tests/core/test_reload.py",
         ]
-        run(programs / "pytest", *tests, cwd=project, DATABASE_URL=url, RELOADS="2")
+        environ = {"DATABASE_URL": url, "RELOADS": "2"}
+        run(programs / "pytest", "-m", "", *tests, cwd=project, **environ)
         assert databases(project, programs, url) == before
     assert not (project / "instance" / "postgres").exists()
 

@@ -25,7 +25,8 @@ from psycopg2.extensions import connection
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "{{ cookiecutter.project_slug }}"
-DEADLINE = 20.0  # seconds for anything to happen, on a busy machine
+# Seconds for anything to happen: a wait is over as soon as it does.
+DEADLINE = float(os.environ.get("DEADLINE", "60"))
 RELOADS = int(os.environ.get("RELOADS", "20"))  # in a row; more for a longer soak
 
 # What the server writes while all is well.
@@ -177,7 +178,7 @@ class Server:
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
         """Wait until `condition` is true and return it; fail with the log if not."""
-        if found := poll(condition, DEADLINE):
+        if found := poll(condition):
             return found
         raise AssertionError(f"no {what} in {DEADLINE:g} s; it wrote:\n{self.log}")
 
@@ -261,7 +262,7 @@ def has_backend(db: connection, condition: str) -> bool:
         return cursor.rowcount > 0
 
 
-def poll(condition: Callable[[], Any], seconds: float) -> Any:
+def poll(condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
     """Return what `condition` returns once that is true, or in the end what it is."""
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:

@@ -84,7 +84,7 @@ def test_what_is_open_at_the_end_is_rolled_back(app: Flask, db: connection) -> N
         add_note(get_db())
     assert count_notes(db) == 0
     idle = "state LIKE 'idle in transaction%'"
-    assert poll(lambda: not has_backend(db, idle), seconds=10)
+    assert poll(lambda: not has_backend(db, idle))
 
 
 def test_next_context_has_a_connection_as_new(app: Flask) -> None:

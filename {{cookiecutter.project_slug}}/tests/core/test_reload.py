@@ -25,6 +25,8 @@ from .reload_server import (
 
 MEBIBYTE = 1024 * 1024
 
+pytestmark = pytest.mark.reload
+
 
 @pytest.fixture(params=COMMANDS, ids=" ".join)
 def server(
