@@ -44,7 +44,7 @@ import sys
 from pathlib import Path
 from flask_devserver import postgres
 for name in sys.stdin:
-    print(postgres.url(Path("instance/postgres"), name.strip()), flush=True)
+    print(postgres.ensure_database(Path("instance/postgres"), name.strip()), flush=True)
 """
 
 

@@ -46,7 +46,7 @@ from contextlib import closing
 from pathlib import Path
 import psycopg2
 from flask_devserver import postgres
-url = postgres.url(Path(sys.argv[1]), "bench")
+url = postgres.ensure_database(Path(sys.argv[1]), "bench")
 with closing(psycopg2.connect(url)) as conn, conn, conn.cursor() as cursor:
     cursor.execute('''
         CREATE TABLE items (id integer PRIMARY KEY, name text NOT NULL);

@@ -5,6 +5,7 @@ docs/images/start.png.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -61,9 +62,10 @@ def scores(url: str, form: str, scheme: str) -> dict[str, int]:
 @contextmanager
 def requests_in_course(site: Site, count: int) -> Iterator[None]:
     """Keep requests waiting for a table until the end of the block."""
-    url = (site.folder / "instance" / "postgres" / "url").read_text()
+    services = site.folder / "instance" / "postgres" / "pg_service.conf"
     with subprocess.Popen(
-        [site.command[0].with_name("python"), "-c", LOCK, url + site.folder.name],
+        [site.command[0].with_name("python"), "-c", LOCK, "service=dev"],
+        env=os.environ | {"PGSERVICEFILE": str(services)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as locker:

@@ -42,7 +42,7 @@ class Database:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.direct = postgres.url(folder, "faults")
+        self.direct = postgres.ensure_database(folder, "faults")
         port = urlsplit(self.direct).port
         assert port
         self.proxy = Proxy("127.0.0.1", port)
@@ -53,7 +53,7 @@ class Database:
         postgres.stop(self.folder)
 
     def start(self) -> None:
-        assert postgres.url(self.folder, "faults") == self.direct
+        assert postgres.ensure_database(self.folder, "faults") == self.direct
 
     def query(self, query: str) -> list[Any]:
         with closing(psycopg2.connect(self.direct)) as conn, conn.cursor() as cursor:

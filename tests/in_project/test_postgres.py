@@ -4,35 +4,45 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg2
 import pytest
+from click import ClickException
+from flask_devserver import postgres
 
 from .conftest import connect
 from .core.reload_server import PACKAGE, ROOT, Server, poll
 
-KEEPER = "flask_devserver.postgres"
+REAPER = "flask_devserver.postgres"
 
 CLIENT = """
 import sys
 from pathlib import Path
 from flask_devserver import postgres
-print(postgres.url(Path(sys.argv[1]), "app"), flush=True)
+print(postgres.ensure_database(Path(sys.argv[1]), "app"), flush=True)
 sys.stdin.read()
 """
+
+
+as_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="it is not root"
+)
 
 
 class Client:
     """A process that asks for the server in `folder`, and keeps running."""
 
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, "-c", CLIENT, folder],
             cwd=ROOT,
+            **options,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -49,7 +59,7 @@ class Client:
         self.process.communicate()
 
 
-StartClient = Callable[[], Client]
+StartClient = Callable[..., Client]
 
 
 @pytest.fixture
@@ -64,8 +74,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def start(folder: Path) -> Iterator[StartClient]:
     clients = []
 
-    def start() -> Client:
-        clients.append(Client(folder))
+    def start(**options: Any) -> Client:
+        clients.append(Client(folder, **options))
         return clients[-1]
 
     yield start
@@ -73,7 +83,7 @@ def start(folder: Path) -> Iterator[StartClient]:
         client.kill()
 
 
-def test_all_share_one_server_that_ends_with_the_last(
+def test_clients_share_one_server_that_stops_with_the_last(
     folder: Path, start: StartClient
 ) -> None:
     clients = [start() for _ in range(8)]
@@ -95,8 +105,8 @@ def test_data_and_port_outlive_the_server(folder: Path, start: StartClient) -> N
     assert query(url, "SELECT count(*) FROM a") == 0
 
 
-@pytest.mark.parametrize("program", ["bin/postgres", KEEPER])
-def test_next_who_asks_replaces_what_was_killed(
+@pytest.mark.parametrize("program", ["bin/postgres", REAPER])
+def test_next_client_replaces_a_killed_program(
     folder: Path, start: StartClient, program: str
 ) -> None:
     first = start()
@@ -110,27 +120,27 @@ def test_next_who_asks_replaces_what_was_killed(
     assert has_ended(folder)
 
 
-def test_new_keeper_knows_the_owners_of_the_one_before(
+def test_new_reaper_knows_the_clients_of_the_one_before(
     folder: Path, start: StartClient
 ) -> None:
     first = start()
     url = first.url()
-    [keeper] = [found for found in programs(folder) if KEEPER in title(found)]
-    keeper.kill()
+    [reaper] = [found for found in programs(folder) if REAPER in title(found)]
+    reaper.kill()
     second = start()
     second.url()
     second.kill()
-    owners = folder / "owners"
-    assert poll(lambda: len(list(owners.iterdir())) == 1)
+    files = folder / "clients"
+    assert poll(lambda: len(list(files.iterdir())) == 1)
     assert query(url, "SELECT 1") == 1
 
 
-def test_server_ends_when_its_folder_is_taken_away(
+def test_server_stops_when_its_folder_is_removed(
     folder: Path, start: StartClient
 ) -> None:
     start().url()
     home, running = folder.resolve(), programs(folder)
-    shutil.rmtree(home / "owners")
+    shutil.rmtree(home / "clients")
     if folder.is_symlink():
         folder.unlink()
     # They may wait for their parent to notice that they have ended.
@@ -139,7 +149,7 @@ def test_server_ends_when_its_folder_is_taken_away(
         folder.symlink_to(home)
 
 
-def test_server_whose_connections_are_used_up_is_left_as_it_is(
+def test_server_without_free_connections_keeps_running(
     folder: Path, start: StartClient
 ) -> None:
     url = start().url()
@@ -152,7 +162,7 @@ def test_server_whose_connections_are_used_up_is_left_as_it_is(
         assert second.url() == url
 
 
-def test_other_process_with_the_servers_id_is_not_taken_for_it(
+def test_other_process_with_the_servers_id_is_not_mistaken_for_it(
     folder: Path, start: StartClient
 ) -> None:
     first = start()
@@ -163,10 +173,13 @@ def test_other_process_with_the_servers_id_is_not_taken_for_it(
     assert start().url()
 
 
-def test_reloads_keep_the_server_and_the_stop_ends_it(tmp_path: Path) -> None:
+def test_reloads_keep_the_server_and_the_stop_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "instance" / "postgres"
     with Server(tmp_path, DATABASE_URL="") as server:
-        url = (folder / "url").read_text() + PACKAGE
+        monkeypatch.setenv("PGSERVICEFILE", str(folder / "pg_service.conf"))
+        url = f"service=dev dbname={PACKAGE}"
         started = query(url, "SELECT pg_postmaster_start_time()")
         for _ in range(3):
             server.reload()
@@ -181,6 +194,117 @@ def test_reloads_keep_the_server_and_the_stop_ends_it(tmp_path: Path) -> None:
     shutil.rmtree(folder.resolve())
 
 
+def test_role_is_not_a_superuser_and_owns_its_database(start: StartClient) -> None:
+    url = start().url()
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        query(url, "CREATE TABLE a (b text); COPY a FROM PROGRAM 'id'; SELECT 1")
+    owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'app'"
+    assert query(url, owner) == query(url, "SELECT current_user")
+
+
+def test_service_file_replaces_a_password_on_the_command_line(
+    folder: Path, start: StartClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start().url()
+    services = folder / "pg_service.conf"
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    assert services.stat().st_mode & 0o777 == 0o600
+    assert query("service=dev", "SELECT current_database()") == "app"
+    assert query("service=admin", "SHOW is_superuser") == "on"
+
+
+def test_other_users_can_neither_open_the_locks_nor_their_folder(
+    folder: Path, start: StartClient
+) -> None:
+    start(umask=0).url()
+    locks = list(folder.parent.glob("*.lock"))
+    assert len(locks) == 2
+    assert {lock.stat().st_mode & 0o777 for lock in locks} == {0o600}
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+@as_root
+def test_root_owns_all_but_the_data(folder: Path, start: StartClient) -> None:
+    start().url()
+    home = folder.resolve()
+    owners = {path.name: path.owner() for path in (home, *home.iterdir())}
+    assert owners.pop("data") == "nobody"
+    assert set(owners.values()) == {"root"}
+    assert home.stat().st_mode & 0o777 == 0o711
+    assert {path.stat().st_mode & 0o022 for path in home.iterdir()} == {0}
+
+
+@as_root
+@pytest.mark.parametrize("name", ["log", "postmaster.pid"])
+def test_root_follows_no_link_in_the_data(
+    folder: Path, start: StartClient, tmp_path: Path, name: str
+) -> None:
+    first = start()
+    first.url()
+    first.kill()
+    assert has_ended(folder)
+    secret = tmp_path / "secret"
+    secret.write_text("1\n")
+    secret.chmod(0o600)
+    planted = folder / "data" / name
+    planted.unlink(missing_ok=True)
+    planted.symlink_to(secret)
+    start().url()
+    assert (secret.read_text(), secret.owner()) == ("1\n", "root")
+
+
+@as_root
+def test_root_waits_for_no_pipe_in_the_data(folder: Path, start: StartClient) -> None:
+    first = start()
+    first.url()
+    first.kill()
+    assert has_ended(folder)
+    os.mkfifo(folder / "data" / "postmaster.pid")
+    assert start().url()
+
+
+@as_root
+def test_server_inherits_nothing_of_roots_environment(
+    folder: Path, start: StartClient
+) -> None:
+    start(env=os.environ | {"SECRET_KEY": "a secret"}).url()
+    data = folder.resolve() / "data"
+    servers = [found for found in programs(folder) if cwd(found) == str(data)]
+    assert servers
+    assert not [found for found in servers if "SECRET_KEY" in found.environ()]
+
+
+@as_root
+def test_server_starts_under_a_strict_umask(start: StartClient) -> None:
+    assert query(start(umask=0o077).url(), "SELECT 1") == 1
+
+
+@as_root
+def test_removed_folder_leaves_no_data_behind(folder: Path, start: StartClient) -> None:
+    first = start()
+    query(first.url(), "CREATE TABLE a (b text); SELECT 1")
+    first.kill()
+    assert has_ended(folder)
+    home = folder.resolve()
+    shutil.rmtree(folder.parent)
+    url = start().url()
+    assert folder.resolve() == home
+    assert query(url, "SELECT to_regclass('a')") is None
+
+
+def test_error_names_the_character_in_the_path_of_the_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = postgres._bin_dir(tmp_path)
+    odd = Path(tempfile.mkdtemp(prefix="a$b")) / "bin"
+    odd.parent.chmod(0o755)
+    shutil.copytree(programs, odd)
+    monkeypatch.setattr(postgres, "_bin_dir", lambda home: odd)
+    with pytest.raises(ClickException, match=r"avoid \$"):
+        postgres.ensure_database(tmp_path / "instance" / "postgres", "app")
+    shutil.rmtree(odd.parent)
+
+
 def has_ended(folder: Path) -> bool:
     """Wait until nothing of the server in `folder` runs."""
     return bool(poll(lambda: not programs(folder)))
@@ -192,7 +316,7 @@ def programs(folder: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter()
-        if f"{KEEPER} {folder}" in title(process) or cwd(process) == data
+        if f"{REAPER} {folder}" in title(process) or cwd(process) == data
     ]
 
 

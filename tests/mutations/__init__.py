@@ -315,7 +315,7 @@ DEFECTS = [
         old="                stop(home)\n",
         new="",
         test="tests/test_postgres.py"
-        "::test_all_share_one_server_that_ends_with_the_last",
+        "::test_clients_share_one_server_that_stops_with_the_last",
         sign="assert False",
     ),
     Defect(

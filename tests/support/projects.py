@@ -19,7 +19,7 @@ SERVE = """
 import sys
 from pathlib import Path
 from flask_devserver import postgres
-print(postgres.url(Path(sys.argv[1]), "mine"), flush=True)
+print(postgres.ensure_database(Path(sys.argv[1]), "mine"), flush=True)
 sys.stdin.read()
 """
 

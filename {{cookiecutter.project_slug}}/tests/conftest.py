@@ -29,10 +29,10 @@ def server_url() -> str:
     """The server to test on: that of `DATABASE_URL`, or the embedded one."""
     if url := os.environ.get("DATABASE_URL"):
         return url
-    from flask_devserver import postgres
+    from flask_devserver.postgres import ensure_database
 
     instance = Path(__file__).parents[1] / "instance"
-    return postgres.url(instance / "postgres", "postgres")
+    return ensure_database(instance / "postgres", "{{ cookiecutter.project_slug }}")
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
-"""A PostgreSQL for development and tests, where no other is set up.
+"""Run a PostgreSQL server for development and tests, where no other is set up.
 
-`url` starts a server in a folder of its own, or joins the one that runs there. The
-keeper, a small process beside it, stops it when all who asked for it have ended. It
-watches these instead of counting on their last words, so that the server ends with one
-that was killed, too. `python -m flask_devserver.postgres FOLDER` runs it.
+`ensure_database` starts a server in a folder of its own, or joins the one that runs
+there. The reaper, a small process beside it, stops it when every client has exited. It
+polls the clients instead of relying on a last message from them, so the server also
+stops after a client was killed. `python -m flask_devserver.postgres FOLDER` runs it.
+
+PostgreSQL refuses to run as root. For root it runs as the user nobody, who owns only
+the folder `data`. Root opens no file in there but the process id, and follows no link.
 """
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -14,14 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from configparser import ConfigParser, SectionProxy
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import urlsplit
 
 import psutil
 import psycopg2
+from click import ClickException
 from filelock import FileLock, Timeout
 from psycopg2.extensions import connection, quote_ident
 
@@ -32,104 +37,114 @@ INSTALLED = (
     "opt/homebrew/opt/postgresql@*/bin/initdb",
     "Program Files/PostgreSQL/*/bin/initdb.exe",
 )
-INTERVAL = 0.1  # seconds between two looks of the keeper
-CONFIGURATION = """
-listen_addresses = '127.0.0.1'
-unix_socket_directories = ''
-"""
+POLL_INTERVAL = 0.1  # seconds between two polls of the reaper
+SERVICES = "pg_service.conf"  # for psql and others: one with PGSERVICEFILE set
+OPTIONS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories="
 
 
-def url(folder: Path, database: str) -> str:
-    """Return the URL of `database` on the server in `folder`, making what is missing.
+def ensure_database(server_dir: Path, name: str) -> str:
+    """Return the URL of database `name` on the server in `server_dir`.
 
-    The server runs until this process has ended or, under Flask's reloader, until that
-    has, so that a reload finds it as it was. As root, which PostgreSQL refuses to run
-    as, `folder` becomes a link to one of the user nobody. Raises `RuntimeError` when
-    there is no PostgreSQL on this machine, or it does not start.
+    Create and start what is missing. The server runs until this process has exited or,
+    under Flask's reloader, until the reloader has, so that a reload finds it running.
+    The role in the URL owns the database and may create others, but is not a superuser.
+    For root, `server_dir` becomes a link to a folder that the user nobody can reach.
+    Raises `ClickException` when this machine has no PostgreSQL, or it does not start.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock(folder):
-        home = _make_home(folder)
-        _register(home)
-        if not _runs(home):
+    server_dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with server_lock(server_dir):
+        home = _make_home(server_dir)
+        _register_client(home)
+        if not _is_server_running(home):
             _start(home)
-        _start_keeper(folder)
-        server = (home / "url").read_text()
-        _create_database(server, database)
-    return server + database
+        _start_reaper(server_dir)
+        return _create_database(home, name)
 
 
-def lock(folder: Path) -> FileLock:
-    """Return the lock under which the server in `folder` starts and stops."""
-    return FileLock(folder.with_suffix(".lock"))
+def server_lock(server_dir: Path) -> FileLock:
+    """Return the lock under which the server in `server_dir` starts and stops."""
+    # Other users must not be able to hold the lock, so they cannot open its file.
+    return FileLock(server_dir.with_suffix(".lock"), mode=0o600)
 
 
-def keeper_lock(folder: Path) -> FileLock:
-    """Return the lock that the keeper of the server in `folder` holds while it runs."""
-    return FileLock(folder.with_suffix(".keeper.lock"))
+def reaper_lock(server_dir: Path) -> FileLock:
+    """Return the lock that the reaper of the server holds while it runs."""
+    return FileLock(server_dir.with_suffix(".reaper.lock"), mode=0o600)
 
 
-def stop(folder: Path) -> None:
-    """Stop the server in `folder`: what is not committed is rolled back."""
-    if _runs(folder.resolve()):
-        _run(folder.resolve(), "pg_ctl", "stop", "--pgdata=data", "--mode=fast")
+def stop(server_dir: Path) -> None:
+    """Stop the server in `server_dir`: what is not committed is rolled back."""
+    home = server_dir.resolve()
+    if _is_server_running(home):
+        _run(home, "pg_ctl", "stop", "--pgdata=data", "--mode=fast")
 
 
-def keep(folder: Path) -> None:
-    """Stop the server in `folder` once none of its owners runs: the keeper."""
-    home = folder.resolve()  # which is there when somebody has removed the link
-    keeping = keeper_lock(folder)
-    keeping.acquire()
+def reap(server_dir: Path) -> None:
+    """Stop the server in `server_dir` once none of its clients runs: the reaper."""
+    home = server_dir.resolve()  # It stays there when somebody removes the link.
+    lock = reaper_lock(server_dir)
+    lock.acquire()
     print("ready", flush=True)
-    while keeping.is_locked:
-        while _has_owner(home):
-            time.sleep(INTERVAL)
-        with lock(folder):  # under which others become owners
-            if not _has_owner(home):
+    while lock.is_locked:
+        while _has_client(home):
+            time.sleep(POLL_INTERVAL)
+        with server_lock(server_dir):  # New clients register under the same lock.
+            if not _has_client(home):
                 stop(home)
-                keeping.release()  # here, or who is next takes this keeper for its own
+                lock.release()  # Otherwise the next client would count on this reaper.
 
 
-def _has_owner(home: Path) -> bool:
-    return any([_is_running(file) for file in (home / "owners").glob("*")])
+def _has_client(home: Path) -> bool:
+    return any([_is_running(file) for file in (home / "clients").glob("*")])
 
 
-def _is_running(owner: Path) -> bool:
-    """Say whether the process still runs that the file `owner` is named after.
+def _is_running(client: Path) -> bool:
+    """Return whether the process runs that the file `client` is named after.
 
-    One that began after the file was written was given the same id, and one that waits
-    for its parent to notice its end has ended. Their files are removed.
+    A process that began after the file was written has only inherited the id, and a
+    zombie has exited. Their files are removed.
     """
     with suppress(psutil.NoSuchProcess, FileNotFoundError):
-        process = psutil.Process(int(owner.name))
-        began = process.create_time() < owner.stat().st_mtime + 1
-        if began and process.status() != psutil.STATUS_ZOMBIE:
+        process = psutil.Process(int(client.name))
+        is_older = process.create_time() < client.stat().st_mtime + 1
+        if is_older and process.status() != psutil.STATUS_ZOMBIE:
             return True
-    owner.unlink(missing_ok=True)
+    client.unlink(missing_ok=True)
     return False
 
 
-def _register(home: Path) -> None:
-    """Tell the keeper, by the name of a file, as long as which process to keep it."""
+def _register_client(home: Path) -> None:
+    """Name a file after the process that the server is to run for."""
     reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
-    owner = os.getppid() if reloaded else os.getpid()
-    (home / "owners").mkdir(exist_ok=True)
-    (home / "owners" / str(owner)).touch()
+    client = os.getppid() if reloaded else os.getpid()
+    (home / "clients").mkdir(exist_ok=True)
+    (home / "clients" / str(client)).touch()
 
 
-def _create_database(server: str, name: str) -> None:
-    with closing(_connect(server)) as conn, conn.cursor() as cursor:
+def _create_database(home: Path, name: str) -> str:
+    services = _read_services(home)
+    dev = services["dev"]
+    with closing(_connect(services["admin"])) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_roles WHERE rolname = 'dev'")
+        if not cursor.rowcount:
+            create = "CREATE ROLE dev LOGIN CREATEDB PASSWORD %s"
+            cursor.execute(create, [dev["password"]])
         cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
         if not cursor.rowcount:
-            cursor.execute(f"CREATE DATABASE {quote_ident(name, cursor)}")
+            cursor.execute(f"CREATE DATABASE {quote_ident(name, cursor)} OWNER dev")
+    if dev.get("dbname") != name:
+        dev["dbname"] = name
+        _write_services(home, services)
+    return "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**dev)
 
 
-def _connect(server: str) -> connection:
+def _connect(service: SectionProxy) -> connection:
+    options: dict[str, Any] = {**service, "connect_timeout": 5}
     end = time.monotonic() + 10
     while True:
         try:
-            conn = psycopg2.connect(f"{server}postgres", connect_timeout=5)
-        except psycopg2.OperationalError:  # it may be recovering from a crash
+            conn: connection = psycopg2.connect(**options)
+        except psycopg2.OperationalError:  # The server may be recovering from a crash.
             if time.monotonic() > end:
                 raise
             time.sleep(0.1)
@@ -138,95 +153,117 @@ def _connect(server: str) -> connection:
             return conn
 
 
-def _start_keeper(folder: Path) -> None:
+def _start_reaper(server_dir: Path) -> None:
     try:
-        keeper_lock(folder).acquire(blocking=False).lock.release()
+        reaper_lock(server_dir).acquire(blocking=False).lock.release()
     except Timeout:
-        return  # it runs
-    keeper = subprocess.Popen(
-        [sys.executable, "-m", "flask_devserver.postgres", folder],
+        return  # It runs.
+    reaper = subprocess.Popen(
+        [sys.executable, "-m", "flask_devserver.postgres", server_dir.absolute()],
         cwd=Path(__file__).parents[1],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        start_new_session=True,  # so that Ctrl-C ends its owner and not it
+        start_new_session=True,  # Ctrl-C must stop its clients first.
     )
-    with cast("IO[bytes]", keeper.stdout) as output:
+    with cast("IO[bytes]", reaper.stdout) as output:
         ready = output.readline()
-    keeper.returncode = 0  # nobody waits for it: it outlives this process
+    reaper.returncode = 0  # Nobody waits for it: it outlives this process.
     if not ready:
-        raise RuntimeError("The keeper of the embedded PostgreSQL did not start.")
+        raise ClickException("The reaper of the embedded PostgreSQL did not start.")
 
 
 def _start(home: Path) -> None:
     if not (home / "data").exists():
-        _initialise(home)
+        _initialize(home)
     _kill_left_over(home)
-    port = _write_url(home)
-    _run(home, "pg_ctl", "start", "--pgdata=data", "--log=log", f"--options=-p {port}")
+    services = _read_services(home)
+    port = _free_port(services.getint("dev", "port", fallback=0))
+    for section in services.sections():
+        services[section]["port"] = str(port)
+    _write_services(home, services)
+    options = ["--log=data/log", f"--options=-p {port} {OPTIONS}"]
+    _run(home, "pg_ctl", "start", "--pgdata=data", *options)
 
 
-def _make_home(folder: Path) -> Path:
+def _make_home(server_dir: Path) -> Path:
     if not _is_root():
-        folder.mkdir(mode=0o700, exist_ok=True)
-    elif not folder.exists():
-        import pwd  # Windows has none, and no root either
+        server_dir.mkdir(mode=0o700, exist_ok=True)
+    elif not server_dir.exists():
+        # The inode tells a removed `server_dir`, whose data goes, from a moved one.
+        inode = os.stat(server_dir.parents[1])
+        key = repr((inode.st_dev, inode.st_ino, *server_dir.parts[-2:]))
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        home = Path("/var/lib", f"flask-devserver-{digest}")
+        if home.exists():
+            stop(home)
+            shutil.rmtree(home)
+        home.mkdir(parents=True)
+        home.chmod(0o711)
+        server_dir.unlink(missing_ok=True)  # a link to what is gone
+        server_dir.symlink_to(home)
+    return server_dir.resolve()
 
-        folder.unlink(missing_ok=True)  # a link to what is gone
-        prefix = f"{folder.absolute().parents[1].name}-postgres-"
-        home = tempfile.mkdtemp(prefix=prefix, dir="/var/lib")
-        os.chown(home, *pwd.getpwnam("nobody")[2:4])
-        folder.symlink_to(home)
-    return folder.resolve()
 
-
-def _initialise(home: Path) -> None:
+def _initialize(home: Path) -> None:
     draft, password = home / "data.draft", home / "password"
+    services = ConfigParser()
+    for role in ("dev", "admin"):
+        secret = secrets.token_urlsafe(16)
+        services[role] = {"host": "127.0.0.1", "user": role, "password": secret}
+    services["admin"]["dbname"] = "postgres"
+    _write_services(home, services)
     shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(mode=0o700)
     password.touch(mode=0o600)
-    password.write_text(secrets.token_urlsafe(16))
-    if _is_root():
-        os.chown(password, home.stat().st_uid, -1)
-    options = ["--pgdata=data.draft", "--username=dev", "--pwfile=password"]
+    password.write_text(services["admin"]["password"])
+    if user := _server_user():
+        for path in (draft, password):
+            os.chown(path, user["user"], user["group"])
+    options = ["--pgdata=data.draft", "--username=admin", "--pwfile=password"]
     options += ["--auth=scram-sha-256", "--encoding=UTF8"]
     try:
         builtin = ["--locale-provider=builtin", "--locale=C.UTF-8"]
         _run(home, "initdb", *options, *builtin)
-    except RuntimeError:  # PostgreSQL 16 and older have no locale that is everywhere
+    except ClickException:  # PostgreSQL 16 and older have no such locale.
         _run(home, "initdb", *options, "--no-locale")
-    with (draft / "postgresql.conf").open("a") as file:
-        file.write(CONFIGURATION)
+    password.unlink()
     draft.rename(home / "data")
 
 
-def _write_url(home: Path) -> int:
-    """Write the file `url`, its port the old one if that is free; return the port."""
-    file, draft = home / "url", home / "url.draft"
-    port = _free_port(urlsplit(file.read_text()).port if file.exists() else 0)
-    password = (home / "password").read_text()
+def _read_services(home: Path) -> ConfigParser:
+    services = ConfigParser()
+    services.read(home / SERVICES)
+    return services
+
+
+def _write_services(home: Path, services: ConfigParser) -> None:
+    draft = home / f"{SERVICES}.draft"
     draft.touch(mode=0o600)
-    draft.write_text(f"postgresql://dev:{password}@127.0.0.1:{port}/")
-    draft.replace(file)
-    return port
+    with draft.open("w") as file:
+        services.write(file, space_around_delimiters=False)
+    draft.replace(home / SERVICES)
 
 
-def _free_port(wish: int | None) -> int:
-    with suppress(OSError), socket.create_server(("127.0.0.1", wish or 0)) as server:
+def _free_port(wish: int) -> int:
+    with suppress(OSError), socket.create_server(("127.0.0.1", wish)) as server:
         return int(server.getsockname()[1])
     return _free_port(0)
 
 
-def _runs(home: Path) -> bool:
-    """Say whether the server runs, by what it left on the disk and who has its id."""
-    pid_file = home / "data" / "postmaster.pid"
-    with suppress(FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess):
-        return _is_ours(psutil.Process(int(pid_file.read_text().split()[0])), home)
+def _is_server_running(home: Path) -> bool:
+    # The file is the server's: as root, follow no link and wait for no pipe.
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with suppress(OSError, ValueError, psutil.NoSuchProcess):
+        descriptor = os.open(home / "data" / "postmaster.pid", os.O_RDONLY | flags)
+        with open(descriptor) as file:
+            return _is_ours(psutil.Process(int(file.readline(20))), home)
     return False
 
 
 def _kill_left_over(home: Path) -> None:
-    """End what a killed server left running, and forget its id, which may be reused."""
+    """Kill what a killed server left running, and forget its id."""
     pid_file = home / "data" / "postmaster.pid"
-    if pid_file.exists():
+    if os.path.lexists(pid_file):
         left = [process for process in psutil.process_iter() if _is_ours(process, home)]
         for process in left:
             process.kill()
@@ -245,49 +282,56 @@ def _run(home: Path, program: str, *arguments: str) -> None:
     # The paths in the arguments are relative: pg_ctl hands them on to a shell, which
     # would expand a `$` in them.
     try:
-        _run_from(_programs(home), home, program, *arguments)
-    except PermissionError:  # the server's user cannot reach them where they are
+        _run_from(_bin_dir(home), home, program, *arguments)
+    except PermissionError:  # The server's user cannot reach them where they are.
         _copy_programs(home)
-        _run_from(_programs(home), home, program, *arguments)
+        _run_from(_bin_dir(home), home, program, *arguments)
 
 
-def _run_from(programs: Path, home: Path, program: str, *arguments: str) -> None:
+def _run_from(bin_dir: Path, home: Path, program: str, *arguments: str) -> None:
     # A file for the output: the server would hold a pipe open for as long as it runs.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
-            [programs / program, *arguments],
+            [bin_dir / program, *arguments],
             cwd=home,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            **_user(home),
+            **_server_user(),
         )
         output.seek(0)
         if done.returncode:
-            message = f"The embedded PostgreSQL failed at {program}: see {home / 'log'}"
-            hint = f"set DATABASE_URL, or remove {home} to start anew"
-            raise RuntimeError(f"{message}, {hint}. It said: {output.read()}")
+            log = home / "data" / "log"
+            message = f"The embedded PostgreSQL failed at {program}: see {log}"
+            hint = f"set DATABASE_URL, or remove {home} to start over"
+            if set('$`"') & set(str(bin_dir)):  # They are passed to a shell.
+                hint = f'set DATABASE_URL, or avoid $, ` and " in {bin_dir}'
+            raise ClickException(f"{message}, {hint}. It said: {output.read()}")
 
 
-def _user(home: Path) -> dict[str, Any]:
+def _server_user() -> dict[str, Any]:
+    """Return what `subprocess.run` needs to shed root, and root's environment."""
     if not _is_root():
         return {}
-    owner = home.stat()
-    return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+    import pwd  # Windows has none, and no root either.
+
+    nobody = pwd.getpwnam("nobody")
+    ids = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    return {**ids, "env": {"PATH": os.defpath}}
 
 
 def _is_root() -> bool:
     return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-def _programs(home: Path) -> Path:
+def _bin_dir(home: Path) -> Path:
     for place in (home / "programs", *_site_packages()):
         for initdb in place.glob(f"{WHEEL}/pginstall*/bin/initdb*"):
             return initdb.parent
     for pattern in INSTALLED:
         for initdb in sorted(Path("/").glob(pattern), reverse=True):
             return initdb.parent
-    raise RuntimeError("There is no PostgreSQL: set DATABASE_URL, or install one.")
+    raise ClickException("There is no PostgreSQL: set DATABASE_URL, or install one.")
 
 
 def _copy_programs(home: Path) -> None:
@@ -297,6 +341,8 @@ def _copy_programs(home: Path) -> None:
     for place in _site_packages():
         for folder in place.glob(f"{WHEEL}*"):  # its libraries have one of their own
             shutil.copytree(folder, partial / folder.name, ignore=unneeded)
+    for path in (partial, *partial.rglob("*")):
+        path.chmod(0o755)  # Under umask 077 the server's user could not read them.
     partial.rename(home / "programs")
 
 
@@ -307,4 +353,4 @@ def _site_packages() -> list[Path]:
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]))
+    reap(Path(sys.argv[1]))

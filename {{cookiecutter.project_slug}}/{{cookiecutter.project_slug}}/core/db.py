@@ -182,7 +182,7 @@ def _embedded_url() -> str:
     from .migrate import migrate
 
     folder = Path(current_app.instance_path) / "postgres"
-    url = postgres.url(folder, current_app.name)
+    url = postgres.ensure_database(folder, current_app.name)
     with closing(_open(url)) as conn:
         for name in migrate(conn):
             current_app.logger.info("Applied %s", name)
