@@ -20,11 +20,11 @@ from .reload_server import (
 
 pytestmark = pytest.mark.reload
 
-ALSO = ("--also", "worker")
+WITH = ("--with", "worker")
 AS_ROOT = "ignore:You're running the worker with superuser"
 
 
-@pytest.fixture(params=[(*each, *ALSO) for each in COMMANDS[1:]], ids=" ".join)
+@pytest.fixture(params=[(*each, *WITH) for each in COMMANDS[1:]], ids=" ".join)
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, database_url: str
 ) -> Iterator[Server]:
@@ -50,7 +50,7 @@ def test_each_job_runs_once_across_reloads(server: Server, db: connection) -> No
     assert [line for line in lines if "Warm shutdown" not in line] == []
 
 
-@pytest.mark.parametrize("server", [(*DEV, *ALSO)], indirect=True, ids=" ".join)
+@pytest.mark.parametrize("server", [(*DEV, *WITH)], indirect=True, ids=" ".join)
 def test_next_worker_waits_for_the_end_of_the_one_before(
     server: Server, db: connection
 ) -> None:

@@ -13,6 +13,8 @@ from uuid import uuid4
 
 import pytest
 from flask import Flask
+from flask_devserver.welcome import Welcome
+from werkzeug.test import Client
 
 from .brokers import Broker, RabbitMQ, Redis
 from .core.reload_server import ROOT, poll
@@ -250,12 +252,13 @@ def test_job_that_does_not_end_is_cut_off_and_begun_again(
     assert poll(lambda: count(database, "effects") == 1, SECONDS + 8)
 
 
-def test_start_page_counts_the_jobs(app: Flask, settings: dict[str, str]) -> None:
+def test_welcome_page_counts_the_jobs(app: Flask, settings: dict[str, str]) -> None:
     for number in range(3):
         give(app, number, 0.0)
-    page = create_app(settings | {"DEBUG": True}).test_client()
-    assert '<dd data-figure="worker.waiting">3</dd>' in page.get("/").text
-    figures = page.get("/_flask_dev/status").json
+    browser = Client(Welcome(create_app(settings | {"DEBUG": True}), "save a file"))
+    page = browser.get("/", headers={"Accept": "text/html"}).text
+    assert '<dd data-figure="worker.waiting">3</dd>' in page
+    figures = browser.get("/_flask_dev/status").json
     assert figures and figures["worker"]["waiting"] == 3
     assert "problem" not in figures
 

@@ -301,10 +301,9 @@ DEFECTS = [
     ),
     Defect(
         words="SIGHUP leaves an orphan that keeps the port",
-        file=f"{PROJECT}/devserver/flask_devserver/guard.py",
-        old="        if os.getppid() != parent:\n"
-        "            os._exit(1)  # or it would keep the port for good\n",
-        new="",
+        file=f"{PROJECT}/devserver/flask_devserver/shutdown.py",
+        old="    while os.getppid() == parent:",
+        new="    while True:",
         test="tests/test_dev.py"
         "::test_nothing_outlives_flasks_own_server[1-run --debug]",
         sign="assert False",

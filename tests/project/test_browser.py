@@ -1,6 +1,5 @@
 """Pages of a baked project in Chromium: they show what is saved, and come back."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,23 +9,12 @@ from threading import Thread
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from ..support.commands import PROGRAMS, run
 from ..support.projects import Bake
 from ..support.serving import Site
 
 NAME = """Tom's & "<b>Ann</b>'s" {{ 7 * 7 }} 😀"""
 DESCRIPTION = """{# A comment #} &amp; <script>alert(1)</script> \\\\"""
 HIDE = "Object.defineProperty(document, 'hidden', { value: true })"
-# What the commands of the start page need here, so that the tests are quick.
-COMMANDS = {
-    "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
-    "PYTEST_ADDOPTS": "--collect-only",
-    "GIT_CONFIG_COUNT": "2",
-    "GIT_CONFIG_KEY_0": "user.name",
-    "GIT_CONFIG_VALUE_0": "Ann",
-    "GIT_CONFIG_KEY_1": "user.email",
-    "GIT_CONFIG_VALUE_1": "ann@example.com",
-}
 
 
 @pytest.fixture
@@ -100,6 +88,12 @@ def sleep() -> str:
         cursor.execute("SELECT pg_sleep(3)")
     return "slept"
 """
+FIRST_PAGE = """
+
+@bp.get("/")
+def first_page() -> str:
+    return "<h1>Mine</h1>"
+"""
 TASK = """
 
 @task
@@ -109,7 +103,7 @@ def sleep() -> None:
 """
 
 
-def test_start_page_shows_what_runs_as_it_changes(
+def test_welcome_page_shows_what_runs_as_it_changes(
     bake: Bake, browser_page: Page
 ) -> None:
     names = {"project_name": answer(NAME), "description": answer(DESCRIPTION)}
@@ -120,12 +114,12 @@ def test_start_page_shows_what_runs_as_it_changes(
 
     with site.serve():
         browser_page.goto(site.url)
-        expect(browser_page.locator("h1")).to_have_text(NAME)
+        expect(browser_page.locator("h1")).to_have_text("app")
         expect(browser_page.locator("header p")).to_have_text(DESCRIPTION)
-        expect(browser_page).to_have_title(NAME)
+        expect(browser_page).to_have_title("app")
         expect(figure(browser_page, "process.reload")).to_have_text("save a file")
 
-        browser_page.get_by_role("link", name="Open the notes").click()
+        browser_page.get_by_role("link", name="/notes", exact=True).click()
         browser_page.get_by_label("Note").fill("Buy milk")
         browser_page.get_by_role("button").click()
         expect(browser_page.get_by_text("Buy milk")).to_be_visible()
@@ -145,12 +139,12 @@ def test_start_page_shows_what_runs_as_it_changes(
             expect(figure(browser_page, name)).to_have_text("0", timeout=20_000)
         assert console == []
 
-        remove_start_page(site.folder)
-        expect(browser_page.locator("h1")).to_have_text("Notes")
+        append(site.folder / "app" / "notes.py", FIRST_PAGE)
+        expect(browser_page.locator("h1")).to_have_text("Mine")
     assert "_flask_dev" not in site.log.read_text()
 
 
-def test_start_page_asks_only_while_it_is_visible(
+def test_welcome_page_asks_only_while_it_is_visible(
     site: Site, browser_page: Page
 ) -> None:
     asked: list[str] = []
@@ -166,16 +160,14 @@ def test_start_page_asks_only_while_it_is_visible(
         assert len(asked) == before
 
 
-def test_start_page_works_without_scripts(site: Site, browser_page: Page) -> None:
+def test_welcome_page_works_without_scripts(site: Site, browser_page: Page) -> None:
     browser = browser_page.context.browser
     assert browser
     page = browser.new_context(java_script_enabled=False).new_page()
     with site.serve():
         page.goto(site.url)
         expect(figure(page, "pool.size")).to_have_text("8")
-        for command in page.locator(".next li > code").all_inner_texts():
-            run("sh", "-ec", command, cwd=site.folder, **COMMANDS)
-        page.get_by_role("link", name="Open the notes").click()
+        page.get_by_role("link", name="/notes", exact=True).click()
         expect(page.locator("h1")).to_have_text("Notes")
 
 
@@ -185,19 +177,8 @@ def answer(text: str) -> str:
 
 
 def figure(page: Page, name: str) -> Locator:
-    """Return where the start page has the figure."""
+    """Return where the welcome page has the figure."""
     return page.locator(f"dd[data-figure='{name}']")
-
-
-def remove_start_page(project: Path) -> None:
-    """Do as it says."""
-    paragraph = r"    if app.debug:  # a page for .*?\n\n(?=    @)"
-    module = project / "app" / "__init__.py"
-    text, removed = re.subn(paragraph, "", module.read_text(), flags=re.DOTALL)
-    assert removed == 1
-    module.write_text(text)
-    (project / "devserver" / "start.py").unlink()
-    (project / "devserver" / "start.html").unlink()
 
 
 def append(file: Path, text: str) -> None:

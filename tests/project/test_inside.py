@@ -23,7 +23,7 @@ def test_production(bake: Bake) -> None:
     run_inside(bake(project_slug="app"), "tests/test_production.py")
 
 
-@pytest.mark.parametrize("module", ["dev", "postgres", "start"])
+@pytest.mark.parametrize("module", ["dev", "postgres", "welcome"])
 def test_devserver(bake: Bake, module: str) -> None:
     run_inside(bake(project_slug="app"), f"tests/test_{module}.py")
 

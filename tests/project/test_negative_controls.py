@@ -86,7 +86,7 @@ def test_flask_dev(tmp_path, database_url, command):
         for _ in range(3):
             server.reload()
         server.wait_for(lambda: server.log.count("Reloaded in") == 3, "last line")
-    named = "Thread 'pool' is no daemon, so Python waits for it. It was started at"
+    named = "Thread 'pool' is not a daemon thread, so Python waits for it."
     assert server.log.count(named) == 3
     seconds = re.findall(r"Reloaded in (.+) s", server.log)
     assert max(map(float, seconds)) < 1 + 1.5  # the deadline, and a reload

@@ -18,10 +18,11 @@ ALWAYS = """
     app/core/log.py app/core/migrate.py app/core/security.py
     devserver/README.md devserver/pyproject.toml
     devserver/flask_devserver/__init__.py devserver/flask_devserver/browser.py
-    devserver/flask_devserver/guard.py devserver/flask_devserver/postgres.py
-    devserver/flask_devserver/start.html devserver/flask_devserver/start.py
-    devserver/flask_devserver/supervisor.py devserver/flask_devserver/version.py
-    devserver/flask_devserver/watcher.py
+    devserver/flask_devserver/child.py devserver/flask_devserver/cli.py
+    devserver/flask_devserver/postgres.py devserver/flask_devserver/reload.js
+    devserver/flask_devserver/shutdown.py devserver/flask_devserver/supervisor.py
+    devserver/flask_devserver/watcher.py devserver/flask_devserver/welcome.html
+    devserver/flask_devserver/welcome.js devserver/flask_devserver/welcome.py
     tests/__init__.py tests/conftest.py tests/test_notes.py
     tests/core/__init__.py tests/core/reload_app.py tests/core/reload_server.py
     tests/core/test_app.py tests/core/test_config.py tests/core/test_db.py

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Flask, redirect, url_for
-from werkzeug.wrappers import Response
+from flask import Flask
 
 from .core.config import check_config, load_config
 
@@ -17,11 +16,6 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """
     app = Flask(__name__)
     load_config(app, config)
-
-    if app.debug:
-        from flask_devserver import guard
-
-        guard.install()
 
     from .core import log
 
@@ -58,16 +52,6 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     from . import notes
 
     app.register_blueprint(notes.bp)
-
-    if app.debug:  # a page for `/` until you have one: remove it with devserver/start.*
-        from flask_devserver import start
-
-        start.init_app(app)
-
-    @app.get("/")
-    def index() -> Response:
-        """Lead to the notes; put your first page here, and remove what is above."""
-        return redirect(url_for("notes.index"))
 
     check_config(app)
     return app

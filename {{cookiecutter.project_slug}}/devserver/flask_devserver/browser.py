@@ -1,7 +1,8 @@
-"""The browser's part of `flask dev`: a page reloads when a new version answers."""
+"""The browser's part of `flask dev`: a page reloads when a new version responds."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from secrets import token_hex
 from threading import Event
 from typing import Any
@@ -11,61 +12,18 @@ from werkzeug.wrappers import Response
 from werkzeug.wsgi import ClosingIterator
 
 PREFIX = "/_flask_dev/"
-HEARTBEAT = 2.0  # seconds; a page that was left is noticed at the second
+SCRIPT = Path(__file__).with_name("reload.js")
+HEARTBEAT = 2.0  # seconds; a closed page is noticed at the second one
 
-# A page that was not changed since would come without the new version's script, and a
-# compressed one, or a part of one, could not be given any.
+# A response of 304 would keep the script of the version before, and a compressed page
+# or a part of one cannot be given any script.
 UNWANTED = ("IF_NONE_MATCH", "IF_MODIFIED_SINCE", "RANGE", "ACCEPT_ENCODING")
-
-SCRIPT = """\
-(() => {
-  const script = new URL(document.currentScript.src);
-  const shown = script.searchParams.get("version");
-  const method = script.searchParams.get("method");
-  const notice = document.createElement("p");
-  notice.setAttribute("role", "alert");
-  Object.assign(notice.style, {
-    position: "fixed", inset: "0 0 auto", margin: 0, padding: "0.5em 1em",
-    background: "#8a1c1c", color: "#fff", font: "1rem sans-serif", zIndex: 2147483647,
-  });
-  let events, timer, failures = 0;
-
-  function say(text) {
-    notice.textContent = text;
-    document.body.append(notice);
-  }
-
-  function connect() {
-    events?.close();
-    clearTimeout(timer);
-    if (document.hidden) return; // a browser has only six connections to a server
-    events = new EventSource(new URL("events", script));
-    events.onmessage = ({ data }) => {
-      failures = 0;
-      notice.remove();
-      if (data === shown) return;
-      if (method === "GET") return location.reload();
-      say("There is a new version. To reload this page sends the form again.");
-    };
-    events.onerror = () => {
-      events.close();
-      failures += 1;
-      if (failures > 1) say("The server does not answer. This page will come back.");
-      timer = setTimeout(connect, failures > 1 ? 500 : 0);
-    };
-  }
-
-  addEventListener("pageshow", connect);
-  addEventListener("visibilitychange", connect);
-})();
-"""
-
 
 class BrowserReload:
     """Add a script to the pages of the WSGI application `app` that reloads them.
 
-    A page listens to events, which say the version that answers and end with it, when
-    `ending` is set.
+    A page listens to events, which name the version that responds. They end with it,
+    when `ending` is set.
     """
 
     def __init__(self, app: Any, ending: Event) -> None:
@@ -76,17 +34,17 @@ class BrowserReload:
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        """Answer what the script asks, or let the application answer."""
+        """Respond to the script, or let the application respond."""
         if environ["PATH_INFO"] == PREFIX + "reload.js":
-            script = Response(SCRIPT, mimetype="text/javascript")
+            script = Response(SCRIPT.read_text(), mimetype="text/javascript")
             return script(environ, start_response)
         if environ["PATH_INFO"] == PREFIX + "events":
             events = Response(self._events(), mimetype="text/event-stream")
             return events(environ, start_response)
-        if _asks_for_a_page(environ):
+        if asks_for_page(environ):
             return self._with_script(environ, start_response)
-        answer: Iterable[bytes] = self.app(environ, start_response)
-        return answer
+        response: Iterable[bytes] = self.app(environ, start_response)
+        return response
 
     def _events(self) -> Iterator[str]:
         yield f"data: {self.version}\n\n"
@@ -107,7 +65,7 @@ class BrowserReload:
                 length = int(headers["Content-Length"]) + len(tag)
                 headers["Content-Length"] = str(length)
             write = start_response(status, headers.to_wsgi_list(), *error)
-            added[:] = [tag] if is_page else []  # where a second start was allowed
+            added[:] = [tag] if is_page else []  # An error may start the response again.
             return write
 
         wanted = {k: v for k, v in environ.items() if k[5:] not in UNWANTED}
@@ -115,8 +73,8 @@ class BrowserReload:
         return ClosingIterator(chain(body, added), getattr(body, "close", None))
 
 
-def _asks_for_a_page(environ: dict[str, Any]) -> bool:
-    """Say whether a browser is to show the answer: not a script, nor curl."""
+def asks_for_page(environ: dict[str, Any]) -> bool:
+    """Return whether a browser shows the response, as no script and no curl does."""
     headers = EnvironHeaders(environ)
     shown = headers.get("Sec-Fetch-Dest", "document") == "document"
     return (

@@ -27,8 +27,8 @@ from typing import IO, Any, cast
 import click
 from dotenv import dotenv_values
 
-from . import CREATED
-from .version import CommandVersion, Version, WebVersion, on_signals
+from .child import CommandVersion, Version, WebVersion, on_signals
+from .cli import CREATED
 from .watcher import SETTINGS
 
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
@@ -65,7 +65,7 @@ class Supervisor:
         self.began = time.monotonic()
         self.parent = os.getppid()
         # What is saved from then on, another version is started for.
-        self.created = float(os.environ.pop("FLASK_DEV_CREATED", created))
+        self.created = float(os.environ.pop("_FLASK_DEV_CREATED", created))
         self.environ = _own_environment()
         self.packages = SITE_PACKAGES.stat().st_mtime_ns
 
@@ -235,12 +235,12 @@ class Supervisor:
         self.watcher.kill()
         self.watcher.wait()
         python = [sys.executable, *sys.orig_argv[1:]]
-        environ = self.environ | {"FLASK_DEV_CREATED": str(time.time())}
+        environ = self.environ | {"_FLASK_DEV_CREATED": str(time.time())}
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
 
 
 class WebSupervisor(Supervisor):
-    """Serve the application, with the command `also` beside it, if any."""
+    """Serve the application, with the command `command` beside it, if any."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ class WebSupervisor(Supervisor):
         deadline: float,
         fork: bool,
         browser_reload: bool,
-        also: str | None,
+        command: str | None,
         created: float,
     ) -> None:
         self.listener = _listen(host, port)
@@ -265,7 +265,7 @@ class WebSupervisor(Supervisor):
         )
         super().__init__(version, fork, created)
         self.command = CommandVersion(
-            app=app, deadline=COMMAND_DEADLINE, name=also or ""
+            app=app, deadline=COMMAND_DEADLINE, name=command or ""
         )
         self.beside: subprocess.Popen[bytes] | None = None
 
@@ -307,7 +307,7 @@ class WebSupervisor(Supervisor):
         self._close_beside()
         self._await_beside()
         os.set_inheritable(self.listener.fileno(), True)
-        self.environ["FLASK_DEV_LISTENER"] = str(self.listener.fileno())
+        self.environ["_FLASK_DEV_LISTENER"] = str(self.listener.fileno())
         super()._begin_anew()
 
 
@@ -327,7 +327,7 @@ class CommandSupervisor(Supervisor):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if fd := os.environ.pop("FLASK_DEV_LISTENER", None):
+    if fd := os.environ.pop("_FLASK_DEV_LISTENER", None):
         return socket.socket(fileno=int(fd))
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -375,7 +375,7 @@ def _spawn(version: Version) -> int:
     kind, fields = type(version).__name__, json.dumps(asdict(version))
     with _no_interrupt():
         process = subprocess.Popen(
-            [sys.executable, "-m", "flask_devserver.version", kind, fields],
+            [sys.executable, "-m", "flask_devserver.child", kind, fields],
             pass_fds=version.descriptors(),
         )
     process.returncode = 0  # the supervisor waits for it, by its id

@@ -24,7 +24,8 @@ from werkzeug.debug import DebuggedApplication
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from .browser import PREFIX, BrowserReload
-from .guard import remember_starts, what_blocks
+from .shutdown import kill_after, remember_thread_origins
+from .welcome import Welcome
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -111,13 +112,13 @@ class Version:
         return [self.life, self.news]
 
     def _prepare(self) -> None:
-        os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", FLASK_DEV="1")
+        os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", _FLASK_DEV="1")
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor ends it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         for fd in self.descriptors():
             os.set_inheritable(fd, False)  # to what the application may start
         threading.Thread(target=self._end_with_supervisor, daemon=True).start()
-        remember_starts()
+        remember_thread_origins()
 
     def _say_ready(self) -> None:
         os.write(self.news, b"ready\n")
@@ -189,8 +190,6 @@ class WebVersion(Version):
             selector.register(server.socket, EVENT_READ, server.handle_request)
             signals = on_signals(lambda *_: None, signal.SIGTERM)
             selector.register(signals, EVENT_READ, lambda: _set_at_end(ending, signals))
-            seconds = f"{time.monotonic() - self.began:.2f} s"
-            os.environ["FLASK_DEV_RELOAD"] = "save a file" if self.first else seconds
             self._say_ready()
             while not ending.is_set():
                 for key, _ in selector.select():
@@ -200,7 +199,10 @@ class WebVersion(Version):
 
     def _load(self) -> Any:
         try:
-            app: Any = ScriptInfo(app_import_path=self.app).load_app()
+            flask_app = ScriptInfo(app_import_path=self.app).load_app()
+            seconds = f"{time.monotonic() - self.began:.2f} s"
+            last_reload = "save a file" if self.first else seconds
+            app: Any = Welcome(flask_app, last_reload)
         except (Exception, SystemExit) as raised:
             traceback.print_exc()
             error, place = raised, raised.__traceback__
@@ -212,9 +214,7 @@ class WebVersion(Version):
 
     def _end_in_time(self, ending: threading.Event) -> None:
         ending.wait()
-        time.sleep(self.deadline)
-        print(what_blocks(self.deadline), file=sys.stderr, flush=True)
-        os._exit(1)
+        kill_after(self.deadline, exit_code=1)
 
 
 def on_signals(handler: Handler, *numbers: signal.Signals) -> socket.socket:

@@ -1,4 +1,4 @@
-"""The page that greets in development: it answers whatever the database does."""
+"""The welcome page: shown while `/` is not found, whatever the database does."""
 
 import os
 import re
@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 from app import create_app
 from flask import Flask
-from flask.testing import FlaskClient
+from flask_devserver.welcome import Welcome
 from psycopg2.extensions import connection, make_dsn
+from werkzeug.test import Client
 
 from .core.reload_server import has_backend
 
 SETTINGS = {"DEBUG": True, "TESTING": True, "POOL_SIZE": 1}
+PAGE = {"Accept": "text/html"}
 OURS = "application_name = 'app'"
 
 
@@ -24,8 +26,23 @@ def app(database_url: str) -> Iterator[Flask]:
     app.extensions["pool"].close()
 
 
-def test_page_says_what_runs_and_what_there_is(client: FlaskClient) -> None:
-    page = client.get("/").text
+@pytest.fixture
+def client(app: Flask) -> Client:
+    return browser(app)
+
+
+def test_page_is_for_browsers_only(client: Client) -> None:
+    assert "<h2>Routes</h2>" in client.get("/", headers=PAGE).text
+    assert client.get("/").status_code == 404
+
+
+def test_page_gives_way_to_the_first_page(app: Flask, client: Client) -> None:
+    app.add_url_rule("/", view_func=lambda: "Mine")
+    assert client.get("/", headers=PAGE).text == "Mine"
+
+
+def test_page_says_what_runs_and_what_there_is(client: Client) -> None:
+    page = client.get("/", headers=PAGE).text
     for name in ("Flask", "Python", "PostgreSQL"):
         assert re.search(rf"<dt>{name}</dt><dd>\d+\.\d", page)
     assert f'<dd data-figure="process.id">{os.getpid()}</dd>' in page
@@ -35,21 +52,21 @@ def test_page_says_what_runs_and_what_there_is(client: FlaskClient) -> None:
     assert "_flask_dev/status" not in page
 
 
-def test_page_gives_its_connection_back(app: Flask, client: FlaskClient) -> None:
+def test_page_gives_its_connection_back(app: Flask, client: Client) -> None:
     for _ in range(3):
-        assert "Problem" not in client.get("/").text
+        assert "Problem" not in client.get("/", headers=PAGE).text
     assert app.extensions["pool"].status()["in_use"] == 0
 
 
-def test_figures_take_no_connection(client: FlaskClient, db: connection) -> None:
+def test_figures_take_no_connection(client: Client, db: connection) -> None:
     client.get("/_flask_dev/status")
     assert not has_backend(db, OURS)
-    client.get("/")
+    client.get("/", headers=PAGE)
     assert has_backend(db, OURS)
 
 
 def test_looks_at_the_figures_are_not_logged(
-    client: FlaskClient, caplog: pytest.LogCaptureFixture
+    client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.get("/_flask_dev/status")
     assert caplog.text == ""
@@ -57,9 +74,7 @@ def test_looks_at_the_figures_are_not_logged(
     assert "GET /healthz 200" in caplog.text
 
 
-def test_figures_of_an_exhausted_pool_do_not_wait(
-    app: Flask, client: FlaskClient
-) -> None:
+def test_figures_of_an_exhausted_pool_do_not_wait(app: Flask, client: Client) -> None:
     pool = app.extensions["pool"]
     with app.app_context():
         conn = pool.getconn()
@@ -75,8 +90,8 @@ def test_page_answers_without_a_database(
     database_url: str, change: dict[str, object]
 ) -> None:
     url = make_dsn(database_url, password="hidden-word", **change)
-    client = create_app(SETTINGS | {"DATABASE_URL": url}).test_client()
-    page = client.get("/")
+    client = browser(create_app(SETTINGS | {"DATABASE_URL": url}))
+    page = client.get("/", headers=PAGE)
     assert page.status_code == 200
     [sentence] = re.findall('"problem.sentence">(.*?)</p>', page.text)
     assert re.match("DATABASE_URL: connection to server at .* failed: ", sentence)
@@ -87,22 +102,20 @@ def test_page_answers_without_a_database(
     assert answer and "hidden-word" not in str(answer) and "problem" in answer
 
 
-def test_broken_worker_is_a_problem_and_no_error(
-    app: Flask, client: FlaskClient
-) -> None:
+def test_broken_worker_is_a_problem_and_no_error(app: Flask, client: Client) -> None:
     class Worker:
         def status(self) -> dict[str, int]:
             raise RuntimeError("The broker does not answer.\nIts password is x.")
 
     app.extensions["worker"] = Worker()
-    page = client.get("/")
+    page = client.get("/", headers=PAGE)
     assert '"problem.sentence">The broker does not answer.</p>' in page.text
     answer = client.get("/_flask_dev/status").json
     assert answer and answer["problem"]
 
 
 def test_routes_and_figures_of_whatever_name_are_shown(
-    app: Flask, client: FlaskClient
+    app: Flask, client: Client
 ) -> None:
     class Worker:
         def status(self) -> dict[str, float]:
@@ -110,7 +123,7 @@ def test_routes_and_figures_of_whatever_name_are_shown(
 
     app.extensions["worker"] = Worker()
     app.add_url_rule("/<int:each>", view_func=lambda each: "", methods=["GET", "PUT"])
-    page = client.get("/").text
+    page = client.get("/", headers=PAGE).text
     assert (
         '<dt>oldest seconds</dt><dd data-figure="worker.oldest_seconds">1.2</dd>'
         in page
@@ -119,7 +132,13 @@ def test_routes_and_figures_of_whatever_name_are_shown(
     assert "<code>/&lt;int:each&gt;</code>" in page
 
 
-def test_without_debug_the_page_is_not_there(database_url: str) -> None:
-    app = create_app({"TESTING": True, "DATABASE_URL": database_url})
-    assert app.test_client().get("/").status_code == 302
-    assert app.test_client().get("/_flask_dev/status").status_code == 404
+def test_any_application_has_the_page() -> None:
+    """An application without pool or worker."""
+    app = Flask("any.app")
+    page = browser(app).get("/", headers=PAGE)
+    assert "<h1>any.app</h1>" in page.text
+    assert "Connections" not in page.text
+
+
+def browser(app: Flask) -> Client:
+    return Client(Welcome(app, "save a file"))

@@ -1,0 +1,144 @@
+"""Detect what blocks shutdown, then kill the process.
+
+`flask dev` asks here for the culprit. `guard` does what is possible under plain `flask
+run --debug`, whose reloader starts a new process only after the old one has exited.
+"""
+
+import _thread
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+DEADLINE = 1.0  # seconds for the old process to exit
+STANDARD_LIBRARY = os.path.dirname(os.__file__)
+UNKNOWN = "an unknown place"
+
+thread_origins: WeakKeyDictionary[threading.Thread, str] = WeakKeyDictionary()
+
+
+def guard() -> None:
+    """Kill this process when it does not exit in time, or when its parent is gone.
+
+    The timer starts with `threading._shutdown`, the first thing that Python does when
+    the main thread has finished. It waits there for threads and for executors.
+    """
+    remember_thread_origins()
+    _silence_server_thread()
+    shutdown = threading._shutdown  # type: ignore[attr-defined]
+
+    def shutdown_in_time() -> None:
+        kill_after(DEADLINE, exit_code=3)  # Werkzeug starts a new child after code 3.
+        shutdown()
+
+    threading._shutdown = shutdown_in_time  # type: ignore[attr-defined]
+    _thread.start_new_thread(_exit_with_parent, (os.getppid(), time.sleep))
+
+
+def kill_after(seconds: float, exit_code: int) -> None:
+    """Name what blocks the exit and kill this process after so many seconds."""
+    _thread.start_new_thread(_kill, (seconds, exit_code, time.sleep))
+
+
+def _kill(seconds: float, exit_code: int, sleep: Callable[[float], None]) -> None:
+    sleep(seconds)
+    print(describe_blockers(seconds), file=sys.stderr, flush=True)
+    os._exit(exit_code)
+
+
+def _exit_with_parent(parent: int, sleep: Callable[[float], None]) -> None:
+    while os.getppid() == parent:
+        sleep(0.2)
+    os._exit(1)  # Otherwise the orphan keeps the port open.
+
+
+def _silence_server_thread() -> None:
+    hook, main = threading.excepthook, threading.main_thread()
+
+    def quiet_hook(args: threading.ExceptHookArgs) -> None:
+        # The socket is closed while the thread still selects on it: on Windows that
+        # is WinError 10038. The error means nothing once the process is exiting.
+        serving = args.thread and "serve_forever" in args.thread.name
+        over = not main.is_alive() and issubclass(args.exc_type, (OSError, ValueError))
+        if not (serving and over):
+            hook(args)
+
+    threading.excepthook = quiet_hook
+
+
+def remember_thread_origins() -> None:
+    """Remember where each thread that Python would wait for is started."""
+    start = threading.Thread.start
+
+    def remember_and_start(self: threading.Thread) -> None:
+        if not self.daemon:
+            thread_origins[self] = _place(sys._getframe(1))
+        start(self)
+
+    threading.Thread.start = remember_and_start  # type: ignore[method-assign]
+
+
+def describe_blockers(deadline: float) -> str:
+    """Name what blocked the exit for `deadline` seconds, and say what to do about it."""
+    main = threading.main_thread()
+    threads = [each for each in threading.enumerate() if not each.daemon]
+    lines = [_about_thread(each) for each in threads if each is not main]
+    lines += [_about_process(each) for each in _child_processes() if not each.daemon]
+    if not lines:
+        lines.append(
+            f"   An exit hook (atexit) is still running, at {_position(main)}. Let it"
+            " wait with a deadline."
+        )
+    title = f" * The old process did not exit within {deadline:g} s and was killed."
+    return "\n".join([title, *lines])
+
+
+def _about_thread(thread: threading.Thread) -> str:
+    executors = sys.modules.get("concurrent.futures.thread")
+    if thread in getattr(executors, "_threads_queues", ()):
+        kind = "works for an executor"
+        cure = "Call shutdown(wait=False, cancel_futures=True), or keep its jobs short."
+    else:
+        kind, cure = "is not a daemon thread", "Start it with daemon=True."
+    return (
+        f"   Thread {thread.name!r} {kind}, so Python waits for it. It was started at"
+        f" {thread_origins.get(thread, UNKNOWN)} and is now at {_position(thread)}."
+        f" {cure}"
+    )
+
+
+def _child_processes() -> list[Any]:
+    # Only an application that has imported the module can have any.
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    return multiprocessing.active_children() if multiprocessing else []
+
+
+def _about_process(process: Any) -> str:
+    return (
+        f"   Process {process.name!r} (pid {process.pid}) is not a daemon process, so"
+        " Python waits for it. Start it with daemon=True."
+    )
+
+
+def _position(thread: threading.Thread) -> str:
+    return _place(sys._current_frames().get(thread.ident or 0))
+
+
+def _place(frame: FrameType | None) -> str:
+    """Return the innermost line of the stack that is not Python's own.
+
+    An exit hook in C or in the standard library stands right above a line of ours.
+    """
+    if frame is None:
+        return UNKNOWN
+    found: FrameType | None = frame
+    while found and found.f_code.co_filename.startswith(STANDARD_LIBRARY):
+        found = found.f_back
+    if found is None or found.f_code.co_filename.startswith(os.path.dirname(__file__)):
+        found = frame
+    file = found.f_code.co_filename.removeprefix(os.path.join(os.getcwd(), ""))
+    return f"{file}:{found.f_lineno} in {found.f_code.co_name}"

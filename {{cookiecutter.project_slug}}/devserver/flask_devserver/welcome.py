@@ -1,0 +1,112 @@
+"""The welcome page of the development server, shown while `/` is not found."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata, version
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from jinja2 import Environment, FileSystemLoader
+from werkzeug.test import run_wsgi_app
+from werkzeug.wrappers import Response
+
+from .browser import PREFIX, asks_for_page
+
+Figures = dict[str, dict[str, object]]
+
+FOLDER = Path(__file__).parent
+
+
+class Welcome:
+    """Show a page at `/` as long as the application `app` responds with 404 there.
+
+    `last_reload` is how long the last reload took, as the page shows it.
+    """
+
+    def __init__(self, app: Flask, last_reload: str) -> None:
+        self.app = app
+        self.last_reload = last_reload
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """Respond to a request of the page, or let the application respond."""
+        path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+        if path == PREFIX + "welcome.js":
+            script = (FOLDER / "welcome.js").read_text()
+            return Response(script, mimetype="text/javascript")(environ, start_response)
+        if path == PREFIX + "status":
+            figures = json.dumps(self._figures(connect=query == "connect"))
+            return Response(figures, mimetype="application/json")(environ, start_response)
+        if path != "/" or not asks_for_page(environ):
+            return self.app(environ, start_response)
+        body, status, headers = run_wsgi_app(self.app, environ)
+        if not status.startswith("404"):
+            start_response(status, headers.to_wsgi_list())
+            return body
+        getattr(body, "close", bool)()
+        return Response(self._page(), mimetype="text/html")(environ, start_response)
+
+    def _page(self) -> str:
+        environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
+        return environment.get_template("welcome.html").render(
+            app=self.app,
+            prefix=PREFIX,
+            description=self._description(),
+            versions={"Flask": version("flask"), "Python": platform.python_version()},
+            figures=self._figures(connect=True),
+            routes=sorted(self._routes(), key=itemgetter(1)),
+        )
+
+    def _description(self) -> str:
+        with suppress(PackageNotFoundError, KeyError, ValueError):
+            return str(metadata(self.app.name)["Summary"])
+        module = sys.modules.get(self.app.import_name)
+        return (getattr(module, "__doc__", "") or "").partition("\n")[0]
+
+    def _figures(self, connect: bool) -> Figures:
+        """Return the figures of this process and, with `connect`, of its database.
+
+        The application may keep a pool and a worker in `extensions`. Each connection
+        is returned before the next is taken, and an exhausted pool is not waited for.
+        """
+        figures: Figures = {"process": {"id": os.getpid(), "reload": self.last_reload}}
+        pool, worker = map(self.app.extensions.get, ("pool", "worker"))
+        try:
+            with self.app.app_context():
+                figures["pool"] = _stats(pool)
+                if connect and hasattr(pool, "getconn"):
+                    figures["postgresql"] = {"version": _postgresql_version(pool)}
+                if figures["pool"].get("in_use") != figures["pool"].get("size", -1):
+                    figures["worker"] = _stats(worker)
+        except Exception as error:  # The page reports a problem, whatever it is.
+            sentence = str(error).partition("\n")[0] or repr(error)
+            figures["problem"] = {"sentence": sentence}
+        return {name: found for name, found in figures.items() if found}
+
+    def _routes(self) -> Iterator[tuple[str, str, str]]:
+        """Yield methods, path and the first line of the docstring of each route."""
+        for rule in self.app.url_map.iter_rules():
+            if rule.endpoint != "static":
+                methods = (rule.methods or set()) - {"HEAD", "OPTIONS"}
+                summary = self.app.view_functions[rule.endpoint].__doc__ or ""
+                yield " ".join(sorted(methods)), rule.rule, summary.partition("\n")[0]
+
+
+def _stats(extension: object) -> dict[str, object]:
+    status = getattr(extension, "status", dict)
+    return dict(getattr(extension, "stats", status)())
+
+
+def _postgresql_version(pool: Any) -> str:
+    conn = pool.getconn()
+    try:
+        return str(conn.info.parameter_status("server_version")).split()[0]
+    finally:
+        pool.putconn(conn)
