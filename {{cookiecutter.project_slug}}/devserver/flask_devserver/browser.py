@@ -19,6 +19,7 @@ HEARTBEAT = 2.0  # seconds; a closed page is noticed at the second one
 # or a part of one cannot be given any script.
 UNWANTED = ("IF_NONE_MATCH", "IF_MODIFIED_SINCE", "RANGE", "ACCEPT_ENCODING")
 
+
 class BrowserReload:
     """Add a script to the pages of the WSGI application `app` that reloads them.
 
@@ -65,7 +66,9 @@ class BrowserReload:
                 length = int(headers["Content-Length"]) + len(tag)
                 headers["Content-Length"] = str(length)
             write = start_response(status, headers.to_wsgi_list(), *error)
-            added[:] = [tag] if is_page else []  # An error may start the response again.
+            added[:] = (
+                [tag] if is_page else []
+            )  # An error may start the response again.
             return write
 
         wanted = {k: v for k, v in environ.items() if k[5:] not in UNWANTED}

@@ -42,8 +42,8 @@ class Welcome:
             script = (FOLDER / "welcome.js").read_text()
             return Response(script, mimetype="text/javascript")(environ, start_response)
         if path == PREFIX + "status":
-            figures = json.dumps(self._figures(connect=query == "connect"))
-            return Response(figures, mimetype="application/json")(environ, start_response)
+            text = json.dumps(self._figures(connect=query == "connect"))
+            return Response(text, mimetype="application/json")(environ, start_response)
         if path != "/" or not asks_for_page(environ):
             return self.app(environ, start_response)
         body, status, headers = run_wsgi_app(self.app, environ)
