@@ -66,9 +66,7 @@ class BrowserReload:
                 length = int(headers["Content-Length"]) + len(tag)
                 headers["Content-Length"] = str(length)
             write = start_response(status, headers.to_wsgi_list(), *error)
-            added[:] = (
-                [tag] if is_page else []
-            )  # An error may start the response again.
+            added[:] = [tag] if is_page else []  # An error may start it again.
             return write
 
         wanted = {k: v for k, v in environ.items() if k[5:] not in UNWANTED}

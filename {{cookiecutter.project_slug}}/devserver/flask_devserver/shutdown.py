@@ -83,7 +83,7 @@ def remember_thread_origins() -> None:
 
 
 def describe_blockers(deadline: float) -> str:
-    """Name what blocked the exit for `deadline` seconds, and say what to do about it."""
+    """Name what blocked the exit for `deadline` seconds, and say how to cure it."""
     main = threading.main_thread()
     threads = [each for each in threading.enumerate() if not each.daemon]
     lines = [_about_thread(each) for each in threads if each is not main]
