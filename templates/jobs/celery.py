@@ -8,28 +8,35 @@ that is killed just as it takes a task from Redis loses it, which RabbitMQ does 
 Without a broker, in development, tasks are files: one is lost with a killed worker.
 """
 
-import os
+import time
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from celery import Celery, shared_task
+from celery import Celery, shared_task, signals
+from celery import Task as CeleryTask
 from flask import Flask, current_app
 from kombu.serialization import dumps
+from kombu.utils.json import dumps as json_dumps
 from psycopg2 import InterfaceError, OperationalError
+from psycopg2.extras import Json
 
-from .config import number, refuse
-from .db import Unavailable, on_commit
+from .config import Settings, number_setting, text_setting
+from .db import DatabaseUnavailable, get_db, on_commit
+from .log import request_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # A task whose connection to PostgreSQL was lost is tried again for some minutes.
-LOST = (Unavailable, InterfaceError, OperationalError)
+CONNECTION_ERRORS = (DatabaseUnavailable, InterfaceError, OperationalError)
 
-EXAMPLE = "redis://localhost:6379/0"
+SETTINGS: Settings = {
+    "CELERY_BROKER_URL": text_setting(example="redis://localhost:6379/0", secret=True),
+    "CELERY_VISIBILITY_TIMEOUT": number_setting(25),  # seconds
+}
 
 
 class Task(Generic[P, R]):
@@ -41,7 +48,8 @@ class Task(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], **options: Any) -> None:
         self.function = function
-        options["autoretry_for"] = (*LOST, *options.get("autoretry_for", ()))
+        given = options.get("autoretry_for", ())
+        options["autoretry_for"] = (*CONNECTION_ERRORS, *given)
         self.job = shared_task(**options)(function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,7 +67,7 @@ class Task(Generic[P, R]):
         """
         signature(self.function).bind(*args, **kwargs)
         dumps([args, kwargs], serializer="json")
-        job = current_app.extensions["celery"].tasks[self.job.name]
+        job = get_celery().tasks[self.job.name]
         on_commit(partial(job.apply_async, args, kwargs))
 
 
@@ -75,12 +83,59 @@ def task(function: Any = None, /, **options: Any) -> Any:
     return Task(function, **options) if function else partial(task, **options)
 
 
-def init_app(app: Flask) -> None:
-    """Give `app` a Celery application and the command `flask worker`."""
-    from . import worker
+@signals.before_task_publish.connect
+def note_origin(headers: dict[str, object], **_: object) -> None:
+    """Note when the task was sent, and in which request."""
+    headers["sent_at"] = time.time()
+    headers["request_id"] = request_id.get()
 
-    broker = _broker(app)
-    celery = Celery(app.name, task_cls=worker.task_class(app), set_as_current=False)
+
+def task_class(app: Flask) -> type[CeleryTask[Any, Any]]:
+    """Return the class of the tasks of `app`, each run in a context of its own."""
+
+    # From Redis, what waits for its time longer than this is given to all workers.
+    redis = app.config["CELERY_BROKER_URL"].startswith(("redis", "valkey"))
+    longest = app.config["CELERY_VISIBILITY_TIMEOUT"] if redis else None
+
+    class ContextTask(CeleryTask[Any, Any]):
+        max_retries = 10
+        retry_backoff = True
+        retry_backoff_max = longest * 2 // 3 if longest else 600
+
+        def apply_async(self, *args: Any, **options: Any) -> Any:
+            if longest and (options.get("countdown") or 0) >= longest:
+                message = f"countdown is {options['countdown']:g} s"
+                hint = f"raise CELERY_VISIBILITY_TIMEOUT ({longest} s) above it."
+                raise ValueError(f"{message}: {hint}")
+            return super().apply_async(*args, **options)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            request_id.set(self.request.get("request_id") or "-")
+            with app.app_context():
+                return self.run(*args, **kwargs)
+
+        def on_failure(
+            self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
+        ) -> None:
+            try:
+                with app.app_context():
+                    _note_failure(task_id, self.name, args, kwargs)
+            except Exception:  # or it would keep its place in the worker for good
+                message = "Task %s (%s) failed, which could not be noted"
+                app.logger.exception(message, self.name, task_id)
+
+    return ContextTask
+
+
+def get_celery() -> Celery:
+    """Return the Celery application of the current application."""
+    celery: Celery = current_app.extensions["celery"]
+    return celery
+
+
+def init_app(app: Flask) -> None:
+    """Give `app` a Celery application."""
+    celery = Celery(app.name, task_cls=task_class(app), set_as_current=False)
     celery.conf.update(
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
@@ -90,32 +145,29 @@ def init_app(app: Flask) -> None:
         task_publish_retry_policy={"max_retries": 2},
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,
-        **broker,
+        **_broker(app),
     )
     celery.set_default()
     app.extensions["celery"] = celery
-    app.extensions["worker"] = worker.Worker(
-        app,
-        concurrency=number(app, "WORKER_CONCURRENCY", 4),
-        deadline=number(app, "WORKER_DEADLINE", 10.0),
-    )
-    app.cli.add_command(worker.worker_command)
+
+
+def _note_failure(id: str, name: str, args: Any, kwargs: Any) -> None:
+    with get_db().cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO failed_tasks (id, name, args, kwargs)"
+            " VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+            [id, name, Json(args, dumps=json_dumps), Json(kwargs, dumps=json_dumps)],
+        )
 
 
 def _broker(app: Flask) -> dict[str, Any]:
-    given = os.environ.get("CELERY_BROKER_URL")
-    url = app.config.setdefault("CELERY_BROKER_URL", given)
+    url = app.config["CELERY_BROKER_URL"]
     options: dict[str, object] = {}
     if not url:
-        if not (app.debug or app.testing):
-            hint = f"set it to {EXAMPLE}, or use `flask --debug` in development."
-            refuse(app, f"CELERY_BROKER_URL is not set: {hint}")
-            return {}
         url = "filesystem://localhost"
         options = _folders(Path(app.instance_path) / "celery")
     elif url.startswith(("redis", "valkey")):
-        seconds = number(app, "CELERY_VISIBILITY_TIMEOUT", 25)
-        options["visibility_timeout"] = seconds
+        options["visibility_timeout"] = app.config["CELERY_VISIBILITY_TIMEOUT"]
         # By default it looks for tasks to give to others every 100 s.
         options |= {"unacked_restore_interval": 2, "unacked_restore_throttle": 1}
     return {"broker_url": url, "broker_transport_options": options}

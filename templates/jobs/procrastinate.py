@@ -22,9 +22,9 @@ from psycopg2 import InterfaceError, OperationalError
 from psycopg2.extras import RealDictCursor
 from psycopg_pool import PoolTimeout
 
-from .config import number
-from .db import Unavailable, get_db
+from .db import DatabaseUnavailable, get_db
 from .log import request_id
+from .migrate import add_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +35,7 @@ REQUEST = "request-id"  # among a job's arguments, where no parameter is called 
 AGAIN = procrastinate.RetryStrategy(
     max_attempts=5,
     exponential_wait=4,
-    retry_exceptions=[Unavailable, InterfaceError, OperationalError],
+    retry_exceptions=[DatabaseUnavailable, InterfaceError, OperationalError],
 )
 
 
@@ -116,14 +116,6 @@ def task(function: Any = None, /, **options: Any) -> Any:
 
 
 def init_app(app: Flask) -> None:
-    """Give `app` the command `flask worker`, and the migrations of the queue."""
-    from . import worker
-
-    app.extensions["worker"] = worker.Worker(
-        app,
-        concurrency=number(app, "WORKER_CONCURRENCY", 4),
-        deadline=number(app, "WORKER_DEADLINE", 10.0),
-    )
+    """Let `flask migrate` apply the migrations of the queue."""
     package = Path(procrastinate.__file__).parent
-    app.extensions["migrations"] = [package / "sql" / "migrations"]
-    app.cli.add_command(worker.worker_command)
+    add_folder(app, package / "sql" / "migrations")

@@ -20,15 +20,21 @@ import psycopg2
 from flask import Flask, current_app
 from flask.ctx import AppContext
 
-from .config import number
+from .config import Settings, number_setting
 from .db import on_commit
 from .log import request_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+SETTINGS: Settings = {
+    "WORKER_QUEUE_SIZE": number_setting(1000),
+    "WORKER_TIMEOUT": number_setting(1.0),  # seconds
+    "WORKER_DEADLINE": number_setting(10.0),  # seconds
+}
+
 # Seconds to cut a task off at exit: Ctrl-C leaves a reloading server 0.25 s in all.
-MOMENT = 0.15
+ABORT_TIMEOUT = 0.15
 
 
 class QueueFull(RuntimeError):
@@ -59,7 +65,7 @@ class Task(Generic[P, R]):
         seconds; what was committed stays.
         """
         job = Job(partial(self.function, *args, **kwargs), request_id.get())
-        on_commit(partial(current_app.extensions["worker"].put, job))
+        on_commit(partial(get_worker().put, job))
 
 
 def task(function: Callable[P, R]) -> Task[P, R]:
@@ -96,7 +102,7 @@ class Worker:
     def put(self, job: Job) -> None:
         """Add a job. Raises `QueueFull`."""
         if self._ending.is_set():
-            return self._name_lost([job])
+            return self._log_lost([job])
         with self._starting:
             if self.thread is None:
                 self._start()
@@ -118,8 +124,8 @@ class Worker:
         self._finish(self.deadline)
         waiting = _drain(self._queue)
         self._cut_off()
-        self._finish(MOMENT)
-        self._name_lost([self._job, *waiting])
+        self._finish(ABORT_TIMEOUT)
+        self._log_lost([self._job, *waiting])
 
     def _start(self) -> None:
         # A daemon, for Python joins all other threads before it runs exit hooks: one
@@ -161,7 +167,7 @@ class Worker:
                 with fromfd(db.fileno(), AF_INET, SOCK_STREAM) as socket:
                     socket.shutdown(SHUT_RDWR)
 
-    def _name_lost(self, jobs: list[Job | None]) -> None:
+    def _log_lost(self, jobs: list[Job | None]) -> None:
         if names := [_name(job) for job in jobs if job]:
             self.app.logger.warning("Lost as the process ends: %s", ", ".join(names))
 
@@ -179,11 +185,17 @@ def _name(job: Job) -> str:
     return str(job.call.func.__name__)
 
 
+def get_worker() -> Worker:
+    """Return the worker of the current application in this process."""
+    worker: Worker = current_app.extensions["worker"]
+    return worker
+
+
 def init_app(app: Flask) -> None:
     """Give `app` a worker; its thread starts with the first task."""
     app.extensions["worker"] = Worker(
         app,
-        size=number(app, "WORKER_QUEUE_SIZE", 1000),
-        timeout=number(app, "WORKER_TIMEOUT", 1.0),
-        deadline=0.0 if app.debug else number(app, "WORKER_DEADLINE", 10.0),
+        size=app.config["WORKER_QUEUE_SIZE"],
+        timeout=app.config["WORKER_TIMEOUT"],
+        deadline=0.0 if app.debug else app.config["WORKER_DEADLINE"],
     )

@@ -13,18 +13,25 @@ import psycopg2
 from flask import Flask
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
 
-from .config import flag, number
-from .db import Unavailable, connect
+from .config import Settings, bool_setting, number_setting
+from .db import DatabaseUnavailable, connect
 
-FRESH = 0.005  # seconds that a connection which came back is not looked at again
-IDLE = 1.0  # seconds after which it is asked whether it still lives
-ANSWER = 1.0  # seconds that it has to answer
+SETTINGS: Settings = {
+    "POOL_SIZE": number_setting(8),
+    "POOL_TIMEOUT": number_setting(5.0),  # seconds
+    "POOL_RECYCLE": number_setting(1800),  # seconds
+    "POOL_RESET": bool_setting(),
+}
+
+SKIP_CHECK_WITHIN = 0.005  # seconds since its return
+PING_AFTER_IDLE = 1.0  # seconds after which it is asked whether it still lives
+PING_TIMEOUT = 1.0  # seconds that it has to answer
 
 # One call to look for input, where the default selector needs four; Windows has none.
 Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
-class Places:
+class FairSemaphore:
     """Let `size` threads pass at a time, first come first served.
 
     At a semaphore, one that comes just then may overtake those that wait.
@@ -35,23 +42,23 @@ class Places:
         self.waiting: deque[Lock] = deque()
         self._lock = RLock()  # a signal may come where it is held
 
-    def take(self, timeout: float) -> bool:
+    def acquire(self, timeout: float) -> bool:
         """Take a place; say whether one came free within `timeout` seconds."""
         with self._lock:
             if self.free:
                 self.free -= 1
                 return True
-            turn = Lock()
-            turn.acquire()
-            self.waiting.append(turn)
+            waiter = Lock()
+            waiter.acquire()
+            self.waiting.append(waiter)
         try:
-            return turn.acquire(timeout=timeout) or not self._leave(turn)
+            return waiter.acquire(timeout=timeout) or not self._cancel(waiter)
         except BaseException:  # such as what the handler of a signal raises
-            if not self._leave(turn):
-                self.give()
+            if not self._cancel(waiter):
+                self.release()
             raise
 
-    def give(self) -> None:
+    def release(self) -> None:
         """Give a place to who has waited longest."""
         with self._lock:
             if self.waiting:
@@ -59,11 +66,11 @@ class Places:
             else:
                 self.free += 1
 
-    def _leave(self, turn: Lock) -> bool:
+    def _cancel(self, waiter: Lock) -> bool:
         with self._lock:
-            waits = turn in self.waiting  # or its turn has come at the last moment
+            waits = waiter in self.waiting  # or its turn has come at the last moment
             if waits:
-                self.waiting.remove(turn)
+                self.waiting.remove(waiter)
             return waits
 
 
@@ -83,51 +90,51 @@ class Pool:
         self.timeout = timeout
         self.recycle = recycle
         self.reset = reset
-        self._start()
+        self._reset_after_fork()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-            os.register_at_fork(after_in_child=self._start)
+            os.register_at_fork(after_in_child=self._reset_after_fork)
 
-    def _start(self) -> None:
+    def _reset_after_fork(self) -> None:
         # A forked process starts anew, as two on one connection read each other's
         # answers; psycopg2 leaves the inherited ones to the process that opened them.
-        self._places = Places(self.size)
+        self._semaphore = FairSemaphore(self.size)
         # Each with when it was opened, and here when it came back. Last in, first out:
         # what is busy stays open, the rest grows old.
         self._idle: list[tuple[connection, float, float]] = []
-        self._lent: dict[connection, float] = {}
+        self._checked_out: dict[connection, float] = {}
 
     def getconn(self) -> connection:
-        """Take a connection, waiting for a free one. Raises `Unavailable`."""
-        if not self._places.take(self.timeout):
+        """Take a connection, waiting for a free one. Raises `DatabaseUnavailable`."""
+        if not self._semaphore.acquire(self.timeout):
             message = f"No connection came free in POOL_TIMEOUT ({self.timeout:g} s)"
             hint = f"raise POOL_SIZE ({self.size}) or give them back sooner."
-            raise Unavailable(f"{message}: {hint}")
+            raise DatabaseUnavailable(f"{message}: {hint}")
         try:
             conn, opened = self._take_idle() or (connect(), monotonic())
-            self._lent[conn] = opened
+            self._checked_out[conn] = opened
             return conn
         except BaseException:
-            self._places.give()
+            self._semaphore.release()
             raise
 
     def putconn(self, conn: connection) -> None:
         """Give a connection back; one with anything open or changed is closed."""
-        opened = self._lent.pop(conn, None)
+        opened = self._checked_out.pop(conn, None)
         if opened is None:
             return  # it came back before, or is the parent's of this forked process
         try:
-            if _is_clean(conn) and (not self.reset or _answers(conn, "DISCARD ALL")):
+            if _is_clean(conn) and (not self.reset or _discard_all(conn)):
                 self._idle.append((conn, opened, monotonic()))
             else:
                 conn.close()
         finally:
-            self._places.give()
+            self._semaphore.release()
 
-    def status(self) -> dict[str, int]:
+    def stats(self) -> dict[str, int]:
         """Return how many connections there may be, are lent, and are waited for."""
-        waiting = len(self._places.waiting)
-        in_use = self.size - self._places.free
+        waiting = len(self._semaphore.waiting)
+        in_use = self.size - self._semaphore.free
         return {"size": self.size, "in_use": in_use, "waiting": waiting}
 
     def close(self) -> None:
@@ -154,6 +161,10 @@ def _is_clean(conn: connection) -> bool:
     return idle and as_opened
 
 
+def _discard_all(conn: connection) -> bool:
+    return _execute_with_timeout(conn, "DISCARD ALL")
+
+
 def _is_alive(conn: connection, since: float) -> bool:
     """Say whether a connection that is free `since` then can be used."""
     if conn.closed:
@@ -161,22 +172,22 @@ def _is_alive(conn: connection, since: float) -> bool:
     free = monotonic() - since
     # Under load a look gives the GIL away, and so costs a read a twentieth. What the
     # server says without being asked is nearly always that it ends.
-    silent = free < FRESH or not _has_input(conn)
-    return silent and free < IDLE or _answers(conn, "SELECT 1")
+    silent = free < SKIP_CHECK_WITHIN or not _is_readable(conn)
+    return silent and free < PING_AFTER_IDLE or _execute_with_timeout(conn, "SELECT 1")
 
 
-def _has_input(conn: connection) -> bool:
+def _is_readable(conn: connection) -> bool:
     with Selector() as selector:
         selector.register(conn, selectors.EVENT_READ)
         return bool(selector.select(0))
 
 
-def _answers(conn: connection, query: str) -> bool:
-    """Say whether the query succeeds within `ANSWER` seconds."""
+def _execute_with_timeout(conn: connection, query: str) -> bool:
+    """Say whether the query succeeds within `PING_TIMEOUT` seconds."""
     began = monotonic()
     with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
         # A network that swallows everything would keep it waiting for hours.
-        timer = Timer(ANSWER, _shut_down, [duplicate])
+        timer = Timer(PING_TIMEOUT, _shut_down, [duplicate])
         timer.daemon = True
         timer.start()
         try:
@@ -187,7 +198,7 @@ def _answers(conn: connection, query: str) -> bool:
         finally:
             timer.cancel()
             timer.join()
-    return monotonic() - began < ANSWER
+    return monotonic() - began < PING_TIMEOUT
 
 
 def _shut_down(duplicate: socket) -> None:
@@ -198,8 +209,8 @@ def _shut_down(duplicate: socket) -> None:
 def init_app(app: Flask) -> None:
     """Let the contexts of `app` share a pool instead of connecting each."""
     app.extensions["pool"] = Pool(
-        size=number(app, "POOL_SIZE", 8),
-        timeout=number(app, "POOL_TIMEOUT", 5.0),
-        recycle=number(app, "POOL_RECYCLE", 1800),
-        reset=flag(app, "POOL_RESET"),
+        size=app.config["POOL_SIZE"],
+        timeout=app.config["POOL_TIMEOUT"],
+        recycle=app.config["POOL_RECYCLE"],
+        reset=app.config["POOL_RESET"],
     )

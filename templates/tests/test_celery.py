@@ -76,10 +76,10 @@ def test_arguments_that_cannot_be_sent_are_refused_before_the_commit(
     app: Flask, worker: Worker, arguments: list[Any]
 ) -> None:
     with pytest.raises((TypeError, EncodeError)), get_db() as db:
-        db.cursor().execute("INSERT INTO notes (body) VALUES ('unfinished')")
+        db.cursor().execute("INSERT INTO items (body) VALUES ('unfinished')")
         add.delay(*arguments)
     with get_db().cursor() as cursor:
-        cursor.execute("SELECT FROM notes")
+        cursor.execute("SELECT FROM items")
         assert cursor.rowcount == 0
     assert worker.status()["waiting"] == 0
 

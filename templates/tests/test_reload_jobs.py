@@ -84,5 +84,5 @@ def test_nothing_outlives_the_server(server: Server, db: connection) -> None:
 
 def ran(db: connection) -> list[str]:
     with db.cursor() as cursor:
-        cursor.execute("SELECT body FROM notes ORDER BY body")
+        cursor.execute("SELECT body FROM items ORDER BY body")
         return [body for (body,) in cursor.fetchall()]

@@ -72,5 +72,5 @@ def has_run(db: connection, task: str) -> bool:
 
 def ran(db: connection) -> list[str]:
     with db.cursor() as cursor:
-        cursor.execute("SELECT body FROM notes ORDER BY body")
+        cursor.execute("SELECT body FROM items ORDER BY body")
         return [body for (body,) in cursor.fetchall()]

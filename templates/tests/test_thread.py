@@ -10,7 +10,7 @@ from psycopg2.extensions import connection
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.jobs import QueueFull, task
-from {{ cookiecutter.project_slug }}.core.log import TextFormatter
+from {{ cookiecutter.project_slug }}.core.log import RequestIdFilter, TextFormatter
 
 from .reload_server import poll, sleeping
 
@@ -46,7 +46,7 @@ def use_database() -> None:
 @task
 def write_and_sleep() -> None:
     with get_db() as db, db.cursor() as cursor:
-        cursor.execute("INSERT INTO notes (body) VALUES ('unfinished')")
+        cursor.execute("INSERT INTO items (body) VALUES ('unfinished')")
         cursor.execute("SELECT pg_sleep(60)")
 
 
@@ -111,6 +111,7 @@ def test_task_is_logged_with_the_id_of_its_request(
         return "asked"
 
     monkeypatch.setattr(caplog.handler, "formatter", TextFormatter())
+    monkeypatch.setattr(caplog.handler, "filters", [RequestIdFilter()])
     app.test_client().post("/fail", headers={"X-Request-ID": "mine"})
     assert results.get(timeout=10) == 3
     assert "Task fail failed [mine]" in caplog.text
@@ -199,7 +200,7 @@ def test_stop_cuts_off_a_query_and_rolls_it_back(
     assert "Lost as the process ends: write_and_sleep" in caplog.text
     assert poll(lambda: not sleeping(db))
     with db.cursor() as cursor:
-        cursor.execute("SELECT FROM notes")
+        cursor.execute("SELECT FROM items")
         assert cursor.rowcount == 0
 
 

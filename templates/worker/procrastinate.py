@@ -21,10 +21,22 @@ from psycopg2.errors import UndefinedTable
 from psycopg2.extras import RealDictCursor
 from psycopg_pool import PoolTimeout
 
-from .db import Unavailable, connect, get_db, parameters
+from .config import Settings, number_setting
+from .db import (
+    DatabaseUnavailable,
+    connect,
+    connection_parameters,
+    database_url,
+    get_db,
+)
 from .jobs import REQUEST, Connector, queue
 from .log import request_id
-from .migrate import status as migrations
+from .migrate import missing
+
+SETTINGS: Settings = {
+    "WORKER_CONCURRENCY": number_setting(4),
+    "WORKER_DEADLINE": number_setting(10.0),  # seconds
+}
 
 HEARTBEAT = 3.0  # seconds between two signs of life of a worker
 STALLED = 12.0  # seconds without any, after which its jobs are given to others
@@ -69,7 +81,7 @@ class Worker:
             try:
                 _check_database()
                 asyncio.run(self._work())
-            except (Unavailable, ConnectorException, PoolTimeout) as error:
+            except (DatabaseUnavailable, ConnectorException, PoolTimeout) as error:
                 reason = str(error.__cause__ or error).partition("\n")[0]
                 self.app.logger.warning("Again in %g s, after: %s", pause, reason)
             self._ending.wait(pause)
@@ -104,7 +116,8 @@ class Worker:
     async def _work(self, wait: bool = True) -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(self.concurrency))
-        dsn = make_conninfo(**parameters(self.app.config["DATABASE_URL"]))
+        with self.app.app_context():
+            dsn = make_conninfo(**connection_parameters(database_url()))
         own = Connector(conninfo=dsn, timeout=PATIENCE)
         work = queue.run_worker_async(
             concurrency=self.concurrency,
@@ -154,10 +167,10 @@ class Worker:
 
 def _check_database() -> None:
     with closing(connect()) as conn:
-        missing = [name for name, done in migrations(conn).items() if not done]
-    if missing:
-        message = f"{len(missing)} migrations are missing"
-        raise Unavailable(f"{message}: run `flask migrate`.")
+        names = missing(conn)
+    if names:
+        message = f"{len(names)} migrations are missing"
+        raise DatabaseUnavailable(f"{message}: run `flask migrate`.")
 
 
 async def _put_back_stalled_jobs() -> None:
@@ -180,20 +193,36 @@ def worker_command(status: bool, failed: bool, retry: int | None) -> None:
     if status or failed or retry is not None:
         _look(status, failed, retry)
     else:
-        current_app.extensions["worker"].run()
+        get_worker().run()
 
 
 def _look(status: bool, failed: bool, retry: int | None) -> None:
-    worker = current_app.extensions["worker"]
+    worker = get_worker()
     try:
         if status:
-            found = worker.status().items()
-            click.echo("\n".join(f"{name}: {figure}" for name, figure in found))
+            figures = worker.status().items()
+            click.echo("\n".join(f"{name}: {figure}" for name, figure in figures))
         elif failed:
             found = worker.failed().items()
             click.echo("\n".join(f"{id} {call}" for id, call in found))
-        else:
+        elif retry is not None:
             worker.retry(retry)
     except UndefinedTable as error:
         message = "A migration is missing: run `flask migrate`."
         raise click.ClickException(message) from error
+
+
+def get_worker() -> Worker:
+    """Return the worker of the current application."""
+    worker: Worker = current_app.extensions["worker"]
+    return worker
+
+
+def init_app(app: Flask) -> None:
+    """Add the command `flask worker` to `app`."""
+    app.extensions["worker"] = Worker(
+        app,
+        concurrency=app.config["WORKER_CONCURRENCY"],
+        deadline=app.config["WORKER_DEADLINE"],
+    )
+    app.cli.add_command(worker_command)

@@ -55,7 +55,7 @@ def test_page_says_what_runs_and_what_there_is(client: Client) -> None:
 def test_page_gives_its_connection_back(app: Flask, client: Client) -> None:
     for _ in range(3):
         assert "Problem" not in client.get("/", headers=PAGE).text
-    assert app.extensions["pool"].status()["in_use"] == 0
+    assert app.extensions["pool"].stats()["in_use"] == 0
 
 
 def test_figures_take_no_connection(client: Client, db: connection) -> None:

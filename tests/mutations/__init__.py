@@ -55,8 +55,8 @@ DEFECTS = [
     Defect(
         words="No `putconn` after an error",
         file=f"{PACKAGE}/core/db.py",
-        old='    if "db" in g:\n        current_app',
-        new='    if "db" in g and error is None:\n        current_app',
+        old='    if "db" in g:\n        get_pool()',
+        new='    if "db" in g and error is None:\n        get_pool()',
         test="tests/core/test_reload.py::test_failing_requests_leave_no_transaction_open[dev]",
         sign="HTTP Error 503",
     ),
@@ -80,7 +80,7 @@ DEFECTS = [
     Defect(
         words="`on_commit` calls at once",
         file=f"{PACKAGE}/core/db.py",
-        old="        followers.append(function)",
+        old="        callbacks.append(function)",
         new="        function()",
         test="tests/core/test_db.py::test_what_is_put_off_follows_the_commit",
         sign=r"assert \[0\] == \[\]",
@@ -89,15 +89,15 @@ DEFECTS = [
         words="The password is in an error's text, and so in the log",
         file=f"{PACKAGE}/core/db.py",
         old='Unavailable(f"DATABASE_URL: {reason}',
-        new='Unavailable(f"DATABASE_URL: {url}: {reason}',
+        new='Unavailable(f"DATABASE_URL: {database_url()}: {reason}',
         test="tests/test_production.py::test_password_is_in_no_answer_and_no_line",
         sign="assert .* not in",
     ),
     Defect(
         words="The pool is opened in `create_app`",
         file="templates/pool/psycopg2.py",
-        old='        reset=flag(app, "POOL_RESET"),\n    )\n',
-        new='        reset=flag(app, "POOL_RESET"),\n    )\n'
+        old='        reset=app.config["POOL_RESET"],\n    )\n',
+        new='        reset=app.config["POOL_RESET"],\n    )\n'
         "    with app.app_context():\n"
         '        pool = app.extensions["pool"]\n'
         "        pool.putconn(pool.getconn())\n",
@@ -115,7 +115,7 @@ DEFECTS = [
     Defect(
         words="A forked process uses its parent's connections",
         file="templates/pool/psycopg2.py",
-        old="            os.register_at_fork(after_in_child=self._start)",
+        old="            os.register_at_fork(after_in_child=self._reset_after_fork)",
         new="            pass",
         test="tests/core/test_pool.py"
         "::test_forked_process_leaves_its_parents_connections_alone",
@@ -132,15 +132,15 @@ DEFECTS = [
     Defect(
         words="`POOL_TIMEOUT` is ignored",
         file="templates/pool/psycopg2.py",
-        old="turn.acquire(timeout=timeout)",
-        new="turn.acquire()",
+        old="waiter.acquire(timeout=timeout)",
+        new="waiter.acquire()",
         test="tests/test_faults.py::test_too_many_wait_and_are_then_answered_503",
         sign=r"assert Counter\(\{200: 8\}\) == ",
     ),
     Defect(
         words="`POOL_RESET` resets nothing",
         file="templates/pool/psycopg2.py",
-        old=' and (not self.reset or _answers(conn, "DISCARD ALL"))',
+        old=" and (not self.reset or _discard_all(conn))",
         new="",
         test="tests/core/test_pool.py::test_session_is_as_new_where_that_is_asked_for",
         sign="assert .*elsewhere",
@@ -176,8 +176,8 @@ DEFECTS = [
     Defect(
         words="A job is not in the transaction of the write it belongs to",
         file="templates/jobs/procrastinate.py",
-        old="from .db import Unavailable, get_db",
-        new="from .db import Unavailable\nfrom .db import connect as get_db",
+        old="from .db import DatabaseUnavailable, get_db",
+        new="from .db import DatabaseUnavailable\nfrom .db import connect as get_db",
         test="tests/core/test_jobs.py::test_job_is_rolled_back_with_the_transaction",
         sign="assert 1 == 0",
         answers="psycopg2-procrastinate",
@@ -218,7 +218,7 @@ DEFECTS = [
     Defect(
         words="Two machines may migrate at once",
         file=f"{PACKAGE}/core/migrate.py",
-        old="            while not _locks(cursor):\n                sleep(0.1)\n",
+        old="            while not _try_lock(cursor):\n                sleep(0.1)\n",
         new="",
         test="tests/core/test_migrate.py"
         "::test_runners_that_start_together_apply_each_file_once",
@@ -235,8 +235,7 @@ DEFECTS = [
     Defect(
         words="Ready though a migration is missing",
         file=f"{PACKAGE}/core/health.py",
-        old="        missing = [name for name, done in migrate.status(get_db()).items()"
-        " if not done]",
+        old="        missing = migrate.missing(get_db())",
         new='        get_db().cursor().execute("SELECT 1")\n        missing = []',
         test="tests/core/test_migrate.py::test_not_ready_while_some_are_missing",
         sign="assert 200 == 503",
@@ -244,7 +243,7 @@ DEFECTS = [
     Defect(
         words="Any site may post in a visitor's name",
         file=f"{PACKAGE}/core/security.py",
-        old="    app.before_request(_refuse_cross_site)\n",
+        old="    app.before_request(_reject_cross_site)\n",
         new="",
         test="tests/core/test_app.py::test_post_from_another_site_is_refused",
         sign="assert 302 == 403",
@@ -259,7 +258,7 @@ DEFECTS = [
     ),
     Defect(
         words="SQL is put together from what a visitor wrote",
-        file=f"{PACKAGE}/notes.py",
+        file="templates/notes/plain.py",
         old="        cursor.execute(insert, [body])",
         new='        cursor.execute(insert.replace("%s", f"\'{body}\'"))',
         test="tests/test_notes.py::test_note_is_shown_as_it_was_written",

@@ -14,8 +14,9 @@ ALWAYS = """
     .env.example .flaskenv .gitignore LICENSE README.md
     gunicorn.conf.py pyproject.toml
     app/__init__.py app/notes.py app/migrations/0001_notes.sql app/templates/notes.html
-    app/core/__init__.py app/core/config.py app/core/db.py app/core/health.py
-    app/core/log.py app/core/migrate.py app/core/security.py
+    app/core/__init__.py app/core/cli.py app/core/config.py app/core/db.py
+    app/core/dev.py app/core/errors.py app/core/health.py app/core/log.py
+    app/core/migrate.py app/core/pool.py app/core/security.py
     devserver/README.md devserver/pyproject.toml
     devserver/flask_devserver/__init__.py devserver/flask_devserver/browser.py
     devserver/flask_devserver/child.py devserver/flask_devserver/cli.py
@@ -24,11 +25,12 @@ ALWAYS = """
     devserver/flask_devserver/watcher.py devserver/flask_devserver/welcome.html
     devserver/flask_devserver/welcome.js devserver/flask_devserver/welcome.py
     tests/__init__.py tests/conftest.py tests/test_notes.py
-    tests/core/__init__.py tests/core/reload_app.py tests/core/reload_server.py
+    tests/core/__init__.py tests/core/conftest.py tests/core/items.py
+    tests/core/reload_app.py tests/core/reload_server.py
     tests/core/test_app.py tests/core/test_config.py tests/core/test_db.py
     tests/core/test_migrate.py tests/core/test_reload.py
 """
-WITH_POOL = "app/core/pool.py tests/core/test_pool.py"
+WITH_POOL = "tests/core/test_pool.py"
 WITH_WORKER = """
     app/tasks.py app/core/jobs.py tests/core/test_jobs.py
     tests/core/reload_app_tasks.py tests/core/test_reload_tasks.py

@@ -9,10 +9,11 @@ from secrets import token_hex
 import psycopg2
 import pytest
 from flask import Flask
-from flask.testing import FlaskClient
+from flask.testing import FlaskClient, FlaskCliRunner
 from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.core.db import get_pool
 
 # What production demands, though nobody is there.
 PRODUCTION = {
@@ -36,20 +37,21 @@ def server_url() -> str:
 
 
 @pytest.fixture(scope="session")
-def template(server_url: str) -> Iterator[str]:
-    """The name of a database with all migrations and no rows, for others to copy."""
+def template_database(server_url: str) -> Iterator[str]:
+    """The name of a database with all migrations and no rows, to be copied."""
     with new_database(server_url, "template1") as name:
         url = make_dsn(server_url, dbname=name)
         app = create_app({"TESTING": True, "DATABASE_URL": url})
         app.test_cli_runner().invoke(args=["migrate"], catch_exceptions=False)
-        app.extensions["pool"].close()  # what is in use cannot be copied
+        with app.app_context():
+            get_pool().close()  # A database with connections cannot be copied.
         yield name
 
 
 @pytest.fixture
-def database_url(server_url: str, template: str) -> Iterator[str]:
+def database_url(server_url: str, template_database: str) -> Iterator[str]:
     """A database for one test, with all migrations and no rows."""
-    with new_database(server_url, template) as name:
+    with new_database(server_url, template_database) as name:
         yield make_dsn(server_url, dbname=name)
 
 
@@ -65,13 +67,20 @@ def app(database_url: str) -> Iterator[Flask]:
     """An application on the test's database."""
     app = create_app({"TESTING": True, "DATABASE_URL": database_url})
     yield app
-    app.extensions["pool"].close()
+    with app.app_context():
+        get_pool().close()
 
 
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
     """A client of the application."""
     return app.test_client()
+
+
+@pytest.fixture
+def runner(app: Flask) -> FlaskCliRunner:
+    """A runner for the commands of the application."""
+    return app.test_cli_runner()
 
 
 def connect(url: str) -> connection:

@@ -9,7 +9,7 @@ from {{ cookiecutter.project_slug }}.core.db import get_db
 
 app = package.create_app()
 
-if url := app.config["DATABASE_URL"]:
+if isinstance(url := app.config["DATABASE_URL"], str):
     # So that pg_stat_activity tells which process a connection belongs to.
     name = f"process {os.getpid()}"
     app.config["DATABASE_URL"] = make_dsn(url, application_name=name)
@@ -44,8 +44,8 @@ def failure() -> str:
 
 @app.get("/transaction")
 def transaction() -> str:
-    """Write a note, and run a query for a minute before it is committed."""
+    """Write an item, and run a query for a minute before it is committed."""
     with get_db() as db, db.cursor() as cursor:
-        cursor.execute("INSERT INTO notes (body) VALUES ('unfinished')")
+        cursor.execute("INSERT INTO items (body) VALUES ('unfinished')")
         cursor.execute("SELECT pg_sleep(60)")
     return "done"

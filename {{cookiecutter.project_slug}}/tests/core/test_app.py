@@ -12,9 +12,14 @@ from psycopg2.extras import RealDictCursor, execute_values
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
-from {{ cookiecutter.project_slug }}.core.log import JsonFormatter, TextFormatter
+from {{ cookiecutter.project_slug }}.core.log import (
+    JsonFormatter,
+    RequestIdFilter,
+    TextFormatter,
+)
 
 from ..conftest import PRODUCTION
+from .items import bp
 
 JSON = {"Accept": "application/json"}
 
@@ -23,8 +28,9 @@ JSON = {"Accept": "application/json"}
 def log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.LogCaptureFixture:
-    """What is logged, as in production."""
+    """The log as production writes it."""
     monkeypatch.setattr(caplog.handler, "formatter", JsonFormatter())
+    monkeypatch.setattr(caplog.handler, "filters", [RequestIdFilter()])
     return caplog
 
 
@@ -43,11 +49,11 @@ def test_alive_but_not_ready_without_one() -> None:
 
 
 def test_request_has_a_line(app: Flask, log: pytest.LogCaptureFixture) -> None:
-    app.test_client().get("/notes?secret=1", headers={"X-Request-ID": "mine"})
+    app.test_client().get("/items?secret=1", headers={"X-Request-ID": "mine"})
     [line] = lines(log)
     assert line.pop("ms") > 0
-    assert line["message"].startswith("GET /notes 200 ")
-    expected = {"method": "GET", "path": "/notes", "status": 200, "request_id": "mine"}
+    assert line["message"].startswith("GET /items 200 ")
+    expected = {"method": "GET", "path": "/items", "status": 200, "request_id": "mine"}
     assert expected.items() <= line.items()
 
 
@@ -145,8 +151,8 @@ def test_line_for_people_names_the_request(
 def test_post_from_the_site_itself_is_taken(
     client: FlaskClient, headers: Mapping[str, str]
 ) -> None:
-    response = client.post("/notes", data={"body": "a note"}, headers=headers)
-    assert response.status_code == 302
+    response = client.post("/items", data={"body": "an item"}, headers=headers)
+    assert response.status_code == 201
 
 
 @pytest.mark.parametrize(
@@ -164,12 +170,12 @@ def test_post_from_the_site_itself_is_taken(
 def test_post_from_another_site_is_refused(
     client: FlaskClient, headers: Mapping[str, str]
 ) -> None:
-    response = client.post("/notes", data={"body": "a note"}, headers=headers)
+    response = client.post("/items", data={"body": "an item"}, headers=headers)
     assert response.status_code == 403
-    assert "Nothing here yet" in client.get("/notes", headers=headers).text
+    assert client.get("/items").json == []
 
 
-@pytest.mark.parametrize("path", ["/notes", "/none", "/healthz"])
+@pytest.mark.parametrize("path", ["/items", "/none", "/healthz"])
 def test_every_answer_tells_the_browser_to_be_careful(
     client: FlaskClient, path: str
 ) -> None:
@@ -211,24 +217,25 @@ def test_other_host_is_refused(database_url: str) -> None:
 
 def test_body_that_is_too_large_is_refused(client: FlaskClient) -> None:
     body = {"body": "a" * 1024 * 1024}
-    assert client.post("/notes", json=body).status_code == 413
-    assert client.post("/notes", data=body).status_code == 413
+    assert client.post("/items", json=body).status_code == 413
+    assert client.post("/items", data=body).status_code == 413
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("POST", "/notes", 400),
+        ("POST", "/items", 400),
         ("GET", "/none", 404),
-        ("PUT", "/notes", 405),
+        ("PUT", "/items", 405),
         ("GET", "/fail", 500),
-        ("GET", "/notes", 503),
+        ("GET", "/items", 503),
     ],
 )
 def test_error_is_answered_as_the_client_asked(
     method: str, path: str, status: int
 ) -> None:
     app = create_app(PRODUCTION)
+    app.register_blueprint(bp)
     app.add_url_rule("/fail", view_func=lambda: str(1 / 0))
     page = app.test_client().open(path, method=method)
     assert (page.status_code, page.mimetype) == (status, "text/html")

@@ -9,6 +9,7 @@ from psycopg2.extensions import connection, make_dsn
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db, on_commit
 
+from .items import bp
 from .reload_server import has_backend, poll
 
 
@@ -38,24 +39,24 @@ def test_url_wins_over_the_defaults(database_url: str) -> None:
 
 def test_statement_takes_effect_at_once(app: Flask, db: connection) -> None:
     with app.app_context():
-        add_note(get_db())
-        assert count_notes(db) == 1
+        add_item(get_db())
+        assert count_items(db) == 1
 
 
 def test_transaction_is_committed_at_the_end(app: Flask, db: connection) -> None:
     with app.app_context():
         with get_db() as conn:
-            add_note(conn)
-            assert count_notes(db) == 0
-        assert count_notes(db) == 1
+            add_item(conn)
+            assert count_items(db) == 0
+        assert count_items(db) == 1
 
 
 def test_what_is_put_off_follows_the_commit(app: Flask, db: connection) -> None:
     found: list[int] = []
     with app.app_context():
         with get_db() as conn:
-            add_note(conn)
-            on_commit(lambda: found.append(count_notes(db)))
+            add_item(conn)
+            on_commit(lambda: found.append(count_items(db)))
             assert found == []
         assert found == [1]
 
@@ -73,16 +74,16 @@ def test_what_is_put_off_is_dropped_with_the_transaction(app: Flask) -> None:
 def test_transaction_is_rolled_back_on_an_error(app: Flask, db: connection) -> None:
     with app.app_context():
         with pytest.raises(RuntimeError), get_db() as conn:
-            add_note(conn)
+            add_item(conn)
             raise RuntimeError
-        assert count_notes(db) == 0
+        assert count_items(db) == 0
 
 
 def test_what_is_open_at_the_end_is_rolled_back(app: Flask, db: connection) -> None:
     with app.app_context(), get_db().cursor() as cursor:
         cursor.execute("BEGIN")
-        add_note(get_db())
-    assert count_notes(db) == 0
+        add_item(get_db())
+    assert count_items(db) == 0
     idle = "state LIKE 'idle in transaction%'"
     assert poll(lambda: not has_backend(db, idle))
 
@@ -92,13 +93,14 @@ def test_next_context_has_a_connection_as_new(app: Flask) -> None:
         get_db().set_session(readonly=True, autocommit=False)
     with app.app_context():
         assert get_db().autocommit
-        add_note(get_db())
+        add_item(get_db())
 
 
 def test_unreachable_database_is_answered_503(caplog: pytest.LogCaptureFixture) -> None:
     url = "postgresql://user:hunter2@127.0.0.1:1/none"
-    client = create_app({"TESTING": True, "DATABASE_URL": url}).test_client()
-    response = client.get("/notes")
+    app = create_app({"TESTING": True, "DATABASE_URL": url})
+    app.register_blueprint(bp)
+    response = app.test_client().get("/items")
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
     assert "DATABASE_URL" in caplog.text
     assert "hunter2" not in caplog.text + response.text
@@ -144,7 +146,7 @@ def test_connection_that_the_view_closed_is_its_own_fault(app: Flask) -> None:
 def test_connection_that_took_long_is_logged(
     app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("{{ cookiecutter.project_slug }}.core.db.SLOW", 0.0)
+    monkeypatch.setattr("{{ cookiecutter.project_slug }}.core.db.SLOW_CHECKOUT", 0.0)
     with app.app_context():
         get_db()
     assert re.search(r"It took \d+ ms to get a connection .*'in_use': 1", caplog.text)
@@ -158,12 +160,12 @@ def test_unreachable_database_ends_a_command_with_one_sentence() -> None:
     assert sentence.startswith("Error: DATABASE_URL: connection to server at")
 
 
-def add_note(conn: connection) -> None:
+def add_item(conn: connection) -> None:
     with conn.cursor() as cursor:
-        cursor.execute("INSERT INTO notes (body) VALUES ('a note')")
+        cursor.execute("INSERT INTO items (body) VALUES ('an item')")
 
 
-def count_notes(conn: connection) -> int:
+def count_items(conn: connection) -> int:
     with conn.cursor() as cursor:
-        cursor.execute("SELECT FROM notes")
+        cursor.execute("SELECT FROM items")
         return cursor.rowcount

@@ -46,7 +46,7 @@ def test_not_ready_while_some_are_missing(
 ) -> None:
     app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
     assert app.test_client().get("/readyz").status_code == 503
-    assert "Not ready: `flask migrate` is to apply " in caplog.text
+    assert "Not ready: run `flask migrate` to apply " in caplog.text
     app.test_cli_runner().invoke(args=["migrate"])
     assert app.test_client().get("/readyz").status_code == 200
 

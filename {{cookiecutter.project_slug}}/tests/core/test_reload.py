@@ -101,7 +101,7 @@ def test_open_transaction_is_rolled_back_by_the_reload(
     server.reload()
     server.wait_for(lambda: not sleeping(db), "end of the transaction")
     with db.cursor() as cursor:
-        cursor.execute("SELECT body FROM notes")
+        cursor.execute("SELECT body FROM items")
         assert cursor.fetchall() == []
     assert server.unexpected() == []
 

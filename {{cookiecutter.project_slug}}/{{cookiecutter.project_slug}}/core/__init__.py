@@ -1,1 +1,1 @@
-"""The machinery of the project: settings, connections, jobs, log, security."""
+{% include 'core/' ~ cookiecutter.worker ~ '.py' -%}

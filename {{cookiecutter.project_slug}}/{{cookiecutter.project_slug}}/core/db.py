@@ -1,74 +1,116 @@
 """The PostgreSQL connection of the current application context."""
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from pathlib import Path
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import cache
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-import click
 import psycopg2
 from flask import Flask, current_app, g
 from flask.typing import ResponseReturnValue
-from psycopg2.extensions import connection, parse_dsn
+from psycopg2.extensions import connection, cursor, parse_dsn
 from werkzeug.exceptions import ServiceUnavailable
 
-from .log import LoggedConnection
+from .config import Settings, number_setting
 
-SLOW = 0.1  # seconds to take a connection that are worth a line in the log
+SETTINGS: Settings = {"SLOW_QUERY": number_setting(0.5)}  # seconds
+
+logger = logging.getLogger(__name__)
+
+SLOW_CHECKOUT = 0.1  # seconds to take a connection that are worth a line in the log
 
 
-class Unavailable(click.ClickException):
-    """No connection can be had now; answered 503 with Retry-After."""
+class DatabaseUnavailable(Exception):
+    """No connection is available now. The response is 503 with Retry-After."""
+
+
+class LoggedCursor(cursor):
+    """Log the queries that take longer than `SLOW_QUERY`, without their parameters."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """Run a query."""
+        began = monotonic()
+        try:
+            super().execute(query, vars)
+        finally:
+            _log_slow_query(self.connection, query, monotonic() - began)
+
+    def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
+        """Run a query with each of the parameters."""
+        began = monotonic()
+        try:
+            super().executemany(query, vars_list)
+        finally:
+            _log_slow_query(self.connection, query, monotonic() - began)
+
+
+class LoggedConnection(connection):
+    """Give every cursor, of whatever class, what `LoggedCursor` does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.slow_query: float = current_app.config["SLOW_QUERY"]
+
+    def cursor(  # type: ignore[override]
+        self, name: Any = None, cursor_factory: Any = None, **options: Any
+    ) -> Any:
+        """Open a cursor."""
+        default: Any = self.cursor_factory
+        factory = _logged(cursor_factory or default or cursor)
+        return super().cursor(name, cursor_factory=factory, **options)
+
+
+@cache
+def _logged(factory: type[cursor]) -> type[cursor]:
+    return type(factory.__name__, (LoggedCursor, factory), {})
 
 
 class Connection(LoggedConnection):
     """psycopg2's, which also calls what is to follow once it has committed."""
 
-    followers: list[Callable[[], object]] | None = None  # within a transaction
+    _on_commit: list[Callable[[], object]] | None = None  # within a transaction
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.followers = []
+        self._on_commit = []
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        place: TracebackType | None,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
-        followers, self.followers = self.followers or [], None
-        super().__exit__(kind, error, place)
-        with ExitStack() as stack:  # which calls them all, whatever one raises
-            for follower in reversed(followers) if error is None else []:
-                stack.callback(follower)
+        callbacks, self._on_commit = self._on_commit or [], None
+        super().__exit__(exc_type, exc, tb)
+        with ExitStack() as stack:  # It calls all of them, even if one raises.
+            for callback in reversed(callbacks) if exc is None else []:
+                stack.callback(callback)
 
 
-class NullPool:
-    """Open a connection for every context that asks, and close it at the end."""
-
-    def __init__(self) -> None:
-        self._lent: set[connection] = set()
+class Pool(Protocol):
+    """The interface of every `Pool` in `pool.py`."""
 
     def getconn(self) -> connection:
-        """Take a connection. Raises `Unavailable`."""
-        conn = connect()
-        self._lent.add(conn)
-        return conn
+        """Check out a connection. Raises `DatabaseUnavailable`."""
 
     def putconn(self, conn: connection) -> None:
-        """Give a connection back."""
-        self._lent.discard(conn)
-        conn.close()
+        """Return a connection."""
 
-    def status(self) -> dict[str, int]:
-        """Return how many connections are lent."""
-        return {"in_use": len(self._lent)}
+    def stats(self) -> dict[str, int]:
+        """Return how many connections there are, for the log."""
 
     def close(self) -> None:
-        """Close what is free, which is nothing."""
+        """Close the idle connections."""
+
+
+def get_pool() -> Pool:
+    """Return the pool of the current application in this process."""
+    pool: Pool = current_app.extensions["pool"]
+    return pool
 
 
 def get_db() -> connection:
@@ -77,12 +119,12 @@ def get_db() -> connection:
     It is in autocommit: a statement takes effect at once. A transaction is
     `with get_db() as db:`, which commits at the end and rolls back on an error
     (psycopg2 2.9 and later). What is open when the context ends is rolled back. A
-    process forked meanwhile needs a context of its own. Raises `Unavailable`.
+    process forked meanwhile needs a context of its own. Raises `DatabaseUnavailable`.
     """
     if "db" not in g:
         began = monotonic()
-        g.db = current_app.extensions["pool"].getconn()
-        _log_if_slow(monotonic() - began)
+        g.db = get_pool().getconn()
+        _log_slow_checkout(monotonic() - began)
     db: connection = g.db
     return db
 
@@ -90,7 +132,7 @@ def get_db() -> connection:
 def close_db(error: BaseException | None = None) -> None:
     """Give the connection of this context back, if it took one."""
     if "db" in g:
-        current_app.extensions["pool"].putconn(g.pop("db"))
+        get_pool().putconn(g.pop("db"))
 
 
 def on_commit(function: Callable[[], object]) -> None:
@@ -99,22 +141,38 @@ def on_commit(function: Callable[[], object]) -> None:
     It is not called when that is rolled back, and called at once outside of one. What
     it raises comes out of the `with` block; what was committed stays.
     """
-    followers = getattr(g.get("db"), "followers", None)
-    if followers is None:
+    callbacks = getattr(g.get("db"), "_on_commit", None)
+    if callbacks is None:
         function()
     else:
-        followers.append(function)
+        callbacks.append(function)
 
 
 def connect() -> connection:
     """Open a connection in autocommit, which the caller closes.
 
-    Parameters in `DATABASE_URL` win over the defaults here. Raises `Unavailable`.
+    Parameters in `DATABASE_URL` win over the defaults here. Raises
+    `DatabaseUnavailable`.
     """
-    return _open(current_app.config["DATABASE_URL"] or _embedded_url())
+    try:
+        conn: connection = psycopg2.connect(
+            connection_factory=Connection, **connection_parameters(database_url())
+        )
+    except psycopg2.OperationalError as error:
+        reason = str(error).partition("\n")[0]
+        hint = "is it right, and does PostgreSQL run there?"
+        raise DatabaseUnavailable(f"DATABASE_URL: {reason}: {hint}") from error
+    conn.autocommit = True
+    return conn
 
 
-def parameters(url: str) -> dict[str, Any]:
+def database_url() -> str:
+    """Return `DATABASE_URL`, or in development what `dev.py` put in its place."""
+    url: str | Callable[[], str] = current_app.config["DATABASE_URL"]
+    return url() if callable(url) else url
+
+
+def connection_parameters(url: str) -> dict[str, Any]:
     """Return what libpq is told for a connection; what is in `url` wins."""
     return {
         "application_name": current_app.name,
@@ -135,56 +193,37 @@ def parameters(url: str) -> dict[str, Any]:
 
 def init_app(app: Flask) -> None:
     """Give every application context of `app` a connection when it asks for one."""
-    app.extensions["pool"] = NullPool()
     app.teardown_appcontext(close_db)
-    app.register_error_handler(Unavailable, _service_unavailable)
+    app.register_error_handler(DatabaseUnavailable, _service_unavailable)
     for error in (psycopg2.OperationalError, psycopg2.InterfaceError):
-        app.register_error_handler(error, _error_of_a_query)
+        app.register_error_handler(error, _handle_query_error)
 
 
-def _log_if_slow(seconds: float) -> None:
+def _log_slow_checkout(seconds: float) -> None:
     # In development it may have been the start of PostgreSQL.
-    if seconds > SLOW and not current_app.debug:
+    if seconds > SLOW_CHECKOUT and not current_app.debug:
         message = "It took %d ms to get a connection (connections: %s)"
-        status = current_app.extensions["pool"].status()
+        status = get_pool().stats()
         current_app.logger.warning(message, 1000 * seconds, status)
 
 
-def _service_unavailable(error: Unavailable) -> ResponseReturnValue:
+def _log_slow_query(conn: Any, query: object, seconds: float) -> None:
+    if seconds > conn.slow_query:
+        # The bytes or objects that psycopg2 composes hold the parameters.
+        text = query if isinstance(query, str) else f"of the type {type(query)}"
+        text = " ".join(text.split())[:1000]
+        logger.warning("A query took %d ms: %s", 1000 * seconds, text)
+
+
+def _service_unavailable(error: DatabaseUnavailable) -> ResponseReturnValue:
     reason = str(error).partition("\n")[0]
-    status = current_app.extensions["pool"].status()
+    status = get_pool().stats()
     current_app.logger.error("%s (connections: %s)", reason, status)
     return current_app.handle_http_exception(ServiceUnavailable(retry_after=1))
 
 
-def _error_of_a_query(error: Exception) -> ResponseReturnValue:
+def _handle_query_error(error: Exception) -> ResponseReturnValue:
     if "db" in g and g.db.closed == 2:  # 1 if the view closed it
-        return _service_unavailable(Unavailable(f"The connection was lost: {error}"))
+        lost = DatabaseUnavailable(f"The connection was lost: {error}")
+        return _service_unavailable(lost)
     raise error
-
-
-def _open(url: str) -> connection:
-    try:
-        options = parameters(url)
-        conn: connection = psycopg2.connect(connection_factory=Connection, **options)
-    except psycopg2.OperationalError as error:
-        reason = str(error).partition("\n")[0]
-        hint = "is it right, and does PostgreSQL run there?"
-        raise Unavailable(f"DATABASE_URL: {reason}: {hint}") from error
-    conn.autocommit = True
-    return conn
-
-
-def _embedded_url() -> str:
-    # Development and tests only: elsewhere the settings demand a DATABASE_URL.
-    from flask_devserver import postgres
-
-    from .migrate import migrate
-
-    folder = Path(current_app.instance_path) / "postgres"
-    url = postgres.ensure_database(folder, current_app.name)
-    with closing(_open(url)) as conn:
-        for name in migrate(conn):
-            current_app.logger.info("Applied %s", name)
-    current_app.config["DATABASE_URL"] = url
-    return url

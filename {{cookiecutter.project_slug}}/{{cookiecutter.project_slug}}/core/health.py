@@ -1,34 +1,40 @@
-"""Whether the process is alive and ready, for a load balancer to ask."""
+"""Whether the process is alive and ready, for a load balancer to poll."""
 
 import psycopg2
-from flask import Blueprint, current_app
+from flask import Blueprint, Flask, current_app
 
 from . import migrate
-from .db import Unavailable, get_db
+from .db import DatabaseUnavailable, get_db, get_pool
 
 bp = Blueprint("health", __name__)
 
 
 @bp.get("/healthz")
 def healthz() -> dict[str, str]:
-    """Answer without the database: the process is alive."""
+    """Respond without the database: the process is alive."""
     return {"status": "ok"}
 
 
 @bp.get("/readyz")
 def readyz() -> tuple[dict[str, object], int]:
-    """Answer 200 when the database answers and has every migration, 503 otherwise.
+    """Respond 200 when the database responds and has every migration, 503 otherwise.
 
-    `pool` is how many connections this process may have, has lent, and is asked for.
+    `pool` is how many connections this process may have, has checked out, and is asked
+    for.
     """
-    pool = current_app.extensions["pool"]
+    stats = get_pool().stats
     try:
-        missing = [name for name, done in migrate.status(get_db()).items() if not done]
-    except (Unavailable, psycopg2.Error) as error:
+        missing = migrate.missing(get_db())
+    except (DatabaseUnavailable, psycopg2.Error) as error:
         current_app.logger.error("Not ready: %s", error)
-        return {"status": "unavailable", "pool": pool.status()}, 503
+        return {"status": "unavailable", "pool": stats()}, 503
     if missing:
         names = ", ".join(missing)
-        current_app.logger.error("Not ready: `flask migrate` is to apply %s", names)
-        return {"status": "migrations missing", "pool": pool.status()}, 503
-    return {"status": "ok", "pool": pool.status()}, 200
+        current_app.logger.error("Not ready: run `flask migrate` to apply %s", names)
+        return {"status": "migrations missing", "pool": stats()}, 503
+    return {"status": "ok", "pool": stats()}, 200
+
+
+def init_app(app: Flask) -> None:
+    """Add the two routes to `app`."""
+    app.register_blueprint(bp)

@@ -1,4 +1,4 @@
-"""The log: a line a request, and the request's id on every line that comes of it."""
+"""The log: one line per request, and the request's id on every line it causes."""
 
 import json
 import logging
@@ -6,34 +6,40 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import cache
+from logging.config import dictConfig
 from secrets import token_hex
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
-from flask import Flask, current_app
-from psycopg2.extensions import connection, cursor
+from flask import Flask
 
-from .config import number
-
-SANE_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
+VALID_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 
 logger = logging.getLogger(__name__)
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
+class RequestIdFilter(logging.Filter):
+    """Give every record the id of the current request, or "-" outside of one."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+
 class TextFormatter(logging.Formatter):
-    """Format a line for people: when, how bad, what, and in which request."""
+    """Format a record for people: time, level, message and request."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        of_request = f" [{request_id.get()}]" if request_id.get() != "-" else ""
+        request = getattr(record, "request_id", "-")
+        suffix = f" [{request}]" if request != "-" else ""
         time = self.formatTime(record, "%H:%M:%S")
-        return f"{time} {record.levelname} {record.message}{of_request}"
+        return f"{time} {record.levelname} {record.message}{suffix}"
 
 
 class JsonFormatter(logging.Formatter):
-    """Format a line as a JSON object; a message with named parts has these, too."""
+    """Format a record as a JSON object, with the named arguments of its message."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC)
@@ -42,7 +48,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            "request_id": request_id.get(),
+            "request_id": getattr(record, "request_id", "-"),
         }
         if isinstance(record.args, Mapping):
             line = line | dict(record.args) | line
@@ -51,11 +57,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-class RequestLog:
-    """Log the requests to a WSGI application, once each has an answer.
+class RequestLogMiddleware:
+    """Log each request to a WSGI application once the response starts.
 
-    A request has the id of its header X-Request-ID, if that is sane, or a new one; the
-    answer returns it.
+    A request keeps the id of its header X-Request-ID if that is valid; otherwise it
+    gets a new one. The response returns the id.
     """
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
@@ -66,7 +72,7 @@ class RequestLog:
     ) -> Iterable[bytes]:
         began = perf_counter()
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        request_id.set(given if SANE_ID.fullmatch(given) else token_hex(8))
+        request_id.set(given if VALID_REQUEST_ID.fullmatch(given) else token_hex(8))
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             _log_request(environ, status, began)
@@ -75,50 +81,9 @@ class RequestLog:
 
         try:
             return self.app(environ, start)
-        except Exception:  # which Werkzeug's debugger is to show
+        except Exception:  # Werkzeug's debugger shows it.
             _log_request(environ, "500", began)
             raise
-
-
-class LoggedCursor(cursor):
-    """Log the queries that take longer than `SLOW_QUERY`, without their parameters."""
-
-    def execute(self, query: Any, vars: Any = None) -> None:
-        """Run a query."""
-        began = perf_counter()
-        try:
-            super().execute(query, vars)
-        finally:
-            _log_if_slow(self.connection, query, perf_counter() - began)
-
-    def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
-        """Run a query with each of the parameters."""
-        began = perf_counter()
-        try:
-            super().executemany(query, vars_list)
-        finally:
-            _log_if_slow(self.connection, query, perf_counter() - began)
-
-
-class LoggedConnection(connection):
-    """Give every cursor, of whatever class, what `LoggedCursor` does."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.slow_query: float = current_app.config["SLOW_QUERY"]
-
-    def cursor(  # type: ignore[override]
-        self, name: Any = None, cursor_factory: Any = None, **options: Any
-    ) -> Any:
-        """Open a cursor."""
-        default: Any = self.cursor_factory
-        factory = _logged(cursor_factory or default or cursor)
-        return super().cursor(name, cursor_factory=factory, **options)
-
-
-@cache
-def _logged(factory: type[cursor]) -> type[cursor]:
-    return type(factory.__name__, (LoggedCursor, factory), {})
 
 
 def _log_request(environ: dict[str, Any], status: str, began: float) -> None:
@@ -131,25 +96,31 @@ def _log_request(environ: dict[str, Any], status: str, began: float) -> None:
     logger.info("%(method)s %(path)s %(status)d %(ms)s ms", parts)
 
 
-def _log_if_slow(conn: Any, query: object, seconds: float) -> None:
-    if seconds > conn.slow_query:
-        # What psycopg2 puts together, in bytes or objects, has parameters in it.
-        text = query if isinstance(query, str) else f"of the type {type(query)}"
-        text = " ".join(text.split())[:1000]
-        logger.warning("A query took %d ms: %s", 1000 * seconds, text)
-
-
-def _is_no_request(record: logging.LogRecord) -> bool:
+def _is_not_request(record: logging.LogRecord) -> bool:
     return record.levelno != logging.INFO or " - - [" not in str(record.msg)
 
 
+CONFIG: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {"request_id": {"()": RequestIdFilter}},
+    "formatters": {"text": {"()": TextFormatter}, "json": {"()": JsonFormatter}},
+    "handlers": {
+        name: {
+            "class": "logging.StreamHandler",
+            "filters": ["request_id"],
+            "formatter": name,
+        }
+        for name in ("text", "json")
+    },
+}
+
+
 def init_app(app: Flask) -> None:
-    """Log to the standard error, as JSON in production, unless logging is set up."""
-    number(app, "SLOW_QUERY", 0.5)
-    app.wsgi_app = RequestLog(app.wsgi_app)  # type: ignore[method-assign]
-    # Werkzeug's own server has a line of its own for each request.
-    logging.getLogger("werkzeug").addFilter(_is_no_request)
-    handler = logging.StreamHandler()
-    handler.setFormatter(TextFormatter() if app.debug else JsonFormatter())
-    logging.basicConfig(handlers=[handler])
+    """Log to standard error, as JSON in production, unless logging is configured."""
+    app.wsgi_app = RequestLogMiddleware(app.wsgi_app)  # type: ignore[method-assign]
+    # Werkzeug's own server logs one more line per request.
+    logging.getLogger("werkzeug").addFilter(_is_not_request)
     app.logger.setLevel(logging.DEBUG if app.debug else logging.INFO)
+    if not logging.root.handlers:
+        dictConfig(CONFIG | {"root": {"handlers": ["text" if app.debug else "json"]}})

@@ -6,27 +6,22 @@ a single statement that cannot, such as `CREATE INDEX CONCURRENTLY`.
 
 import logging
 from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 from time import sleep
 
-import click
 import psycopg2
 from flask import Flask, current_app
-from flask.cli import with_appcontext
 from psycopg2.errors import UndefinedTable
 from psycopg2.extensions import connection, cursor
 
-from .db import connect
-
-FOLDER = Path(__file__).parents[1] / "migrations"
 LOCK = 7_164_001  # any number will do, so long as every runner takes the same
 
 logger = logging.getLogger(__name__)
 
 
-class MigrationError(click.ClickException):
+class MigrationError(Exception):
     """A migration was refused: in a transaction, it left the database as it was."""
 
 
@@ -39,7 +34,7 @@ def migrate(conn: connection, *folders: Path) -> list[str]:
     refused one stay applied.
     """
     applied = _lock_and_list(conn)
-    paths = _paths(folders or current_app.extensions["migrations"])
+    paths = _paths(folders or _folders())
     return [path.name for path in paths if _apply_if_new(conn, path, applied)]
 
 
@@ -51,37 +46,32 @@ def status(conn: connection) -> dict[str, bool]:
             applied = {name for (name,) in cursor}
     except UndefinedTable:
         applied = set()
-    paths = _paths(current_app.extensions["migrations"])
+    paths = _paths(_folders())
     return {path.name: path.name in applied for path in paths}
 
 
-@click.command("migrate")
-@click.option("--status", "only_list", is_flag=True, help="Only list the migrations.")
-@with_appcontext
-def migrate_command(only_list: bool) -> None:
-    """Apply the SQL migrations that the database does not have yet."""
-    with closing(connect()) as conn:
-        if only_list:
-            word = {True: "Applied", False: "Missing"}
-            lines = [f"{word[done]} {name}" for name, done in status(conn).items()]
-        else:
-            lines = [f"Applied {name}" for name in migrate(conn)]
-    click.echo("\n".join(lines) or "Nothing to apply")
+def missing(conn: connection) -> list[str]:
+    """Return the names of the files that are not applied."""
+    return [name for name, done in status(conn).items() if not done]
 
 
-def init_app(app: Flask) -> None:
-    """Add the command `flask migrate`, and the application's own migrations."""
-    app.extensions.setdefault("migrations", []).append(FOLDER)
-    app.cli.add_command(migrate_command)
+def add_folder(app: Flask, folder: Path) -> None:
+    """Let `app` apply the files in `folder` after its own."""
+    app.extensions.setdefault("migrations", []).append(folder)
+
+
+def _folders() -> list[Path]:
+    own = Path(current_app.root_path) / "migrations"
+    return [own, *current_app.extensions.get("migrations", [])]
 
 
 def _lock_and_list(conn: connection) -> dict[str, str]:
     with conn.cursor() as cursor:
         # A session's lock, not a row: a runner that is killed leaves none behind. It
         # waits between queries, for CREATE INDEX CONCURRENTLY waits for all that run.
-        if not _locks(cursor):
+        if not _try_lock(cursor):
             logger.warning("Another one migrates this database: waiting for its end")
-            while not _locks(cursor):
+            while not _try_lock(cursor):
                 sleep(0.1)
         cursor.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY,"
@@ -95,7 +85,7 @@ def _paths(folders: Iterable[Path]) -> list[Path]:
     return [path for folder in folders for path in sorted(folder.glob("*.sql"))]
 
 
-def _locks(cursor: cursor) -> bool:
+def _try_lock(cursor: cursor) -> bool:
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
     return cursor.fetchone() == (True,)
 
@@ -112,9 +102,9 @@ def _apply_if_new(conn: connection, path: Path, applied: dict[str, str]) -> bool
 
 
 def _apply(conn: connection, name: str, sql: str, checksum: str) -> None:
-    alone = sql.startswith("-- no transaction")
+    outside_transaction = sql.startswith("-- no transaction")
     try:
-        with nullcontext() if alone else conn, conn.cursor() as cursor:
+        with nullcontext() if outside_transaction else conn, conn.cursor() as cursor:
             cursor.execute(sql)
             cursor.execute("RESET ROLE; RESET ALL")  # what a file sets is for that file
             cursor.execute(
@@ -123,11 +113,14 @@ def _apply(conn: connection, name: str, sql: str, checksum: str) -> None:
             )
     except psycopg2.Error as error:
         reason = error.diag.message_primary or error
-        left = "drop what it left behind" if alone else "nothing of it is applied"
-        raise MigrationError(f"{name}{_line(sql, error)}: {reason}; {left}.") from error
+        where = f"{name}{_line_number(sql, error)}"
+        hint = "nothing of it is applied"
+        if outside_transaction:
+            hint = "drop what it left behind"
+        raise MigrationError(f"{where}: {reason}; {hint}.") from error
 
 
-def _line(sql: str, error: psycopg2.Error) -> str:
+def _line_number(sql: str, error: psycopg2.Error) -> str:
     """Return the line that PostgreSQL points at, where it points at one."""
     position = error.diag.statement_position
     if position is None:

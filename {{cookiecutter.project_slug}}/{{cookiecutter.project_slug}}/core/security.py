@@ -1,13 +1,14 @@
-"""What protects visitors and the application: refusals, headers, errors."""
+"""Protection of visitors and the application: rejected requests and headers."""
 
-import json
-
-from flask import Flask, abort, after_this_request, request
-from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import HTTPException
+from flask import Flask, abort, request
 from werkzeug.wrappers import Response
 
-from .config import hosts, number
+from .config import Settings, hosts_setting, number_setting
+
+SETTINGS: Settings = {
+    "TRUSTED_HOSTS": hosts_setting(),
+    "MAX_CONTENT_LENGTH": number_setting(1024 * 1024),  # bytes
+}
 
 # What a browser may do with an answer, unless the view says otherwise; see
 # https://cheatsheetseries.owasp.org/cheatsheets/HTTP_Headers_Cheat_Sheet.html
@@ -22,29 +23,13 @@ HEADERS = {
 }
 
 
-def wants_json() -> bool:
-    """Say whether the client of this request sent JSON or prefers it to HTML."""
-    after_this_request(_vary)
-    offered = ["text/html", "application/json"]
-    best = request.accept_mimetypes.best_match(offered)
-    return request.is_json or best == "application/json"
-
-
-def _vary(response: Response) -> Response:
-    response.vary.add("Accept")  # or a cache would mix them up
-    return response
-
-
 def init_app(app: Flask) -> None:
     """Protect every request of `app`."""
-    hosts(app, "TRUSTED_HOSTS")
-    number(app, "MAX_CONTENT_LENGTH", 1024 * 1024)
-    app.before_request(_refuse_cross_site)
+    app.before_request(_reject_cross_site)
     app.after_request(_add_headers)
-    app.register_error_handler(HTTPException, _answer_error)
 
 
-def _refuse_cross_site() -> None:
+def _reject_cross_site() -> None:
     # Browsers say where a request comes from, so no token is needed; what says nothing
     # is no browser: https://hosts.filippo.io/csrf/ and Go's CrossOriginProtection.
     if request.method in ("GET", "HEAD", "OPTIONS"):
@@ -63,14 +48,4 @@ def _add_headers(response: Response) -> Response:
     for name, value in HEADERS.items():
         if name.lower() not in given:
             response.headers.add(name, value)
-    return response
-
-
-def _answer_error(error: HTTPException) -> ResponseReturnValue:
-    response = error.get_response()
-    if wants_json() and error.response is None:
-        # https://www.rfc-editor.org/rfc/rfc9457
-        detail = {"title": error.name, "detail": error.description}
-        response.data = json.dumps(detail | {"status": error.code})
-        response.content_type = "application/problem+json"
     return response

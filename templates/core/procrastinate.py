@@ -1,0 +1,43 @@
+"""The machinery of the project. `cruft update` maintains it, so change it elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+
+from . import cli, config, db, errors, health, jobs, log, pool, security, worker
+
+
+def init_app(
+    app: Flask,
+    overrides: Mapping[str, Any] | None = None,
+    settings: config.Settings | None = None,
+) -> None:
+    """Set up `app`. Raises `ConfigError` if settings are missing or invalid.
+
+    `overrides` are values of settings. `settings` declares the application's own
+    settings, such as `{"NOTES_PER_PAGE": number_setting(100)}`.
+    """
+    config.init_app(
+        app,
+        overrides,
+        security.SETTINGS,
+        db.SETTINGS,
+        pool.SETTINGS,
+        worker.SETTINGS,
+        settings or {},
+    )
+    if app.debug or app.testing:
+        # Production has no development server and no embedded PostgreSQL to import.
+        from . import dev
+
+        dev.init_app(app)
+    log.init_app(app)
+    security.init_app(app)
+    errors.init_app(app)
+    db.init_app(app)
+    pool.init_app(app)
+    cli.init_app(app)
+    health.init_app(app)
+    jobs.init_app(app)
+    worker.init_app(app)

@@ -1,0 +1,48 @@
+"""Defaults of development and tests: the embedded PostgreSQL and a secret key."""
+
+import os
+import secrets
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+
+import psycopg2
+from flask import Flask
+from flask_devserver import postgres
+
+from .migrate import migrate
+
+
+def init_app(app: Flask) -> None:
+    """Fill in `DATABASE_URL` and `SECRET_KEY` where they are not set.
+
+    The embedded PostgreSQL starts when the first connection is opened.
+    """
+    if not app.config["SECRET_KEY"]:
+        app.config["SECRET_KEY"] = _secret_key(Path(app.instance_path) / "secret_key")
+    if not app.config["DATABASE_URL"]:
+        app.config["DATABASE_URL"] = partial(_start_database, app)
+
+
+def _start_database(app: Flask) -> str:
+    """Start the embedded PostgreSQL, apply the migrations and return the URL."""
+    url = postgres.ensure_database(Path(app.instance_path) / "postgres", app.name)
+    with closing(psycopg2.connect(url)) as conn:
+        conn.autocommit = True
+        for name in migrate(conn):
+            app.logger.info("Applied %s", name)
+    app.config["DATABASE_URL"] = url
+    return url
+
+
+def _secret_key(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        # Several processes may start together: the first link wins.
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_hex())
+        with suppress(FileExistsError):
+            os.link(draft, path)
+        draft.unlink()
+    return path.read_text()

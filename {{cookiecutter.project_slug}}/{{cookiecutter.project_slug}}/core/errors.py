@@ -1,0 +1,36 @@
+"""Error responses: HTML pages for people, problem details for clients of the API."""
+
+import json
+
+from flask import Flask, after_this_request, request
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
+
+
+def wants_json() -> bool:
+    """Return whether the client of this request sent JSON or prefers it to HTML."""
+    after_this_request(_vary)
+    offered = ["text/html", "application/json"]
+    best = request.accept_mimetypes.best_match(offered)
+    return request.is_json or best == "application/json"
+
+
+def _vary(response: Response) -> Response:
+    response.vary.add("Accept")  # Otherwise a cache mixes up the two forms.
+    return response
+
+
+def _render_error(error: HTTPException) -> ResponseReturnValue:
+    response = error.get_response()
+    if wants_json() and error.response is None:
+        # https://www.rfc-editor.org/rfc/rfc9457
+        detail = {"title": error.name, "detail": error.description}
+        response.data = json.dumps(detail | {"status": error.code})
+        response.content_type = "application/problem+json"
+    return response
+
+
+def init_app(app: Flask) -> None:
+    """Render the HTTP errors of `app` in the form that the client prefers."""
+    app.register_error_handler(HTTPException, _render_error)
