@@ -73,7 +73,7 @@ def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
 
 
 def test_default_project_is_small(bake: Bake) -> None:
-    assert len(files(bake())) <= 44
+    assert len(files(bake())) <= 54
 
 
 def any_file(path: Path) -> bool:
