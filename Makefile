@@ -1,27 +1,25 @@
 # `make demo` bakes a project and serves it; `make test` tests the template. Both put what
-# they need into .venv, and need nothing but make and Python 3.11 or later.
-PYTHON = python3
-POOL = psycopg2
-WORKER = none
-PORT = 5000
-SLUG = demo_$(POOL)_$(WORKER)
-UV = $(CURDIR)/.venv/bin/uv
+# they need into .venv, and need nothing but make and uv or Python 3.11 or later.
+PYTHON ?= python3
+POOL ?= psycopg2
+WORKER ?= none
+PORT ?= 5000
+SLUG ?= demo_$(POOL)_$(WORKER)
+UV := $(shell command -v uv || echo .venv/bin/uv)
 
 .PHONY: demo bake test lint mutations
 
 demo: .venv/ready
-	@test -d .demo/$(SLUG) || $(MAKE) --no-print-directory bake
-	cd .demo/$(SLUG) && $(UV) sync --quiet
+	@test -d '.demo/$(SLUG)' || $(MAKE) --no-print-directory bake
+	'$(UV)' sync --quiet --directory '.demo/$(SLUG)'
 	@echo "Open http://127.0.0.1:$(PORT)/ and edit .demo/$(SLUG)/$(SLUG)/notes.py; Ctrl-C ends it."
-	cd .demo/$(SLUG) && $(UV) run flask dev --port $(PORT)
+	'$(UV)' run --directory '.demo/$(SLUG)' flask dev --port '$(PORT)'
 
-# Cookiecutter first copies all of the template's folder, which takes long with .venv in it.
 bake: .venv/ready
-	@mkdir -p .demo/.template
-	@tar -c --exclude=./.venv --exclude=./.demo --exclude=./.git . | tar -x -C .demo/.template
-	@.venv/bin/cookiecutter .demo/.template --no-input --accept-hooks no \
-		--output-dir .demo project_slug=$(SLUG) pool=$(POOL) worker=$(WORKER) > /dev/null
-	@rm -r .demo/.template
+	@test ! -e '.demo/$(SLUG)' || \
+		{ echo ".demo/$(SLUG) exists: remove it, or choose another SLUG." >&2; exit 1; }
+	@.venv/bin/python -m cookiecutter . --no-input --output-dir .demo \
+		project_slug='$(SLUG)' pool='$(POOL)' worker='$(WORKER)' > /dev/null
 
 test: .venv/ready lint
 	.venv/bin/pytest
@@ -35,7 +33,9 @@ lint: .venv/ready
 	.venv/bin/ruff format --check
 
 .venv/ready: pyproject.toml
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet 'uv>=0.9'
-	.venv/bin/uv sync --quiet
+	@command -v uv > /dev/null || $(PYTHON) -c 'import ensurepip' 2> /dev/null || \
+		{ echo '$(PYTHON) -m venv fails here: install uv, or the package python3-venv.' >&2; exit 1; }
+	@command -v uv > /dev/null || $(PYTHON) -m venv .venv
+	@command -v uv > /dev/null || .venv/bin/python -m pip install --quiet 'uv>=0.9'
+	'$(UV)' sync --quiet
 	touch $@
