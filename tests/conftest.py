@@ -15,13 +15,8 @@ collect_ignore = ["in_project"]  # what is run within a baked project
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the template to bake from, without what it checks before it asks.
-
-    For that hook Cookiecutter copies all of the template each time, and .venv with it.
-    """
-    folder = copy_template(tmp_path_factory.mktemp("template"))
-    (folder / "hooks" / "pre_prompt.py").unlink()
-    return folder
+    """Return a copy of the template to bake from."""
+    return copy_template(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture

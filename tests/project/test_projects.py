@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ..support.answers import Answers, combinations, label
-from ..support.commands import PROGRAMS, TEMPLATE, clean_environment, run
+from ..support.answers import QUESTIONS, Answers, combinations, label
+from ..support.commands import PROGRAMS, clean_environment, run
 from ..support.projects import (
     Bake,
     embedded_server,
@@ -53,9 +53,8 @@ def test_project(bake: Bake, answers: Answers) -> None:
 def slugs_that_would_hide(programs: Path, project: Path) -> set[str]:
     """Return the slugs that are allowed, though something installed is called so."""
     names = set(json.loads(run(programs / "python", "-c", NAMES, cwd=project)))
-    hook = (TEMPLATE / "hooks" / "pre_gen_project.py").read_text()
-    taken = set(hook.split('set("""')[1].split('"""')[0].split())
-    allowed = names - {"app"} - taken - sys.stdlib_module_names
+    reserved = set(QUESTIONS["_reserved_names"].split())
+    allowed = names - {"app"} - reserved - sys.stdlib_module_names
     return {name for name in allowed if name[0].isalpha()}
 
 

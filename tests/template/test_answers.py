@@ -1,27 +1,35 @@
 """Bad answers stop the bake with one sentence; odd ones come out as they were typed."""
 
+import keyword
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
+from email.message import Message
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cookiecutter.exceptions import FailedHookException, OutputDirExistsException
+from cookiecutter.exceptions import FailedHookException
+from cookiecutter.generate import generate_context
+from cookiecutter.hooks import run_script_with_context
 from cookiecutter.main import cookiecutter
+from cookiecutter.prompt import prompt_for_config
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 
-from ..support.answers import QUESTIONS
-from ..support.commands import PROGRAMS
-from ..support.projects import check_style
+from ..support.answers import QUESTIONS, choices
+from ..support.commands import PROGRAMS, run
+from ..support.projects import Bake, check_style
 
 SHAPE = (
     "use 1 to 40 lower-case letters, digits and underscores, a letter first and no "
     "underscore last."
 )
-KEYWORD = "a keyword of Python: use another name."
-TAKEN = (
-    "which the project would import in place of another module: use a name that no "
-    "module of Python's or its packages has."
+RESERVED = (
+    "a name that Python, PostgreSQL or an installed package uses: choose another, "
+    "such as "
 )
 CONTROL = "holds a line break or control character: use one plain line."
 
@@ -33,20 +41,42 @@ SLUGS = {
     "_notes": SHAPE,
     "my notes": SHAPE,
     "n" * 41: SHAPE,
-    "../notes": SHAPE,
+    "a___b": SHAPE,  # which is no tag of an image
     "nоtes": SHAPE,  # a Cyrillic о
     "ｎotes": SHAPE,  # a full-width n, which Python takes for an n
     "notes٣": SHAPE,  # an Arabic digit
     'notes"': SHAPE,
-    "class": KEYWORD,
-    "match": KEYWORD,
-    "json": TAKEN,
-    "flask": TAKEN,
-    "psycopg2": TAKEN,
-    "psycopg2_binary": TAKEN,
-    "tests": TAKEN,
-    "devserver": TAKEN,
+    "class": RESERVED,
+    "match": RESERVED,
+    "json": RESERVED,
+    "test": RESERVED,
+    "flask": RESERVED,
+    "psycopg2": RESERVED,
+    "psycopg2_binary": RESERVED,
+    "tests": RESERVED,
+    "flask_devserver": RESERVED,
+    "pg_notes": RESERVED,
+    "public": RESERVED,
+    "template0": RESERVED,
+    "true": RESERVED,  # as YAML reads it in compose.yaml
 }
+
+BAD_EMAILS = ["", "me", "me@", 'a"b@c', "a@b c", "a@b\\", "a@b@c", "a@b..c"]
+BAD_EMAILS += ["a..b@example.com", "müller@example.com", ".a@b.c", "a,b@c.d"]
+EMAILS = ["o'b+x@example.com", "me@exämple.com", "a@b", "#$%&'*/=?^`{|}~@b.c"]
+EMAILS += ["a(c)@b.c", "a@[192.0.2.1]"]
+
+# Project names whose default package name must be accepted.
+NAMES = """
+    Notes|My Flask App|3D Viewer|007|24/7|2 + 2|😀|👩‍👩‍👧|—|...|_|__init__|-x-|日本語
+    Ångström|Straße|Łódź|naïve café|O'Brien's Notes|Rock'n'Roll|C++|C#|F*|A|a b|x  y|Z_
+    class|match|None|True|type|import|lambda|async|JSON|Test|tests|Calendar|Queue|Email
+    Site|Code|Secrets|Platform|Statistics|This|Flask|Celery|SQLAlchemy|psycopg2|Redis
+    Click|uv|pip|Build|dist|instance|core|Types Psutil|Flask DevServer|Typing Extensions
+    public|Public|postgres|template0|pg notes|PG-Stat|pg|no|On|null|off|Con|AUX|nul
+    an application whose name is a sentence|A name that is cut at letter 40 is - x
+    1 very long name which begins with a digit and goes on|<b>&amp;</b>|{{ 1 }}|$x
+"""
 
 ODD = [
     """both 'kinds' of "quotes" """.strip(),
@@ -75,7 +105,7 @@ def refusal(
 
     def refusal(**answers: str) -> str:
         with pytest.raises(FailedHookException):
-            bake_in(folder, template, **answers)
+            bake_in(folder, template, answers)
         assert list(folder.iterdir()) == []
         [sentence] = [line for line in capfd.readouterr().err.splitlines() if line]
         return sentence
@@ -83,7 +113,9 @@ def refusal(
     return refusal
 
 
-def bake_in(folder: Path, template: Path, **answers: str) -> None:
+def bake_in(
+    folder: Path, template: Path, answers: dict[str, str], **options: Any
+) -> None:
     """Bake without a question."""
     cookiecutter(
         str(template),
@@ -91,31 +123,54 @@ def bake_in(folder: Path, template: Path, **answers: str) -> None:
         extra_context=answers,
         output_dir=str(folder),
         default_config=True,
+        **options,
     )
 
 
 @pytest.mark.parametrize("slug", SLUGS, ids=ascii)
-def test_bad_slug_is_refused(
-    folder: Path, refusal: Callable[..., str], slug: str
-) -> None:
+def test_bad_slug_is_rejected(refusal: Callable[..., str], slug: str) -> None:
     sentence = refusal(project_slug=slug)
-    separator = ":" if SLUGS[slug] == SHAPE else ","
-    assert sentence == f"project_slug is {slug!r}{separator} {SLUGS[slug]}"
-    assert list(folder.parent.iterdir()) == [folder]
+    if SLUGS[slug] == SHAPE:
+        assert sentence == f"project_slug is {slug!r}: {SHAPE}"
+    else:
+        assert sentence == f"project_slug is {slug!r}, {RESERVED}{'app_' + slug!r}."
 
 
-def test_empty_slug_is_refused(template: Path, folder: Path) -> None:
-    # Cookiecutter itself does, before any hook: the folder to make is there already.
-    with pytest.raises(OutputDirExistsException):
-        bake_in(folder, template, project_slug="")
-    assert list(folder.iterdir()) == []
+@pytest.mark.parametrize("slug", ["", ".", "..", "../notes", "a/b", "a\\b", "{}/notes"])
+def test_slug_that_leaves_the_folder_is_rejected_without_hooks(
+    template: Path, folder: Path, slug: str
+) -> None:
+    answers = {"project_slug": slug.format(folder.parent)}
+    before = set(folder.parent.rglob("*"))
+    with pytest.raises(UndefinedError, match="project_slug_must_name_one_folder"):
+        bake_in(folder, template, answers, overwrite_if_exists=True, accept_hooks=False)
+    assert set(folder.parent.rglob("*")) == before
+
+
+def test_default_slug_of_every_name_is_accepted(template: Path, folder: Path) -> None:
+    names = [name.strip() for line in NAMES.split("\n") for name in line.split("|")]
+    names = [name for name in names if name]
+    assert len(names) > 60
+    script = str(template / "hooks" / "pre_gen_project.py")
+    for name in names:
+        context = generate_context(
+            str(template / "cookiecutter.json"), extra_context={"project_name": name}
+        )
+        context["cookiecutter"] = prompt_for_config(context, no_input=True)
+        run_script_with_context(script, folder, context)
+
+
+def test_reserved_names_hold_those_of_python() -> None:
+    python = {*sys.stdlib_module_names, *keyword.kwlist, *keyword.softkwlist}
+    lower = {name for name in python if name[0].islower() and name == name.lower()}
+    assert lower - set(QUESTIONS["_reserved_names"].split()) == set()
 
 
 @pytest.mark.parametrize("character", ["\n", "\r", "\0", "\x1b", "\x85", "\u2028"])
 @pytest.mark.parametrize(
     "name", ["project_name", "description", "author_name", "author_email"]
 )
-def test_control_character_is_refused(
+def test_control_character_is_rejected(
     refusal: Callable[..., str], name: str, character: str
 ) -> None:
     answers = {"project_slug": "notes", name: f"a{character}b"}
@@ -124,20 +179,20 @@ def test_control_character_is_refused(
 
 
 @pytest.mark.parametrize("name", ["project_name", "description", "author_name"])
-def test_too_long_a_text_is_refused(refusal: Callable[..., str], name: str) -> None:
+def test_too_long_a_text_is_rejected(refusal: Callable[..., str], name: str) -> None:
     answers = {"project_slug": "notes", name: "x" * 501}
     sentence = refusal(**answers)
     assert sentence == f"{name} has 501 characters: use at most 500."
 
 
 @pytest.mark.parametrize("name", ["project_name", "author_name"])
-def test_empty_text_is_refused(refusal: Callable[..., str], name: str) -> None:
+def test_empty_text_is_rejected(refusal: Callable[..., str], name: str) -> None:
     sentence = refusal(**{"project_slug": "notes", name: " "})
     assert sentence == f"{name} is empty: use at least one character."
 
 
-@pytest.mark.parametrize("email", ["", "me", "me@", 'a"b@c', "a@b c", "a@b\\"])
-def test_bad_email_is_refused(refusal: Callable[..., str], email: str) -> None:
+@pytest.mark.parametrize("email", BAD_EMAILS, ids=ascii)
+def test_bad_email_is_rejected(refusal: Callable[..., str], email: str) -> None:
     sentence = refusal(author_email=email)
     message = f"author_email is {email!r}: use an address such as you@example.com."
     assert sentence == message
@@ -163,6 +218,30 @@ def test_odd_text_is_shown_unharmed(template: Path, tmp_path: Path, text: str) -
     assert text in (project / "LICENSE").read_text("utf-8")
     assert shown((project / "README.md").read_text("utf-8"))[:2] == [text, text]
     check_style(project)
+    assert build(project)["Summary"] == text
+
+
+@pytest.mark.parametrize("email", EMAILS)
+def test_odd_email_is_built(template: Path, folder: Path, email: str) -> None:
+    bake_in(folder, template, {"project_slug": "notes", "author_email": email})
+    build(folder / "notes")
+
+
+@pytest.mark.parametrize("license", choices()["license"])
+def test_only_proprietary_project_cannot_be_uploaded(bake: Bake, license: str) -> None:
+    classifiers = build(bake(project_slug="notes", license=license)).get_all(
+        "Classifier", []
+    )
+    private = "Private :: Do Not Upload" in classifiers
+    assert private == (license == "Proprietary")
+
+
+def build(project: Path) -> Message:
+    """Build the project's wheel and return its metadata."""
+    run(PROGRAMS / "uv", "build", "--wheel", "--quiet", cwd=project)
+    [wheel] = (project / "dist").glob("*.whl")
+    [metadata] = distributions(path=[str(wheel)])
+    return metadata.metadata
 
 
 def prompt(name: str) -> str:

@@ -23,7 +23,7 @@ ANSWERS = {name: others[-1] for name, others in choices().items()} | {
 
 SENTENCES = {
     "cookiecutter": "This is Cookiecutter 2.6.0: install 2.7 or later.",
-    "python": "Cookiecutter runs on Python 3.10: install it for Python 3.11 or later, "
+    "python": "Cookiecutter runs on Python 3.10: run it on Python 3.11 or later, "
     "as `uvx --python 3.13 cookiecutter` does.",
 }
 
@@ -86,15 +86,19 @@ def test_answers_of_the_last_time_can_be_given_again(
     assert baked(tmp_path, whole, "--replay") == expected
 
 
+@pytest.mark.parametrize("command", [["cookiecutter"], ["cruft", "create"]], ids=str)
 @pytest.mark.parametrize("what", SENTENCES)
-def test_what_is_too_old_is_refused_before_anything_is_asked(
-    whole: Path, tmp_path: Path, what: str
+def test_old_program_is_rejected(
+    whole: Path, tmp_path: Path, what: str, command: list[str]
 ) -> None:
     forge_old_versions(tmp_path / "forged")
-    environ = {"PYTHONPATH": str(tmp_path / "forged" / what), "TMPDIR": str(tmp_path)}
+    folder, temporary = tmp_path / "folder", tmp_path / "temporary"
+    folder.mkdir()
+    temporary.mkdir()
+    environ = {"PYTHONPATH": str(tmp_path / "forged" / what), "TMPDIR": str(temporary)}
     done = subprocess.run(
-        [PROGRAMS / "cookiecutter", whole],
-        cwd=tmp_path,
+        [PROGRAMS / command[0], *command[1:], whole, "--no-input"],
+        cwd=folder,
         env=clean_environment() | environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -102,9 +106,10 @@ def test_what_is_too_old_is_refused_before_anything_is_asked(
         text=True,
     )
     assert done.returncode == 1
-    ours, cookiecutters = done.stdout.splitlines()
-    assert ours == SENTENCES[what]
-    assert cookiecutters == "Pre-Prompt Hook script failed"
+    assert done.stdout.splitlines()[0] == SENTENCES[what]
+    assert list(folder.iterdir()) == []
+    # Cookiecutter itself leaves the script of a hook that has failed.
+    assert [path for path in temporary.iterdir() if path.suffix != ".py"] == []
 
 
 def forge_old_versions(folder: Path) -> None:
@@ -114,7 +119,7 @@ def forge_old_versions(folder: Path) -> None:
     for path in (metadata, customization):
         path.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: cookiecutter\nVersion: 2.6.0\n")
-    hook = "'pre_prompt' in sys.orig_argv[-1]"
+    hook = "sys.orig_argv[-1].endswith('.py')"
     version = "sys.version_info = (3, 10, 0, 'final', 0)"
     customization.write_text(f"import sys\nif {hook}:\n    {version}\n")
 
