@@ -1,8 +1,8 @@
-"""A database of its own for every test, on the server of `DATABASE_URL` if set."""
+"""A clean database for every test, on the server of `DATABASE_URL` if set."""
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from secrets import token_hex
 
@@ -24,6 +24,14 @@ PRODUCTION = {
 {%- endif %}
 }
 
+# Takes a tenth of the time of a new database.
+EMPTY = """
+SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid();
+DROP SCHEMA public CASCADE;
+CREATE SCHEMA public;
+"""
+
 
 @pytest.fixture(scope="session")
 def server_url() -> str:
@@ -37,22 +45,33 @@ def server_url() -> str:
 
 
 @pytest.fixture(scope="session")
-def template_database(server_url: str) -> Iterator[str]:
-    """The name of a database with all migrations and no rows, to be copied."""
-    with new_database(server_url, "template1") as name:
-        url = make_dsn(server_url, dbname=name)
-        app = create_app({"TESTING": True, "DATABASE_URL": url})
-        app.test_cli_runner().invoke(args=["migrate"], catch_exceptions=False)
-        with app.app_context():
-            get_pool().close()  # A database with connections cannot be copied.
-        yield name
+def scratch_url(server_url: str) -> Iterator[str]:
+    """The URL of a database for the tests, which is dropped at the end."""
+    name = f"test_{token_hex(8)}"
+    with closing(connect(server_url)) as conn, conn.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+        try:
+            yield make_dsn(server_url, dbname=name)
+        finally:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
-def database_url(server_url: str, template_database: str) -> Iterator[str]:
-    """A database for one test, with all migrations and no rows."""
-    with new_database(server_url, template_database) as name:
-        yield make_dsn(server_url, dbname=name)
+def empty_url(scratch_url: str) -> str:
+    """The URL of the database with nothing in it, and nobody else connected."""
+    with closing(connect(scratch_url)) as conn, conn.cursor() as cursor:
+        cursor.execute(EMPTY)
+    return scratch_url
+
+
+@pytest.fixture
+def database_url(empty_url: str) -> str:
+    """The URL of the database with all migrations and no rows."""
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    app.test_cli_runner().invoke(args=["migrate"], catch_exceptions=False)
+    with app.app_context():
+        get_pool().close()
+    return empty_url
 
 
 @pytest.fixture
@@ -88,15 +107,3 @@ def connect(url: str) -> connection:
     conn = psycopg2.connect(url)
     conn.autocommit = True
     return conn
-
-
-@contextmanager
-def new_database(server_url: str, template: str) -> Iterator[str]:
-    """Make a database and drop it at the end, whoever still uses it."""
-    name = f"test_{token_hex(8)}"
-    with closing(connect(server_url)) as conn, conn.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        try:
-            yield name
-        finally:
-            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -4,19 +4,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from psycopg2.extensions import connection, make_dsn
+from psycopg2.extensions import connection
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.migrate import MigrationError, migrate
 
-from ..conftest import connect, new_database
-
-
-@pytest.fixture
-def empty_url(server_url: str) -> Iterator[str]:
-    """A database without migrations."""
-    with new_database(server_url, "template1") as name:
-        yield make_dsn(server_url, dbname=name)
+from ..conftest import connect
 
 
 @pytest.fixture
