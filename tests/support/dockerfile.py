@@ -69,14 +69,19 @@ class Image:
 
     def take_copy(self, rest: str) -> None:
         origin, words = self.project, rest.split()
+        mode = None
         if words[0].startswith("--from="):
             origin = self.stages / words.pop(0).partition("=")[2]
+        if words[0].startswith("--chmod="):
+            mode = int(words.pop(0).partition("=")[2], 8)
         *sources, target = words
+        if target.endswith("/"):
+            (self.workdir / target).mkdir(exist_ok=True)
         for source in sources:
             found = list(origin.glob(source.removeprefix(f"{self.root}/")))
             assert found or "[" in source, f"nothing to copy: {source}"
             for path in found:
-                copy(path, self.workdir / target)
+                copy(path, self.workdir / target, mode)
 
     def take_user(self, rest: str) -> None:
         self.user = int(rest)
@@ -91,9 +96,13 @@ class Image:
         self.cmd = json.loads(rest)
 
 
-def copy(path: Path, target: Path) -> None:
+def copy(path: Path, target: Path, mode: int | None) -> None:
     """Copy a file into a folder, or what is in a folder into another."""
     if path.is_dir():
         shutil.copytree(path, target, symlinks=True)
+        copied = [target, *target.rglob("*")]
     else:
-        shutil.copy(path, target)
+        copied = [Path(shutil.copy(path, target))]
+    if mode is not None:
+        for each in copied:
+            each.chmod(mode)

@@ -1,6 +1,7 @@
 """The Dockerfile and compose.yaml, without an engine: linted, and run step by step."""
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -67,6 +68,34 @@ def test_secrets_are_required_and_not_written(bake: Bake, answers: Answers) -> N
                 assert urlsplit(value).password is None, name
 
 
+@pytest.mark.parametrize("answers", combinations("worker"), ids=label)
+def test_services_can_do_no_more_than_they_must(bake: Bake, answers: Answers) -> None:
+    for service in load(bake(project_slug="app", **answers))["services"].values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "build" in service or service["user"] != "root"
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="there is no psql")
+def test_role_of_the_application_is_not_a_superuser(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    script = load(project)["configs"]["role"]["content"]
+    with embedded_server(project, install(project)) as url:
+        services = project.parent / "server" / "postgres" / "pg_service.conf"
+        environ = {"PGSERVICEFILE": str(services), "POSTGRES_PASSWORD": "a 'quote'"}
+        script = script.replace("ROLE postgres", "ROLE admin")
+        run_sql("service=admin dbname=postgres", script, **environ)
+        port = urlsplit(url).port
+        app = f"host=127.0.0.1 port={port} user=app dbname=app"
+        password = {"PGPASSWORD": environ["POSTGRES_PASSWORD"]}
+        run_sql(app, "CREATE TABLE notes (body text);", **password)
+        with pytest.raises(pytest.fail.Exception, match="permission denied to COPY"):
+            run_sql(app, "COPY notes FROM PROGRAM 'id';", **password)
+        with pytest.raises(pytest.fail.Exception, match="authentication failed"):
+            run_sql("service=admin", "SELECT 1;", **environ)
+
+
 def test_build_without_the_lock_file_says_what_writes_it(
     bake: Bake, folder: Path
 ) -> None:
@@ -84,6 +113,18 @@ def test_image_holds_what_production_needs(bake: Bake, folder: Path) -> None:
     assert built.user != 0
 
 
+def test_image_is_readable_though_the_checkout_is_not(bake: Bake, folder: Path) -> None:
+    built = image(bake, folder)
+    install(built.project)
+    for path in (built.project, *built.project.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
+    built.build()
+    app = built.root / "app"
+    ours = [app / "gunicorn.conf.py", app / "app", *(app / "app").rglob("*")]
+    assert [path for path in ours if not path.stat().st_mode & 0o004] == []
+
+
 def test_services_migrate_serve_and_stop(bake: Bake, folder: Path) -> None:
     built = image(bake, folder, worker="procrastinate")
     programs = install(built.project)
@@ -97,6 +138,15 @@ def test_services_migrate_serve_and_stop(bake: Bake, folder: Path) -> None:
 def load(project: Path) -> Any:
     """Return what compose.yaml says."""
     return yaml.safe_load((project / "compose.yaml").read_text())
+
+
+def run_sql(database: str, script: str, **environ: str) -> None:
+    """Run the script as the image of PostgreSQL does."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "script.sql")
+        path.write_text(script)
+        strict = ["--no-psqlrc", "--set=ON_ERROR_STOP=1", f"--file={path}"]
+        run("psql", *strict, database, cwd=Path(folder), **environ)
 
 
 def assert_conditions_can_come_true(wanted: Any, services: Any) -> None:
