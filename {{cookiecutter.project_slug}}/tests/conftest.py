@@ -27,7 +27,8 @@ PRODUCTION = {
 # Takes a tenth of the time of a new database.
 EMPTY = """
 SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid();
+WHERE datname = current_database() AND usename = current_user
+    AND pid <> pg_backend_pid();
 DROP SCHEMA public CASCADE;
 CREATE SCHEMA public;
 """
