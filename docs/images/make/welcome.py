@@ -18,11 +18,12 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, expect, sync_playwright
 
-TEMPLATE = Path(__file__).parents[1]
-sys.path.insert(0, str(TEMPLATE))
+TEMPLATE = Path(__file__).parents[3]
+sys.path[:0] = [str(TEMPLATE), str(TEMPLATE / "bench")]
 
 from reload import PROGRAMS, remove_databases  # noqa: E402
-from tests.serving import Site  # noqa: E402
+
+from tests.support.serving import Site  # noqa: E402
 
 CATEGORIES = ("accessibility", "best-practices")
 FORMS = {"phone": [], "desktop": ["--preset=desktop"]}

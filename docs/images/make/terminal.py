@@ -17,13 +17,14 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-TEMPLATE = Path(__file__).parents[1]
-sys.path.insert(0, str(TEMPLATE))
+TEMPLATE = Path(__file__).parents[3]
+sys.path[:0] = [str(TEMPLATE), str(TEMPLATE / "bench")]
 
 from reload import PROGRAMS, remove_databases  # noqa: E402
-from tests.serving import free_port  # noqa: E402
 
-from tests.conftest import clean_environment, copy_template, wait_for  # noqa: E402
+from tests.support.commands import clean_environment, wait_for  # noqa: E402
+from tests.support.repository import copy_template  # noqa: E402
+from tests.support.serving import free_port  # noqa: E402
 
 WIDTH = 92
 ANSWERS = ["Shopping Lists", "", "Who brings what.", "Ada Lovelace"]
