@@ -10,7 +10,10 @@ from psycopg2.extensions import connection
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.jobs import QueueFull, task
-from {{ cookiecutter.project_slug }}.core.log import RequestIdFilter, TextFormatter
+from {{ cookiecutter.project_slug }}.core.log import (
+    RequestIdFilter,
+    TextFormatter,
+)
 
 from .reload_server import poll, sleeping
 

@@ -44,7 +44,9 @@ class Broker:
 
 
 class Redis(Broker):
-    """A Redis that has on the disk what it has said to have."""
+    """A Redis or Valkey that has on the disk what it has said to have."""
+
+    program = os.environ.get("BROKER_SERVER", "redis-server")
 
     @property
     def url(self) -> str:
@@ -53,7 +55,7 @@ class Redis(Broker):
     def command(self) -> list[str]:
         keep = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
         address = ["--bind", "127.0.0.1", "--port", str(self.port)]
-        return ["redis-server", *address, *keep, "--dir", str(self.folder)]
+        return [self.program, *address, *keep, "--dir", str(self.folder)]
 
 
 class RabbitMQ(Broker):

@@ -332,7 +332,7 @@ DEFECTS = [
         old="{% if cookiecutter.docker %}compose.yaml{% endif %}",
         new="compose.yaml",
         test="tests/template/test_combinations.py"
-        "::test_combination[psycopg2-none-MIT-github-False]",
+        "::test_combination[psycopg2-none-github-False]",
         sign="Extra items in the left set",
         answers=TEMPLATE,
     ),

@@ -1,16 +1,19 @@
 """Pages of a baked project in Chromium: they show what is saved, and come back."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
+from ..support.commands import DEADLINE
+from ..support.machine import open_browser
 from ..support.projects import Bake
 from ..support.serving import Site
+
+expect.set_options(timeout=1000 * DEADLINE)
 
 NAME = """Tom's & "<b>Ann</b>'s" {{ 7 * 7 }} 😀"""
 DESCRIPTION = """{# A comment #} &amp; <script>alert(1)</script> \\\\"""
@@ -19,14 +22,11 @@ HIDE = "Object.defineProperty(document, 'hidden', { value: true })"
 
 @pytest.fixture
 def browser_page() -> Iterator[Page]:
-    """A page of the Chromium that the machine has."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "The tests need Chromium: install the package chromium."
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox"]  # which root cannot do without
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        yield browser.new_page()
-        browser.close()
+    """A page of a browser that the machine has."""
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(1000 * DEADLINE)
+        yield page
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_welcome_page_shows_what_runs_as_it_changes(
         for name, value in busy.items():
             expect(figure(browser_page, name)).to_have_text(value)
         for name in busy:
-            expect(figure(browser_page, name)).to_have_text("0", timeout=20_000)
+            expect(figure(browser_page, name)).to_have_text("0")
         assert console == []
 
         append(site.folder / "app" / "notes.py", FIRST_PAGE)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..support.commands import PROGRAMS, clean_environment, run, wait_for
+from ..support.commands import DEADLINE, PROGRAMS, clean_environment, run, wait_for
 from ..support.projects import Bake, embedded_server, install
 from ..support.serving import free_port, page
 
@@ -102,7 +102,7 @@ def production(project: Path, programs: Path, log: Path) -> Iterator[str]:
             yield url
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(DEADLINE)
 
 
 def test_scanner_finds_nothing(bake: Bake, tmp_path: Path) -> None:

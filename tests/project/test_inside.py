@@ -6,6 +6,7 @@ import pytest
 
 from ..support.answers import choices
 from ..support.commands import run
+from ..support.machine import broker_server
 from ..support.projects import Bake, install, put_inside
 
 
@@ -16,7 +17,9 @@ def test_connections_through_faults(bake: Bake, pool: str) -> None:
 
 @pytest.mark.parametrize("worker", ["procrastinate", "celery"])
 def test_jobs_through_faults(bake: Bake, worker: str) -> None:
-    run_inside(bake(project_slug="app", worker=worker), "tests/test_jobs.py")
+    environ = {"BROKER_SERVER": broker_server()} if worker == "celery" else {}
+    project = bake(project_slug="app", worker=worker)
+    run_inside(project, "tests/test_jobs.py", **environ)
 
 
 def test_production(bake: Bake) -> None:
@@ -28,7 +31,7 @@ def test_devserver(bake: Bake, module: str) -> None:
     run_inside(bake(project_slug="app"), f"tests/test_{module}.py")
 
 
-def run_inside(project: Path, *tests: str) -> None:
+def run_inside(project: Path, *tests: str, **environ: str) -> None:
     """Copy tests/in_project into the project and run the named tests."""
     put_inside(project)
-    print(run(install(project) / "pytest", *tests, cwd=project))
+    print(run(install(project) / "pytest", *tests, cwd=project, **environ))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.commands import clean_environment
+from ..support.commands import DEADLINE, clean_environment
 from ..support.projects import Bake, install
 
 # An app with a database object at module level; `daemon` is whether its thread is one.
@@ -116,7 +116,7 @@ def pytest_in(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=15 * DEADLINE,
     )
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,13 @@ def test_project(bake: Bake, answers: Answers) -> None:
 
 
 def slugs_that_would_hide(programs: Path, project: Path) -> set[str]:
-    """Return the slugs that are allowed, though something installed is called so."""
+    """Return the allowed slugs that an installed package has as its name.
+
+    The lock file lists the packages for every Python and every system.
+    """
     names = set(json.loads(run(programs / "python", "-c", NAMES, cwd=project)))
+    locked = tomllib.loads((project / "uv.lock").read_text())["package"]
+    names |= {package["name"].replace("-", "_") for package in locked}
     reserved = set(QUESTIONS["_reserved_names"].split())
     allowed = names - {"app"} - reserved - sys.stdlib_module_names
     return {name for name in allowed if name[0].isalpha()}

@@ -8,16 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 TEMPLATE = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 
+# Seconds for anything to happen: a wait is over as soon as it does.
+DEADLINE = float(os.environ.get("DEADLINE", "120"))
+
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without what this machine or the tests set for Python."""
+    """Return the environment without what this machine or the tests set for Python.
+
+    uv makes environments of the Python that runs the tests.
+    """
     ours = ("PYTHON", "FLASK", "VIRTUAL_ENV", "DATABASE_URL", "SECRET_KEY", "PYTEST")
-    return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    users = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return users | {"UV_PYTHON": sys.executable}
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> str:
@@ -30,14 +38,20 @@ def run(*command: str | Path, cwd: Path, **environ: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=15 * DEADLINE,
     )
     if done.returncode:
         pytest.fail(f"{command} ended with {done.returncode}:\n{done.stdout}")
     return done.stdout
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+def command_lines() -> list[str]:
+    """Return the command lines of all processes of this machine."""
+    found = psutil.process_iter(["cmdline"])
+    return [" ".join(process.info["cmdline"] or []) for process in found]
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
     """Wait until `condition` is true and return it; fail when it does not come true."""
     end = time.monotonic() + seconds
     while not (found := condition()):

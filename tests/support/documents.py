@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from markdown_it import MarkdownIt
 
-from .commands import clean_environment, run, wait_for
+from .commands import DEADLINE, clean_environment, run, wait_for
 from .serving import free_port, page
 
 LASTS = re.compile(r"(^make demo.*| flask (dev|run --debug|worker)| gunicorn)$")
@@ -108,7 +108,7 @@ class Terminal:
                 start_new_session=True,
             )
         is_at_work = self.works if command.endswith("worker") else self.serves
-        wait_for(lambda: self.has_ended() or is_at_work(), command, seconds=120)
+        wait_for(lambda: self.has_ended() or is_at_work(), command)
         assert not self.has_ended(), self.log.read_text()
 
     def has_ended(self) -> bool:
@@ -128,5 +128,5 @@ class Terminal:
         if self.running:
             with suppress(ProcessLookupError):
                 os.killpg(self.running.pid, signal.SIGINT)
-            self.running.wait(30)
+            self.running.wait(DEADLINE)
             self.running = None

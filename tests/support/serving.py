@@ -12,7 +12,7 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from .commands import clean_environment, run, wait_for
+from .commands import DEADLINE, clean_environment, command_lines, wait_for
 from .projects import install
 
 
@@ -39,12 +39,12 @@ class Site:
                 | streams,
             )
         try:
-            wait_for(lambda: self.page("notes"), "page", seconds=60)
+            wait_for(lambda: self.page("notes"), "page")
             yield server
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGINT)
-            server.wait(30)
+            server.wait(DEADLINE)
 
     def page(self, path: str, **form: str) -> str:
         """Return what `path` answers, or what posting the form there does, if any."""
@@ -52,17 +52,20 @@ class Site:
 
     def is_gone(self) -> bool:
         """Say whether no process of the project runs and its port is free."""
-        running = run("ps", "-e", "-o", "args", cwd=self.folder)
+        runs = any(str(self.folder) in line for line in command_lines())
         postmaster = self.folder / "instance" / "postgres" / "data" / "postmaster.pid"
         with suppress(OSError), socket.create_server(("127.0.0.1", self.port)):
-            return str(self.folder) not in running and not postmaster.exists()
+            return not runs and not postmaster.exists()
         return False
 
 
 def page(url: str, **form: str) -> str:
     """Return what `url` answers, or what posting the form there does, if any."""
     data = urlencode(form).encode() if form else None
-    with suppress(URLError, ConnectionError), urlopen(url, data, timeout=20) as answer:
+    with (
+        suppress(URLError, ConnectionError),
+        urlopen(url, data, timeout=DEADLINE) as answer,
+    ):
         return str(answer.read().decode())
     return ""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ..support.answers import Answers, combinations, label
+from ..support.answers import Answers, choices, combinations, label
 from ..support.projects import Bake, check_style, files
 
 ALWAYS = """
@@ -44,6 +44,10 @@ CI = {
 }
 
 
+# No answer but the license decides anything in its file: see `test_license`.
+EVERY = combinations(*(name for name in choices() if name != "license"))
+
+
 def expected(answers: Answers) -> set[str]:
     """Return the files that the answers ask for."""
     names = ALWAYS + CI[answers["ci"]]
@@ -55,18 +59,18 @@ def expected(answers: Answers) -> set[str]:
     return set(names.split())
 
 
-@pytest.mark.parametrize("answers", combinations(), ids=label)
+@pytest.mark.parametrize("answers", EVERY, ids=label)
 def test_combination(bake: Bake, answers: Answers) -> None:
-    project = bake(project_slug="app", **answers)
-    found = {path.relative_to(project).as_posix() for path in files(project)}
-    assert found == expected(answers)
-    assert [path for path in project.rglob("*") if not any_file(path)] == []
-    for path in files(project):
-        check_text(path)
-    check_style(project)
+    check_project(bake(project_slug="app", **answers), answers)
 
 
-@pytest.mark.parametrize("slug", ["a", "a" * 40, "z" * 40, "a_1"], ids=len)
+@pytest.mark.parametrize("license", choices()["license"])
+def test_license(bake: Bake, license: str) -> None:
+    check_project(bake(project_slug="app", license=license), EVERY[0])
+
+
+# A slug is first or last among the packages that a module imports.
+@pytest.mark.parametrize("slug", ["a", "z" * 40], ids=len)
 @pytest.mark.parametrize("answers", combinations("pool", "worker"), ids=label)
 def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
     check_style(bake(project_slug=slug, **answers))
@@ -74,6 +78,16 @@ def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
 
 def test_default_project_is_small(bake: Bake) -> None:
     assert len(files(bake())) <= 54
+
+
+def check_project(project: Path, answers: Answers) -> None:
+    """Check that the project has the files of the answers, and nothing is wrong."""
+    found = {path.relative_to(project).as_posix() for path in files(project)}
+    assert found == expected(answers)
+    assert [path for path in project.rglob("*") if not any_file(path)] == []
+    for path in files(project):
+        check_text(path)
+    check_style(project)
 
 
 def any_file(path: Path) -> bool:

@@ -12,22 +12,27 @@ from ..support.answers import choices
 from ..support.commands import PROGRAMS, TEMPLATE, clean_environment
 from ..support.repository import copy_template, replace, start_repository
 
+WORKERS = len(choices()["worker"])
+
 
 @pytest.mark.parametrize(
-    "name, value, beside", [("license", "ISC", "sqlalchemy"), ("pool", "fourth", "MIT")]
+    "name, value, tests, number",
+    [
+        ("license", "ISC", "test_license", 1),
+        ("pool", "fourth", "test_combination and gitlab and True", WORKERS),
+    ],
 )
 def test_new_choice_is_a_line_and_a_file_and_is_tested_by_itself(
-    tmp_path: Path, name: str, value: str, beside: str
+    tmp_path: Path, name: str, value: str, tests: str, number: int
 ) -> None:
     copy = copy_template(tmp_path)
     replace(copy / "cookiecutter.json", rf'("{name}": \[[^]]*)\]', rf'\1, "{value}"]')
     start_repository(copy)
-    some = f"test_combination and {value} and {beside} and gitlab and True"
-    command = ["tests/template/test_combinations.py", "-k", some]
+    command = ["tests/template/test_combinations.py", "-k", f"{tests} and {value}"]
     assert f"TemplateNotFound: '{name}/{value}." in run_tests(copy, *command)
     like = next((copy / "templates" / name).glob(f"{choices()[name][0]}.*"))
     shutil.copy(like, like.with_stem(value))
-    assert f"= {len(choices()['worker'])} passed" in run_tests(copy, *command)
+    assert f"= {number} passed" in run_tests(copy, *command)
     if name == "pool":
         assert "test_project[fourth-thread]" in run_tests(copy, "--collect-only")
 
@@ -46,7 +51,7 @@ def run_tests(copy: Path, *options: str) -> str:
 @pytest.mark.parametrize("name", ["license", "pool"])
 def test_every_variant_is_a_choice(name: str) -> None:
     variants = {path.stem for path in (TEMPLATE / "templates" / name).iterdir()}
-    assert variants == set(choices()[name]) - {"none"}
+    assert variants == set(choices()[name])
 
 
 def test_changelog_begins_with_the_version() -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ..support.answers import Answers, combinations, label
-from ..support.commands import PROGRAMS, run, wait_for
+from ..support.commands import DEADLINE, PROGRAMS, run, wait_for
 from ..support.dockerfile import Image
 from ..support.projects import Bake, embedded_server, install, reachable_python
 from ..support.serving import free_port, page
@@ -184,7 +184,7 @@ def service(image: Image, name: str, url: str, *words: str) -> dict[str, Any]:
 def end_of(command: dict[str, Any]) -> str:
     """Run the command to its end and return its output; fail with it if it fails."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(**command, **streams, timeout=60, check=False)
+    done = subprocess.run(**command, **streams, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stdout
     return str(done.stdout)
 
@@ -196,9 +196,9 @@ def assert_serves(image: Image, command: dict[str, Any]) -> None:
         try:
             assert "Nothing here yet" in wait_for(lambda: page(notes), "page")
             assert "<li>Buy milk</li>" in page(notes, body="Buy milk")
-            assert subprocess.run(**check, timeout=60).returncode == 0
+            assert subprocess.run(**check, timeout=DEADLINE).returncode == 0
             server.terminate()
-            assert server.wait(30) == 0
-            assert subprocess.run(**check, timeout=60).returncode != 0
+            assert server.wait(DEADLINE) == 0
+            assert subprocess.run(**check, timeout=DEADLINE).returncode != 0
         finally:
             server.kill()

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ..support.answers import combinations
-from ..support.commands import PROGRAMS, TEMPLATE, run
+from ..support.commands import PROGRAMS, TEMPLATE, command_lines, run
 from ..support.documents import Command, Terminal, blocks, commands
+from ..support.machine import broker_server
 from ..support.projects import Bake, embedded_server, install, remove_database
 from ..support.repository import copy_template, start_repository
 from ..support.serving import free_port
@@ -78,7 +79,7 @@ def test_commands_of_the_repository(tmp_path: Path) -> None:
     start_repository(clone)
     typed = [command for name in REPOSITORY for command in commands(read(name))]
     type_all(clone, typed, PATH=path(tmp_path), **BRIEFLY)
-    assert run("ps", "-e", "-o", "args", cwd=clone).count(str(clone)) == 0
+    assert [line for line in command_lines() if str(clone) in line] == []
     for database in clone.glob("**/instance/postgres"):
         remove_database(database)
 
@@ -151,7 +152,7 @@ def type_all(folder: Path, typed: list[Command], **environ: str) -> None:
 def production(bake: Bake, folder: Path) -> Iterator[dict[str, str]]:
     """Run the servers that a project in production has, and yield its settings."""
     other, port = bake(project_slug="app"), free_port()
-    redis = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
+    redis = [broker_server(), "--port", str(port), "--save", "", "--dir", str(folder)]
     with embedded_server(other, install(other)) as url, Popen(redis) as broker:
         try:
             yield {

@@ -27,8 +27,8 @@ BEFORE = {
     f"{PROJECT}/pyproject.toml": (r'"psycopg2-binary>=[\d.]+', '"psycopg2-binary>=2'),
     f"{PROJECT}/README.md": (r"^Python [\d.]+ or later", "Python"),
     f"{PROJECT}/{PROJECT}/__init__.py": (
-        r"    from .core import health\n.*?bp\)\n\n",
-        "",
+        r'    """Create the application\..*?"""',
+        '    """Create the application."""',
     ),
     f"{PROJECT}/{PROJECT}/core/health.py": (r"\Z", "\n\nUNUSED = True\n"),
     "templates/pool/psycopg2.py": (r'\A"""[^\n]*', '"""A pool.'),
@@ -39,15 +39,13 @@ REMOVED = f"{PROJECT}/setup.cfg"
 HELLO = '''
 from flask import Blueprint, current_app
 
-from .core.config import number
-
 bp = Blueprint("hello", __name__)
 
 
 @bp.get("/hello")
 def hello() -> str:
     """Greet as often as `GREETINGS` says."""
-    return "Hello! " * number(current_app, "GREETINGS", 3)
+    return "Hello! " * int(current_app.config.get("GREETINGS", 3))
 '''
 TEST_HELLO = """
 from flask.testing import FlaskClient

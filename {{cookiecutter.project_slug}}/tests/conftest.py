@@ -41,8 +41,8 @@ def server_url() -> str:
         return url
     from flask_devserver.postgres import ensure_database
 
-    instance = Path(__file__).parents[1] / "instance"
-    return ensure_database(instance / "postgres", "{{ cookiecutter.project_slug }}")
+    folder = Path(__file__).parents[1] / "instance" / "postgres"
+    return ensure_database(folder, "{{ cookiecutter.project_slug }}")
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,8 @@ def test_connection_that_the_view_closed_is_its_own_fault(app: Flask) -> None:
 def test_connection_that_took_long_is_logged(
     app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("{{ cookiecutter.project_slug }}.core.db.SLOW_CHECKOUT", 0.0)
+    name = "{{ cookiecutter.project_slug }}.core.db.SLOW_CHECKOUT"
+    monkeypatch.setattr(name, 0.0)
     with app.app_context():
         get_db()
     assert re.search(r"It took \d+ ms to get a connection .*'in_use': 1", caplog.text)

@@ -7,7 +7,10 @@ import pytest
 from psycopg2.extensions import connection
 
 from {{ cookiecutter.project_slug }} import create_app
-from {{ cookiecutter.project_slug }}.core.migrate import MigrationError, migrate
+from {{ cookiecutter.project_slug }}.core.migrate import (
+    MigrationError,
+    migrate,
+)
 
 from ..conftest import connect
 
