@@ -1,7 +1,10 @@
 """What holds for every request: its line in the log, what it is refused, its errors."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +58,21 @@ def test_request_has_a_line(app: Flask, log: pytest.LogCaptureFixture) -> None:
     assert line["message"].startswith("GET /items 200 ")
     expected = {"method": "GET", "path": "/items", "status": 200, "request_id": "mine"}
     assert expected.items() <= line.items()
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_process_logs_a_request_once(database_url: str, debug: bool) -> None:
+    settings = PRODUCTION | {"DATABASE_URL": database_url, "DEBUG": debug}
+    code = f"import {create_app.__module__} as package\n"
+    code += f"package.create_app({settings!r}).test_client().get('/healthz')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    [line] = done.stderr.splitlines()
+    assert "GET /healthz 200" in line
 
 
 def test_path_makes_no_line_of_its_own(

@@ -121,6 +121,7 @@ def init_app(app: Flask) -> None:
     app.wsgi_app = RequestLogMiddleware(app.wsgi_app)  # type: ignore[method-assign]
     # Werkzeug's own server logs one more line per request.
     logging.getLogger("werkzeug").addFilter(_is_not_request)
-    app.logger.setLevel(logging.DEBUG if app.debug else logging.INFO)
     if not logging.root.handlers:
         dictConfig(CONFIG | {"root": {"handlers": ["text" if app.debug else "json"]}})
+    # Flask adds a handler of its own to a logger that has none at its first use.
+    app.logger.setLevel(logging.DEBUG if app.debug else logging.INFO)
