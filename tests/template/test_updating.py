@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -26,10 +27,7 @@ PROJECT = "{{cookiecutter.project_slug}}"
 BEFORE = {
     f"{PROJECT}/pyproject.toml": (r'"psycopg2-binary>=[\d.]+', '"psycopg2-binary>=2'),
     f"{PROJECT}/README.md": (r"^Python [\d.]+ or later", "Python"),
-    f"{PROJECT}/{PROJECT}/__init__.py": (
-        r'    """Create the application\..*?"""',
-        '    """Create the application."""',
-    ),
+    f"{PROJECT}/{PROJECT}/__init__.py": (r"Create the application", "Make it"),
     f"{PROJECT}/{PROJECT}/core/health.py": (r"\Z", "\n\nUNUSED = True\n"),
     "templates/pool/psycopg2.py": (r'\A"""[^\n]*', '"""A pool.'),
 }
@@ -39,13 +37,17 @@ REMOVED = f"{PROJECT}/setup.cfg"
 HELLO = '''
 from flask import Blueprint, current_app
 
+from .core.config import Settings, number_setting
+
+SETTINGS: Settings = {"GREETINGS": number_setting(3)}
+
 bp = Blueprint("hello", __name__)
 
 
 @bp.get("/hello")
 def hello() -> str:
     """Greet as often as `GREETINGS` says."""
-    return "Hello! " * int(current_app.config.get("GREETINGS", 3))
+    return "Hello! " * int(current_app.config["GREETINGS"])
 '''
 TEST_HELLO = """
 from flask.testing import FlaskClient
@@ -54,10 +56,44 @@ from flask.testing import FlaskClient
 def test_greeting(client: FlaskClient) -> None:
     assert client.get("/hello").text == "Hello! " * 3
 """
-REGISTER = "\n    from . import hello\n\n    app.register_blueprint(hello.bp)\n"
+
+# The last commit before the machinery moved into `core/`, and the module of its people.
+BEFORE_CORE = "79b94f205a4617f2716a372acdae2facc358ec66"
+HELLO_BEFORE_CORE = """
+from flask import Blueprint, current_app
+
+from .config import number
+
+bp = Blueprint("hello", __name__)
+
+
+@bp.get("/hello")
+def hello() -> str:
+    return "Hello! " * number(current_app, "GREETINGS", 3)
+"""
+
+CLOCK = """
+import datetime, os
+
+AHEAD = datetime.timedelta(days=int(os.environ["DAYS_AHEAD"]))
+
+
+class Later(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + AHEAD
+
+    @classmethod
+    def utcnow(cls):
+        return super().utcnow() + AHEAD
+
+
+datetime.datetime = Later
+"""
 
 # What the project's people do to it: files of their own, and lines after others.
 OWN = {"app/hello.py": HELLO.lstrip(), "tests/test_hello.py": TEST_HELLO.lstrip()}
+REGISTER = "    app.register_blueprint(hello.bp)\n"
 EDITS = {
     "app/__init__.py": (r"register_blueprint\(notes.bp\)\n", REGISTER),
     ".env.example": (r"\Z", "\n# How often to greet.\n#GREETINGS=3\n"),
@@ -85,12 +121,17 @@ class Project:
         cruft("create", repository, *options, json.dumps(answers), cwd=parent)
         start_repository(self.folder)
 
-    def update(self, **answers: object) -> None:
-        """Take what the template has by now, and other answers, if any are given."""
+    def update(self, environ: dict[str, str] | None = None, **answers: object) -> str:
+        """Take what the template has by now, and other answers, if any are given.
+
+        Return what cruft says.
+        """
         commit(self.folder)
         other = ["--variables-to-update", json.dumps(answers)] if answers else []
-        cruft("update", "--skip-apply-ask", *other, cwd=self.folder)
+        command = ["update", "--skip-apply-ask", *other]
+        said = cruft(*command, cwd=self.folder, **environ or {})
         assert [path for path in files(self.folder) if path.suffix == ".rej"] == []
+        return said
 
     def conflicts(self) -> list[str]:
         """Return the files that git could not merge."""
@@ -131,7 +172,7 @@ def test_project_as_it_was_made_becomes_that_of_the_release(
     project = Project(repository, tmp_path, "before")
     assert contents(project.folder) != contents(bake(project_slug="app"))
     assert not is_up_to_date(project)
-    project.update()
+    assert "To see it run" not in project.update()
     assert is_up_to_date(project)
     assert contents(project.folder) == contents(bake(project_slug="app"))
 
@@ -223,6 +264,48 @@ def test_release_and_other_answers_at_once(
     assert contents(project.folder) == contents(edited(bake, **answers, **text))
 
 
+@pytest.mark.parametrize("license", choices()["license"])
+def test_updates_over_two_years_reject_nothing(
+    repository: Path, tmp_path: Path, bake: Bake, license: str
+) -> None:
+    project = Project(repository, tmp_path, "before", license=license)
+    edit(project.folder)
+    answers: dict[str, object] = {"license": license}
+    changes: list[dict[str, object]] = [{}, {"ci": "none"}, {"docker": False}, {}]
+    for number, change in enumerate(changes, 1):
+        answers |= change
+        later = clock_shifted(tmp_path, days=number * 183)
+        project.update(later, **change)
+        assert project.conflicts() == []
+        assert contents(project.folder) == contents(edited(bake, **answers))
+        difference = cruft("diff", cwd=project.folder, **later)
+        assert "/LICENSE" not in difference
+
+
+def test_shifted_clock_is_that_of_templates(tmp_path: Path) -> None:
+    code = "import arrow; print(arrow.utcnow().year)"
+    python = PROGRAMS / "python"
+    now, later = (
+        int(run(python, "-c", code, cwd=tmp_path, **environ))
+        for environ in ({}, clock_shifted(tmp_path, days=732))
+    )
+    assert now + 2 <= later <= now + 3
+
+
+@pytest.mark.parametrize("worker", choices()["worker"])
+def test_project_from_before_core_takes_the_release(
+    tmp_path: Path, bake: Bake, worker: str
+) -> None:
+    repository = with_history(tmp_path / "template")
+    project = Project(repository, tmp_path, BEFORE_CORE, worker=worker)
+    edit_before_core(project.folder)
+    project.update()
+    assert project.conflicts() == ["app/__init__.py"]
+    move_into_core(project.folder)
+    expected = contents(edited(bake, worker=worker))
+    assert contents(project.folder) == expected
+
+
 def test_project_that_was_made_without_cruft_is_linked(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
@@ -274,6 +357,55 @@ def test_commands_of_the_document_lead_to_a_project_that_follows(
     assert contents(project) == contents(bake())
 
 
+def clock_shifted(folder: Path, days: int) -> dict[str, str]:
+    """Return an environment in which the clock of Python and Jinja is `days` ahead."""
+    (folder / "clock").mkdir(exist_ok=True)
+    (folder / "clock" / "sitecustomize.py").write_text(CLOCK)
+    return {"PYTHONPATH": str(folder / "clock"), "DAYS_AHEAD": str(days)}
+
+
+def with_history(folder: Path) -> Path:
+    """Return a repository of the template as it is here, after the commits before."""
+    if not has_history():
+        pytest.skip(f"this clone has no commit {BEFORE_CORE}: fetch the whole history")
+    run("git", "clone", "--quiet", TEMPLATE, folder, cwd=TEMPLATE)
+    git(folder, "checkout", "--quiet", "-B", "main")
+    git(folder, "rm", "--quiet", "-r", ".")
+    copy_template(folder)
+    commit(folder)
+    return folder
+
+
+def has_history() -> bool:
+    commit = f"{BEFORE_CORE}^{{commit}}"
+    found = subprocess.run(["git", "cat-file", "-e", commit], cwd=TEMPLATE)
+    return found.returncode == 0
+
+
+def edit_before_core(folder: Path) -> None:
+    """Do to a project from before `core/` what its people did then."""
+    for path, text in OWN.items():
+        (folder / path).write_text(text)
+    (folder / "app/hello.py").write_text(HELLO_BEFORE_CORE.lstrip())
+    for path, (pattern, addition) in EDITS.items():
+        replace(folder / path, pattern, rf"\g<0>{addition}")
+    old = "    app.register_blueprint(hello.bp)\n"
+    new = f"\n    from . import hello\n\n{old}"
+    replace(folder / "app/__init__.py", re.escape(old), new)
+
+
+def move_into_core(folder: Path) -> None:
+    """Do what docs/updating.md says of the update to `core/`."""
+    git(folder, "checkout", "--theirs", "app/__init__.py")
+    replace(
+        folder / "app/__init__.py",
+        r"\.register_blueprint\(notes.bp\)\n",
+        rf"\g<0>{REGISTER}",
+    )
+    import_hello(folder / "app/__init__.py")
+    (folder / "app/hello.py").write_text(HELLO.lstrip())
+
+
 def is_up_to_date(project: Project) -> bool:
     """Say what `cruft check` does."""
     check = subprocess.run([PROGRAMS / "cruft", "check"], cwd=project.folder)
@@ -293,7 +425,13 @@ def edit(folder: Path) -> None:
         (folder / path).write_text(text)
     for path, (pattern, addition) in EDITS.items():
         replace(folder / path, pattern, rf"\g<0>{addition}")
+    import_hello(folder / "app/__init__.py")
 
 
-def cruft(*command: str | Path, cwd: Path) -> str:
-    return run(PROGRAMS / "cruft", *command, cwd=cwd)
+def import_hello(factory: Path) -> None:
+    replace(factory, "import core,", "import core, hello,")
+    replace(factory, r"app, config\)", "app, config, hello.SETTINGS)")
+
+
+def cruft(*command: str | Path, cwd: Path, **environ: str) -> str:
+    return run(PROGRAMS / "cruft", *command, cwd=cwd, **environ)
