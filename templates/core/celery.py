@@ -29,10 +29,11 @@ def init_app(
         settings or {},
     )
     if app.debug or app.testing:
-        # Production has no development server and no embedded PostgreSQL to import.
-        from . import dev
+        # Production has no development server and no embedded servers to import.
+        from . import dev, dev_broker
 
         dev.init_app(app)
+        dev_broker.init_app(app)
     log.init_app(app)
     security.init_app(app)
     errors.init_app(app)

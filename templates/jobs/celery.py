@@ -1,24 +1,34 @@
-"""Work in the background, by Celery: where there is a broker, such as Redis.
+"""Background jobs by Celery, where there is a broker such as Valkey, Redis or RabbitMQ.
 
-`flask worker` runs the tasks, on as many machines as wanted. One is acknowledged when
-it is done, so it runs again when its worker was killed: write tasks for which twice is
-as good as once. On Redis that is `CELERY_VISIBILITY_TIMEOUT` seconds later, and a task
-that takes longer is given to a second worker: set it above your longest; and a worker
-that is killed just as it takes a task from Redis loses it, which RabbitMQ does not do.
-Without a broker, in development, tasks are files: one is lost with a killed worker.
+A task is the function, a job is one queued call of it. `flask worker` runs the jobs, on
+as many machines as you want. A job is acknowledged when it has ended, so it may run
+more than once: write tasks that have the same effect when they run twice. A broker
+cannot join a transaction: a process that dies right after the commit loses its jobs.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
-from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from inspect import iscoroutinefunction, signature
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from celery import Celery, shared_task, signals
 from celery import Task as CeleryTask
+from celery.exceptions import Ignore, WorkerLostError
+from celery.result import AsyncResult
+from celery.utils import uuid
 from flask import Flask, current_app
-from kombu.serialization import dumps
+from kombu.serialization import dumps, loads
 from kombu.utils.json import dumps as json_dumps
 from psycopg2 import InterfaceError, OperationalError
 from psycopg2.extras import Json
@@ -30,49 +40,89 @@ from .log import request_id
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A task whose connection to PostgreSQL was lost is tried again for some minutes.
-CONNECTION_ERRORS = (DatabaseUnavailable, InterfaceError, OperationalError)
+logger = logging.getLogger(__name__)
 
 SETTINGS: Settings = {
     "CELERY_BROKER_URL": text_setting(example="redis://localhost:6379/0", secret=True),
-    "CELERY_VISIBILITY_TIMEOUT": number_setting(25),  # seconds
+    "CELERY_VISIBILITY_TIMEOUT": number_setting(3600),  # seconds
 }
 
+CONNECTION_ERRORS = (DatabaseUnavailable, InterfaceError, OperationalError)
+MAX_RETRY_DELAY = 60.0  # seconds between two attempts while PostgreSQL is away
+MAX_REDELIVERIES = 5  # times that a job is begun again after the end of its worker
+BROKER_TIMEOUT = 2.0  # seconds without a response, at each of three attempts
 
-class Task(Generic[P, R]):
-    """A function that can be called as ever, or put off with `delay`.
 
-    `job` is what Celery made of it, for more to say about it, such as
-    `job.apply_async([1], countdown=60)`.
-    """
+class Task(CeleryTask[P, R]):
+    """Celery's task, whose `delay` waits for the commit."""
 
-    def __init__(self, function: Callable[P, R], **options: Any) -> None:
-        self.function = function
-        given = options.get("autoretry_for", ())
-        options["autoretry_for"] = (*CONNECTION_ERRORS, *given)
-        self.job = shared_task(**options)(function)
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send a job once the transaction of `get_db()` is committed.
+
+        Outside of a transaction it is sent at once. The job keeps its arguments as
+        JSON. Raises `TypeError` if they do not fit, and `EncodeError` of kombu if JSON
+        cannot hold them. When the broker does not respond, `OperationalError` of kombu
+        comes out of the `with` block, and what was committed stays.
+        """
+        signature(self.run).bind(*args, **kwargs)
+        content_type, encoding, data = dumps([args, kwargs], serializer="json")
+        call = loads(data, content_type, encoding)  # It may change until the commit.
+        task: Any = get_celery().tasks[self.name]
+        job = task.AsyncResult(uuid())
+        on_commit(partial(task.apply_async, *call, task_id=job.id))
+        return cast("AsyncResult[R]", job)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.function(*args, **kwargs)
+        request: Any = self.request
+        if request.called_directly:
+            return self.run(*args, **kwargs)
+        if not request.is_eager:
+            request_id.set(f"job-{request.id}")
+            self._limit_redeliveries()
+        try:
+            with get_flask_app(self.app).app_context():
+                return self.run(*args, **kwargs)
+        except CONNECTION_ERRORS as error:
+            if request.is_eager:
+                raise
+            losses = request.headers.get("connection_losses", 0) + 1
+            delay = min(2.0**losses, MAX_RETRY_DELAY)
+            logger.warning("Retrying job in %d s: %s", delay, error)
+            self._send_again(countdown=delay, connection_losses=losses)
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Send a task once the transaction of `get_db()` is committed.
+    def on_failure(
+        self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        _note(self.app, task_id, self.name, args, kwargs)
 
-        Outside of one it is sent at once. It keeps the arguments as JSON. Raises
-        `TypeError` when they do not fit, and `EncodeError` of kombu when JSON has no
-        such thing. The broker cannot join the transaction: when it cannot be reached,
-        `OperationalError` of kombu is raised, and what was committed stays; so does it
-        when the process dies just then. Where that must not be, note in a table what
-        is to be done, too.
-        """
-        signature(self.function).bind(*args, **kwargs)
-        dumps([args, kwargs], serializer="json")
-        job = get_celery().tasks[self.job.name]
-        on_commit(partial(job.apply_async, args, kwargs))
+    def _limit_redeliveries(self) -> None:
+        # The worker that had this job was killed, perhaps by the job.
+        request: Any = self.request
+        if request.delivery_info.get("redelivered"):
+            count = request.headers.get("redeliveries", 0) + 1
+            if count > MAX_REDELIVERIES:
+                message = f"{count} workers ended while they ran this job"
+                raise WorkerLostError(message)
+            self._send_again(redeliveries=count)
+
+    def _send_again(self, countdown: float = 0.0, **counts: int) -> NoReturn:
+        # Not by `retry`, whose limit is for the errors of the task.
+        request: Any = self.request
+        again = self.signature_from_request(
+            retries=request.retries,
+            countdown=countdown or None,
+            headers=request.headers | counts,
+        )
+        again.apply_async()
+        raise Ignore
 
 
 @overload
 def task(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def task(
+    *, bind: Literal[True], **options: Any
+) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
 @overload
 def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(function: Any = None, /, **options: Any) -> Any:
@@ -80,106 +130,121 @@ def task(function: Any = None, /, **options: Any) -> Any:
 
     The options are those of https://docs.celeryq.dev/en/stable/userguide/tasks.html
     """
-    return Task(function, **options) if function else partial(task, **options)
+    if function is None:
+        return partial(task, **options)
+    name = function.__qualname__
+    if iscoroutinefunction(function):
+        message = f"Task {name} is a coroutine, which Celery does not await"
+        raise TypeError(f"{message}: write it with `def`.")
+    if limits := {"time_limit", "soft_time_limit"} & options.keys():
+        message = f"Task {name} has {min(limits)}, but nothing can stop a thread"
+        raise TypeError(f"{message}: set timeouts on what the task waits for.")
+    if "queue" in options:
+        message = f"Task {name} has queue, which Celery has deprecated"
+        raise TypeError(f"{message}: set the task_routes of Celery.")
+    return shared_task(**options)(function)
 
 
-@signals.before_task_publish.connect
-def note_origin(headers: dict[str, object], **_: object) -> None:
-    """Note when the task was sent, and in which request."""
-    headers["sent_at"] = time.time()
-    headers["request_id"] = request_id.get()
-
-
-def task_class(app: Flask) -> type[CeleryTask[Any, Any]]:
-    """Return the class of the tasks of `app`, each run in a context of its own."""
-
-    # From Redis, what waits for its time longer than this is given to all workers.
-    redis = app.config["CELERY_BROKER_URL"].startswith(("redis", "valkey"))
-    longest = app.config["CELERY_VISIBILITY_TIMEOUT"] if redis else None
-
-    class ContextTask(CeleryTask[Any, Any]):
-        max_retries = 10
-        retry_backoff = True
-        retry_backoff_max = longest * 2 // 3 if longest else 600
-
-        def apply_async(self, *args: Any, **options: Any) -> Any:
-            if longest and (options.get("countdown") or 0) >= longest:
-                message = f"countdown is {options['countdown']:g} s"
-                hint = f"raise CELERY_VISIBILITY_TIMEOUT ({longest} s) above it."
-                raise ValueError(f"{message}: {hint}")
-            return super().apply_async(*args, **options)
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            request_id.set(self.request.get("request_id") or "-")
-            with app.app_context():
-                return self.run(*args, **kwargs)
-
-        def on_failure(
-            self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
-        ) -> None:
-            try:
-                with app.app_context():
-                    _note_failure(task_id, self.name, args, kwargs)
-            except Exception:  # or it would keep its place in the worker for good
-                message = "Task %s (%s) failed, which could not be noted"
-                app.logger.exception(message, self.name, task_id)
-
-    return ContextTask
-
-
-def get_celery() -> Celery:
-    """Return the Celery application of the current application."""
-    celery: Celery = current_app.extensions["celery"]
-    return celery
-
-
-def init_app(app: Flask) -> None:
-    """Give `app` a Celery application."""
-    celery = Celery(app.name, task_cls=task_class(app), set_as_current=False)
-    celery.conf.update(
-        broker_connection_max_retries=None,
-        broker_connection_retry_on_startup=True,
-        imports=[f"{app.name}.tasks"],  # and others that have tasks
-        task_acks_late=True,
-        task_ignore_result=True,
-        task_publish_retry_policy={"max_retries": 2},
-        worker_hijack_root_logger=False,
-        worker_prefetch_multiplier=1,
-        **_broker(app),
-    )
-    celery.set_default()
-    app.extensions["celery"] = celery
-
-
-def _note_failure(id: str, name: str, args: Any, kwargs: Any) -> None:
+@task
+def note_failure(job: str, name: str, args: str, kwargs: str) -> None:
+    """List a failed job. Its arguments are JSON that PostgreSQL may not accept."""
     with get_db().cursor() as cursor:
         cursor.execute(
             "INSERT INTO failed_tasks (id, name, args, kwargs)"
             " VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
-            [id, name, Json(args, dumps=json_dumps), Json(kwargs, dumps=json_dumps)],
+            [job, name, Json(args), Json(kwargs)],
         )
 
 
-def _broker(app: Flask) -> dict[str, Any]:
-    url = app.config["CELERY_BROKER_URL"]
-    options: dict[str, object] = {}
-    if not url:
-        url = "filesystem://localhost"
-        options = _folders(Path(app.instance_path) / "celery")
-    elif url.startswith(("redis", "valkey")):
-        options["visibility_timeout"] = app.config["CELERY_VISIBILITY_TIMEOUT"]
-        # By default it looks for tasks to give to others every 100 s.
-        options |= {"unacked_restore_interval": 2, "unacked_restore_throttle": 1}
-    return {"broker_url": url, "broker_transport_options": options}
+def _note(celery: Celery, job: str, name: str, args: Any, kwargs: Any) -> None:
+    call = [job, name, json_dumps(args), json_dumps(kwargs)]
+    try:
+        with get_flask_app(celery).app_context():
+            note_failure(*call)
+    except CONNECTION_ERRORS:
+        celery.send_task(note_failure.name, call)
+    except Exception:  # Celery would never acknowledge the job.
+        message = "Job %s (%s) failed and could not be listed"
+        logger.exception(message, job, name)
 
 
-def _folders(folder: Path) -> dict[str, object]:
-    for name in ("control", "queue"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    queue, control = str(folder / "queue"), str(folder / "control")
-    return {
-        "control_folder": control,
-        "data_folder_in": queue,
-        "data_folder_out": queue,
-        "polling_interval": 0.05,
-    }
+@signals.task_unknown.connect
+@signals.task_rejected.connect
+def _note_unknown(sender: Any, message: Any, **_: object) -> None:
+    """List a message that no worker with this code can run."""
+    headers, payload = message.headers, message.payload
+    args, kwargs = payload[:2] if "task" in headers else ([payload], {})
+    job = headers.get("id", message.delivery_tag)
+    _note(sender.app, job, headers.get("task", "unknown"), args, kwargs)
+
+
+@signals.before_task_publish.connect
+def _note_time(headers: dict[str, object], **_: object) -> None:
+    headers["sent_at"] = time.time()
+
+
+@signals.after_task_publish.connect
+def _log_publish(headers: dict[str, object], **_: object) -> None:
+    parts = {"job_id": headers["id"], "task": headers["task"]}
+    logger.info("Enqueued job %(job_id)s: %(task)s", parts)
+
+
+class FlaskCelery(Celery):
+    """The Celery application of a Flask application, on the broker of its settings."""
+
+    def __init__(self, app: Flask) -> None:
+        self.flask_app = app
+        super().__init__(app.name, task_cls=Task, set_as_current=False)
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        return super().connection_for_read(**self._broker(url) | options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        return super().connection_for_write(**self._broker(url) | options)
+
+    def _broker(self, url: str | None) -> dict[str, Any]:
+        # Celery prefers the environment to its configuration, even in tests.
+        config = self.flask_app.config
+        configured = config["CELERY_BROKER_URL"]
+        url = url or (configured() if callable(configured) else configured)
+        options: dict[str, object] = {"confirm_publish": True}
+        if url.startswith(("redis", "valkey")):
+            options = {
+                "socket_timeout": BROKER_TIMEOUT,
+                "socket_connect_timeout": BROKER_TIMEOUT,
+                "visibility_timeout": config["CELERY_VISIBILITY_TIMEOUT"],
+                # By default, workers poll for overdue jobs every 100 s.
+                "unacked_restore_interval": 2,
+                "unacked_restore_throttle": 1,
+            }
+        return {"url": url, "transport_options": options}
+
+
+def get_celery() -> FlaskCelery:
+    """Return the Celery application of the current application."""
+    celery: FlaskCelery = current_app.extensions["celery"]
+    return celery
+
+
+def get_flask_app(celery: Celery) -> Flask:
+    """Return the application that `celery` belongs to."""
+    return cast(FlaskCelery, celery).flask_app
+
+
+def init_app(app: Flask) -> None:
+    """Give `app` a Celery application."""
+    celery = FlaskCelery(app)
+    celery.conf.update(
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        control_exchange=app.name,  # Projects may share a broker.
+        imports=[f"{app.name}.tasks"],  # and others that have tasks
+        task_acks_late=True,
+        task_default_queue=app.name,
+        task_ignore_result=True,
+        task_publish_retry_policy={"max_retries": 1},
+        worker_hijack_root_logger=False,
+        worker_prefetch_multiplier=1,
+    )
+    celery.set_default()
+    app.extensions["celery"] = celery

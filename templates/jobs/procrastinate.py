@@ -1,38 +1,39 @@
-"""Work in the background, as jobs in the same PostgreSQL: for what must not be lost.
+"""Background jobs in the same PostgreSQL, for work that must not be lost.
 
-`flask worker` runs the jobs, on as many machines as wanted. A job that a killed worker
-had begun is begun again within 20 s. If that worker had committed it but not yet noted
-that it is done, it runs twice: write tasks for which twice is as good as once.
+A task is the function, a job is one queued call of it. `flask worker` runs the jobs, on
+as many machines as you want. No committed job is lost, and a job may run more than
+once: write tasks that have the same effect when they run twice.
 """
 
-import asyncio
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
-from inspect import signature
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, update_wrapper
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 import procrastinate
-import psycopg
 from flask import Flask
+from procrastinate import tasks
 from procrastinate.contrib.psycopg2 import Psycopg2Connector
-from procrastinate.exceptions import ConnectorException
-from psycopg2 import InterfaceError, OperationalError
+from procrastinate.exceptions import UniqueViolation
+from procrastinate.jobs import DEFAULT_QUEUE
+from psycopg2 import InterfaceError, OperationalError, errors
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 from psycopg2.extras import RealDictCursor
-from psycopg_pool import PoolTimeout
 
 from .db import DatabaseUnavailable, get_db
-from .log import request_id
 from .migrate import add_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Args = ParamSpec("Args")
 
-REQUEST = "request-id"  # among a job's arguments, where no parameter is called so
+logger = logging.getLogger(__name__)
 
-# A job whose connection was lost is tried again after 1, 4, 16, 64 seconds.
-AGAIN = procrastinate.RetryStrategy(
+# A job that lost its connection is retried after 4, 16, 64 and 256 seconds.
+RETRY_ON_CONNECTION_LOSS = procrastinate.RetryStrategy(
     max_attempts=5,
     exponential_wait=4,
     retry_exceptions=[DatabaseUnavailable, InterfaceError, OperationalError],
@@ -40,79 +41,109 @@ AGAIN = procrastinate.RetryStrategy(
 
 
 class ContextConnector(Psycopg2Connector):
-    """Run what `delay` asks of the engine on the connection of the current context."""
+    """Run the engine's queries on the connection of the current context."""
 
     def execute_query(self, query: str, **arguments: Any) -> None:
-        with get_db().cursor() as cursor:
-            cursor.execute(query, self._wrap_json(arguments))
+        self.execute_query_all(query, **arguments)
 
     def execute_query_one(self, query: str, **arguments: Any) -> Any:
-        with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
-            cursor.execute(query, self._wrap_json(arguments))
-            return cursor.fetchone()
+        return next(iter(self.execute_query_all(query, **arguments)), None)
 
     def execute_query_all(self, query: str, **arguments: Any) -> Any:
+        jobs = arguments.get("jobs", [])
         with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
-            cursor.execute(query, self._wrap_json(arguments))
-            return cursor.fetchall()
+            locks = [job.queueing_lock for job in jobs if job.queueing_lock]
+            with _unique(cursor, locks):
+                cursor.execute(query, self._wrap_json(arguments))
+                rows = cursor.fetchall() if cursor.description else []
+        for job, row in zip(jobs, rows, strict=False):
+            parts = {"job_id": row["id"], "task": job.task_name}
+            logger.info("Enqueued job %(job_id)d: %(task)s", parts)
+        return rows
+
+    # A view that is a coroutine awaits the engine's `defer_async`.
+    async def execute_query_async(self, query: str, **arguments: Any) -> None:
+        self.execute_query_all(query, **arguments)
+
+    async def execute_query_one_async(self, query: str, **arguments: Any) -> Any:
+        return self.execute_query_one(query, **arguments)
+
+    async def execute_query_all_async(self, query: str, **arguments: Any) -> Any:
+        return self.execute_query_all(query, **arguments)
 
 
-class Connector(procrastinate.PsycopgConnector):
-    """Run what a worker asks of the engine on connections of its own."""
+@contextmanager
+def _unique(cursor: Any, locks: list[str]) -> Iterator[None]:
+    """Let the transaction go on when a job with one of the queueing locks waits."""
+    if locks:
+        cursor.execute("SELECT 1")  # In a `with get_db()` block this begins it.
+    status = cursor.connection.info.transaction_status
+    savepoint = locks and status == TRANSACTION_STATUS_INTRANS
+    if savepoint:
+        cursor.execute("SAVEPOINT enqueue")
+    try:
+        yield
+    except errors.UniqueViolation as error:
+        if savepoint:
+            cursor.execute("ROLLBACK TO enqueue")
+        constraint, lock = error.diag.constraint_name, ", ".join(locks)
+        raise UniqueViolation(constraint_name=constraint, queueing_lock=lock) from error
+    if savepoint:
+        cursor.execute("RELEASE enqueue")
 
-    def get_sync_connector(self) -> ContextConnector:
-        return ContextConnector()
 
-    async def listen_notify(self, *args: Any, **kwargs: Any) -> None:
-        # It gives up where it cannot connect, and with it the worker would. Meanwhile
-        # that looks for jobs every 5 s.
-        while True:
-            with suppress(ConnectorException, PoolTimeout, psycopg.Error):
-                await super().listen_notify(*args, **kwargs)
-            await asyncio.sleep(1.0)
-
-
-# Tasks in other modules than tasks.py: name these here, too.
+# Tasks in modules other than tasks.py: name these here, too.
 queue = procrastinate.App(
     connector=ContextConnector(),
     import_paths=[f"{__name__.partition('.')[0]}.tasks"],
 )
 
 
-class Task(Generic[P, R]):
-    """A function that can be called as ever, or put off with `delay`.
+class Task(tasks.Task[P, R, Args]):
+    """procrastinate's task, which also takes arguments by position: `delay`."""
 
-    `job` is what procrastinate made of it, for a job with more to say about it, such as
-    `job.configure(schedule_in={"hours": 1}, priority=5).defer(note_id=1)`.
-    """
+    def delay(self, *args: Args.args, **kwargs: Args.kwargs) -> int:
+        """Enqueue a job in the transaction of `get_db()`, and return its id.
 
-    def __init__(self, function: Callable[P, R], **options: Any) -> None:
-        self.function = function
-        self.job: Any = queue.task(**{"retry": AGAIN} | options)(function)
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.function(*args, **kwargs)
-
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Put a job into the transaction of `get_db()`, to share its fate.
-
-        Outside of one it is committed at once. It keeps the arguments as JSON. Raises
-        `TypeError` when they do not fit, and what a query raises.
+        Outside of a transaction it is committed at once. The job keeps its arguments as
+        JSON. Raises `TypeError` if they do not fit, and `AlreadyEnqueued` if a job with
+        the task's `queueing_lock` waits; the transaction then goes on.
         """
-        arguments = signature(self.function).bind(*args, **kwargs).arguments
-        self.job.defer(**arguments, **{REQUEST: request_id.get()})
+        context = [None] if self.pass_context else []
+        bound = signature(self.func).bind(*context, *args, **kwargs)
+        names = list(bound.signature.parameters)[len(context) :]
+        named: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
+        return self.configure().defer(**named)
 
 
 @overload
-def task(function: Callable[P, R], /) -> Task[P, R]: ...
+def task(function: Callable[P, R], /) -> Task[P, R, P]: ...
 @overload
-def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(
+    *, pass_context: Literal[True], **options: Any
+) -> Callable[
+    [Callable[Concatenate[procrastinate.JobContext, P], R]],
+    Task[Concatenate[procrastinate.JobContext, P], R, P],
+]: ...
+@overload
+def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R, P]]: ...
 def task(function: Any = None, /, **options: Any) -> Any:
     """Make a task of a function: `@task`, or `@task(retry=5, queue="slow")`.
 
     The options are those of https://procrastinate.readthedocs.io/en/stable/reference.html
     """
-    return Task(function, **options) if function else partial(task, **options)
+    if function is None:
+        return partial(task, **options)
+    parameters = list(signature(function).parameters.values())
+    for each in parameters[bool(options.get("pass_context")) :]:
+        if each.kind in (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL):
+            message = f"Task {function.__qualname__} has the parameter {each}"
+            hint = "a job has named arguments only, so give each one a name."
+            raise TypeError(f"{message}: {hint}")
+    defaults: Any = {"queue": DEFAULT_QUEUE, "retry": RETRY_ON_CONNECTION_LOSS}
+    made: Any = Task(function, blueprint=queue, **defaults | options)
+    queue._register_task(made)
+    return update_wrapper(made, function, updated=())
 
 
 def init_app(app: Flask) -> None:

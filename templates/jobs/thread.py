@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from inspect import iscoroutinefunction
 from queue import Empty, Full, Queue
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
@@ -68,8 +69,14 @@ class Task(Generic[P, R]):
         on_commit(partial(get_worker().put, job))
 
 
-def task(function: Callable[P, R]) -> Task[P, R]:
-    """Make a task of a function: `@task`."""
+def task(function: Callable[P, R] | None = None, /, **options: Any) -> Task[P, R]:
+    """Make a task of a function: `@task`, without options."""
+    if function is None:
+        message = f"@task has {', '.join(options)}, but a thread has no options"
+        raise TypeError(f"{message}: write @task alone.")
+    if iscoroutinefunction(function):
+        message = f"Task {function.__qualname__} is a coroutine, which nobody awaits"
+        raise TypeError(f"{message}: write it with `def`.")
     return Task(function)
 
 
@@ -113,6 +120,10 @@ class Worker:
             hint = f"raise WORKER_QUEUE_SIZE ({self.size}) or WORKER_TIMEOUT."
             raise QueueFull(f"{message}: {hint}") from None
 
+    def run_waiting(self) -> None:
+        """Wait for the jobs and those that they enqueue: for tests."""
+        self._queue.join()
+
     def status(self) -> dict[str, int]:
         """Return how many jobs of this process wait and run."""
         return {"waiting": self._queue.qsize(), "running": int(self._job is not None)}
@@ -138,6 +149,7 @@ class Worker:
         while job := self._queue.get():
             self._job = job
             self._run_job(job)
+            self._queue.task_done()
 
     def _run_job(self, job: Job) -> None:
         request_id.set(job.request_id)

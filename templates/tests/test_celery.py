@@ -1,18 +1,19 @@
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import celery
 import pytest
 from celery.contrib.testing.worker import start_worker
 from click import ClickException
 from flask import Flask, current_app
 from kombu.exceptions import EncodeError
-from psycopg2 import OperationalError
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
-from {{ cookiecutter.project_slug }}.core.jobs import Task, task
+from {{ cookiecutter.project_slug }}.core.jobs import get_celery, task
 from {{ cookiecutter.project_slug }}.core.log import request_id
-from {{ cookiecutter.project_slug }}.core.worker import Worker
+from {{ cookiecutter.project_slug }}.core.worker import Worker, get_worker
 
 from .reload_server import poll
 
@@ -26,6 +27,17 @@ def add(a: int, b: int) -> int:
 
 
 @task
+def add_twice(a: int, b: int) -> None:
+    add.delay(a, b)
+    add.delay(a, b)
+
+
+@task
+def add_all(numbers: list[int]) -> None:
+    results.append(sum(numbers))
+
+
+@task
 def use_database() -> None:
     results.append((current_app.name, get_db().info.backend_pid))
 
@@ -35,45 +47,68 @@ def tell_request() -> None:
     results.append(request_id.get())
 
 
+@task(bind=True)
+def tell_job(self: Any, a: int) -> None:
+    results.append((self.request.id, a))
+
+
 @task
-def fail(number: int) -> None:
+def fail(value: object) -> None:
     raise RuntimeError("on purpose")
 
 
-@task(autoretry_for=(OSError,))
-def wait() -> None:
-    results.append("waited")
-
-
-@pytest.fixture
-def app(database_url: str) -> Iterator[Flask]:
-    settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": "memory://"}
-    app = create_app({"TESTING": True, **settings})
+@pytest.fixture(autouse=True)
+def context(app: Flask) -> Iterator[None]:
     results.clear()
     with app.app_context():
-        yield app
-    app.extensions["celery"].control.purge()
-    app.extensions["pool"].close()
+        yield
 
 
 @pytest.fixture
 def worker(app: Flask) -> Worker:
-    found: Worker = app.extensions["worker"]
-    return found
+    return get_worker()
 
 
-def run(app: Flask, task: Task[..., Any], *args: object) -> None:
-    """Run a task as a worker does."""
-    app.extensions["celery"].tasks[task.job.name].apply(args)
+def waiting() -> int:
+    with get_celery().connection_for_read() as conn:
+        size: int = conn.SimpleQueue(current_app.name).qsize()
+        return size
 
 
-def waiting(worker: Worker) -> int:
-    return worker.status()["waiting"]
+def test_task_is_still_a_function() -> None:
+    mine = get_db().info.backend_pid
+    assert add(1, b=2) == 3
+    use_database()
+    assert results[1] == (current_app.name, mine)
+
+
+def test_task_is_the_engines_own() -> None:
+    assert isinstance(add, celery.Task)
+    assert add.s(1, 2).apply().get() == 3
+
+
+def test_delayed_task_runs(run_jobs: Callable[[], None]) -> None:
+    add.delay(1, b=2)
+    assert results == []
+    run_jobs()
+    assert results == [3]
+
+
+def test_run_jobs_runs_what_jobs_enqueue(run_jobs: Callable[[], None]) -> None:
+    add_twice.delay(1, 2)
+    run_jobs()
+    assert results == [3, 3]
+
+
+def test_delay_returns_the_id_of_the_job(run_jobs: Callable[[], None]) -> None:
+    job = tell_job.delay(1).id
+    run_jobs()
+    assert results == [(job, 1)]
 
 
 @pytest.mark.parametrize("arguments", [[{1, 2}, 3], [1]], ids=str)
-def test_arguments_that_cannot_be_sent_are_refused_before_the_commit(
-    app: Flask, worker: Worker, arguments: list[Any]
+def test_delay_rejects_arguments_before_the_commit(
+    worker: Worker, arguments: list[Any]
 ) -> None:
     with pytest.raises((TypeError, EncodeError)), get_db() as db:
         db.cursor().execute("INSERT INTO items (body) VALUES ('unfinished')")
@@ -81,62 +116,133 @@ def test_arguments_that_cannot_be_sent_are_refused_before_the_commit(
     with get_db().cursor() as cursor:
         cursor.execute("SELECT FROM items")
         assert cursor.rowcount == 0
-    assert worker.status()["waiting"] == 0
+    assert waiting() == 0
 
 
-def test_lost_connection_is_a_reason_to_try_again_whatever_else_is(app: Flask) -> None:
-    again = app.extensions["celery"].tasks[wait.job.name].autoretry_for
-    assert {OSError, OperationalError} <= set(again)
+def test_delay_copies_the_arguments(run_jobs: Callable[[], None]) -> None:
+    numbers = [1, 2]
+    with get_db():
+        add_all.delay(numbers)
+        numbers.append(3)
+    run_jobs()
+    assert results == [3]
 
 
-def test_task_is_still_a_function() -> None:
-    assert add(1, b=2) == 3
+def test_coroutine_is_rejected() -> None:
+    async def wait() -> None:
+        pass
+
+    with pytest.raises(TypeError, match="is a coroutine, which Celery does not await"):
+        task(wait)
+
+
+@pytest.mark.parametrize("option", ["time_limit", "soft_time_limit", "queue"])
+def test_option_that_has_no_effect_is_rejected(option: str) -> None:
+    with pytest.raises(TypeError, match=f"^Task print has {option}, "):
+        task(**{option: 5})(print)
 
 
 def test_task_is_sent_once_the_transaction_is_committed(worker: Worker) -> None:
     with get_db():
         add.delay(1, 2)
-        assert waiting(worker) == 0
-    assert waiting(worker) == 1
+        assert waiting() == 0
+    assert waiting() == 1
 
 
-def test_task_of_a_transaction_that_is_rolled_back_is_not_sent(worker: Worker) -> None:
+def test_task_is_not_sent_when_the_transaction_is_rolled_back(worker: Worker) -> None:
     with pytest.raises(RuntimeError), get_db():
         add.delay(1, 2)
         raise RuntimeError
-    assert waiting(worker) == 0
+    assert waiting() == 0
 
 
-def test_task_has_a_context_of_its_own(app: Flask) -> None:
+def test_environment_does_not_replace_the_broker(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
+    add.delay(1, 2)
+    assert waiting() == 1
+
+
+def test_projects_on_one_broker_do_not_share_jobs(
+    worker: Worker, broker_url: str, run_jobs: Callable[[], None]
+) -> None:
+    add.delay(1, 2)
+    other = celery.Celery("other", broker=broker_url, set_as_current=False)
+    other.send_task("other.tasks.work")
+    assert waiting() == 1
+    run_jobs()
+    assert results == [3]
+    other.control.purge()
+
+
+def test_task_has_a_context_of_its_own(
+    app: Flask, run_jobs: Callable[[], None]
+) -> None:
     mine = get_db().info.backend_pid
-    run(app, use_database)
+    use_database.delay()
+    run_jobs()
     [(name, backend)] = results
     assert name == app.name
     assert backend != mine
 
 
-def test_task_knows_the_request_that_asked_for_it(app: Flask) -> None:
-    @app.post("/tell")
-    def ask() -> str:
-        tell_request.delay()
-        return "asked"
-
-    celery = app.extensions["celery"]
-    app.test_client().post("/tell", headers={"X-Request-ID": "mine"})
-    with start_worker(celery, perform_ping_check=False):
-        assert poll(lambda: results) == ["mine"]
-
-
-def test_failed_task_is_listed_and_can_be_sent_again(
-    app: Flask, worker: Worker
+def test_lines_of_a_job_have_the_id_that_the_request_logged(
+    app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(app, fail, 7)
+    caplog.set_level(logging.INFO)
+    app.add_url_rule("/tell", view_func=lambda: tell_request.delay().id)
+    job = app.test_client().get("/tell").text
+    assert f"Enqueued job {job}: {__name__}.tell_request" in caplog.messages
+    with start_worker(get_celery(), perform_ping_check=False):
+        assert poll(lambda: results) == [f"job-{job}"]
+
+
+def test_eager_task_keeps_the_id_of_the_request(app: Flask) -> None:
+    get_celery().conf.task_always_eager = True
+    app.add_url_rule("/tell", view_func=lambda: tell_request.delay().id)
+    app.test_client().get("/tell", headers={"X-Request-ID": "mine"})
+    assert results == ["mine"]
+
+
+@pytest.mark.parametrize("value", ["\0", float("nan"), "\ud800", [1]], ids=ascii)
+def test_failed_job_is_listed_and_can_be_sent_again(
+    app: Flask, worker: Worker, run_jobs: Callable[[], None], value: object
+) -> None:
+    job = fail.delay(value).id
+    run_jobs()
     [(id, call)] = worker.failed().items()
-    assert call.endswith(".fail [7] {}")
+    assert id == job
+    assert f"{__name__}.fail [" in call
     app.test_cli_runner().invoke(args=["worker", "--retry", id])
-    assert worker.status() | {"waiting": 1, "failed": 0} == worker.status()
+    status = worker.status()
+    assert (status["waiting"], status["failed"]) == (1, 0)
 
 
-def test_unknown_task_is_refused(worker: Worker) -> None:
-    with pytest.raises(ClickException, match="^No failed task has the id 7: see --fai"):
+def test_retry_rejects_an_unknown_job(worker: Worker) -> None:
+    with pytest.raises(ClickException, match="^No failed job has the id 7: see --fai"):
         worker.retry("7")
+
+
+def test_unknown_task_is_listed_as_failed(worker: Worker) -> None:
+    get_celery().send_task("removed", [1], task_id="7")
+    with start_worker(get_celery(), perform_ping_check=False):
+        assert poll(worker.failed) == {"7": "removed [1] {}"}
+
+
+def test_status_counts_a_message_without_a_time(worker: Worker) -> None:
+    with get_celery().connection_for_write() as conn:
+        queue = conn.SimpleQueue(current_app.name)
+        queue.put({})
+        queue.close()
+    assert waiting() == 1
+
+
+def test_command_does_not_show_the_password_of_the_broker(database_url: str) -> None:
+    broker = "redis://:hunter2@127.0.0.1:1/0"
+    settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": broker}
+    app = create_app({"TESTING": True, **settings})
+    with app.app_context():
+        found = app.test_cli_runner().invoke(args=["worker", "--status"])
+    assert "CELERY_BROKER_URL: " in found.output
+    assert "hunter2" not in found.output

@@ -1,15 +1,19 @@
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
 import pytest
 from click import ClickException
 from flask import Flask, current_app
+from procrastinate import JobContext, tasks
+from procrastinate.exceptions import AlreadyEnqueued
 from psycopg2 import OperationalError
 
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.jobs import queue, task
 from {{ cookiecutter.project_slug }}.core.log import request_id
-from {{ cookiecutter.project_slug }}.core.worker import Worker
+from {{ cookiecutter.project_slug }}.core.worker import Worker, get_worker
 
 results: list[Any] = []
 
@@ -21,13 +25,34 @@ def add(a: int, b: int) -> int:
 
 
 @task
+def add_twice(a: int, b: int) -> None:
+    add.delay(a, b)
+    add.delay(a, b)
+
+
+@task
 def use_database() -> None:
     results.append((current_app.name, get_db().info.backend_pid))
 
 
 @task
-def tell_request() -> None:
+async def tell_request() -> None:
     results.append(request_id.get())
+
+
+@task
+def collect(a: int, **others: int) -> None:
+    results.append((a, others))
+
+
+@task(pass_context=True)
+def tell_job(context: JobContext, a: int) -> None:
+    results.append((context.job.id, a))
+
+
+@task(queueing_lock="one")
+def run_alone() -> None:
+    results.append("alone")
 
 
 @task
@@ -49,27 +74,37 @@ def context(app: Flask) -> Iterator[None]:
 
 @pytest.fixture
 def worker(app: Flask) -> Worker:
-    found: Worker = app.extensions["worker"]
-    return found
+    return get_worker()
 
 
 def test_task_is_still_a_function() -> None:
     assert add(1, b=2) == 3
 
 
-def test_put_off_task_runs(worker: Worker) -> None:
+def test_task_is_the_engines_own() -> None:
+    assert isinstance(add, tasks.Task)
+    assert queue.tasks[f"{__name__}.add"] is add
+
+
+def test_delayed_task_runs(run_jobs: Callable[[], None]) -> None:
     add.delay(1, b=2)
     assert results == []
-    worker.run_waiting()
+    run_jobs()
     assert results == [3]
 
 
-def test_job_is_committed_with_the_transaction(worker: Worker) -> None:
+def test_run_jobs_runs_what_jobs_enqueue(run_jobs: Callable[[], None]) -> None:
+    add_twice.delay(1, 2)
+    run_jobs()
+    assert results == [3, 3]
+
+
+def test_job_is_committed_with_the_transaction(run_jobs: Callable[[], None]) -> None:
     with get_db():
         add.delay(1, 2)
-        worker.run_waiting()
+        run_jobs()
         assert results == []
-    worker.run_waiting()
+    run_jobs()
     assert results == [3]
 
 
@@ -80,61 +115,109 @@ def test_job_is_rolled_back_with_the_transaction(worker: Worker) -> None:
     assert worker.status()["waiting"] == 0
 
 
-def test_arguments_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(TypeError, match="missing a required argument: 'b'"):
-        add.delay(1)  # type: ignore[call-arg]
+@pytest.mark.parametrize("arguments", [[1], [1, 2, 3]], ids=str)
+def test_delay_rejects_arguments_that_do_not_fit(
+    worker: Worker, arguments: list[int]
+) -> None:
+    with pytest.raises(TypeError):
+        add.delay(*arguments)
+    assert worker.status()["waiting"] == 0
 
 
-def test_task_has_a_context_of_its_own(app: Flask, worker: Worker) -> None:
+def test_delay_keeps_other_keyword_arguments(run_jobs: Callable[[], None]) -> None:
+    collect.delay(1, b=2)
+    run_jobs()
+    assert results == [(1, {"b": 2})]
+
+
+def test_task_gets_its_context(run_jobs: Callable[[], None]) -> None:
+    job = tell_job.delay(1)
+    run_jobs()
+    assert results == [(job, 1)]
+
+
+@pytest.mark.parametrize("function", [lambda *numbers: 0, lambda a, /: a])
+def test_parameter_without_a_name_is_rejected(function: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="so give each one a name"):
+        task(function)
+
+
+def test_transaction_goes_on_when_a_job_is_already_enqueued(
+    run_jobs: Callable[[], None],
+) -> None:
+    run_alone.delay()
+    with get_db() as db, db.cursor() as cursor:
+        with pytest.raises(AlreadyEnqueued, match="queueing lock one"):
+            run_alone.delay()
+        cursor.execute("INSERT INTO items (body) VALUES ('committed')")
+    with pytest.raises(AlreadyEnqueued):
+        run_alone.delay()
+    run_jobs()
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT body FROM items")
+        assert cursor.fetchall() == [("committed",)]
+    assert results == ["alone"]
+
+
+def test_task_has_a_context_of_its_own(
+    app: Flask, run_jobs: Callable[[], None]
+) -> None:
     mine = get_db().info.backend_pid
     use_database.delay()
-    worker.run_waiting()
+    run_jobs()
     [(name, backend)] = results
     assert name == app.name
     assert backend != mine
 
 
-def test_task_knows_the_request_that_asked_for_it(app: Flask, worker: Worker) -> None:
-    @app.post("/tell")
-    def ask() -> str:
-        tell_request.delay()
-        return "asked"
+def test_lines_of_a_job_have_the_id_that_the_request_logged(
+    app: Flask, run_jobs: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    app.add_url_rule("/tell", view_func=lambda: str(tell_request.delay()))
+    job = app.test_client().get("/tell").text
+    assert f"Enqueued job {job}: {__name__}.tell_request" in caplog.messages
+    run_jobs()
+    assert results == [f"job-{job}"]
 
-    app.test_client().post("/tell", headers={"X-Request-ID": "mine"})
-    worker.run_waiting()
-    assert results == ["mine"]
+
+def test_coroutine_enqueues_in_its_transaction(run_jobs: Callable[[], None]) -> None:
+    deferring = add.defer_async(a=1, b=2)
+    with pytest.raises(StopIteration), get_db():
+        deferring.send(None)  # It awaits nothing, so it ends here.
+    run_jobs()
+    assert results == []
 
 
 def test_job_for_later_waits(worker: Worker) -> None:
-    add.job.configure(schedule_in={"hours": 1}).defer(a=1, b=2)
+    add.configure(schedule_in={"hours": 1}).defer(a=1, b=2)
     worker.run_waiting()
     status = {"waiting": 0, "later": 1, "oldest_seconds": 0}
     assert worker.status() | status == worker.status()
 
 
-def test_waiting_job_can_be_cancelled(worker: Worker) -> None:
-    job = add.job.defer(a=1, b=2)
-    assert queue.job_manager.cancel_job_by_id(job)
-    worker.run_waiting()
+def test_waiting_job_can_be_cancelled(run_jobs: Callable[[], None]) -> None:
+    assert queue.job_manager.cancel_job_by_id(add.delay(1, 2))
+    run_jobs()
     assert results == []
 
 
-def test_failed_job_is_listed_and_can_be_run_again(app: Flask, worker: Worker) -> None:
+def test_failed_job_is_listed_and_can_be_requeued(app: Flask, worker: Worker) -> None:
     fail.delay()
     worker.run_waiting()
     [(job, call)] = worker.failed().items()
     assert f"fail[{job}](" in call
     assert worker.status()["failed"] == 1
-    app.test_cli_runner().invoke(args=["worker", "--retry", str(job)])
+    app.test_cli_runner().invoke(args=["worker", "--retry", job])
     assert worker.status() | {"waiting": 1, "failed": 0} == worker.status()
 
 
-def test_unknown_job_is_refused(worker: Worker) -> None:
+def test_retry_rejects_an_unknown_job(worker: Worker) -> None:
     with pytest.raises(ClickException, match="^No failed job has the id 7: see --fai"):
-        worker.retry(7)
+        worker.retry("7")
 
 
-def test_job_that_lost_its_connection_waits_to_be_run_again(worker: Worker) -> None:
+def test_job_is_retried_when_its_connection_was_lost(worker: Worker) -> None:
     lose_the_connection.delay()
     worker.run_waiting()
     assert worker.status() | {"later": 1, "failed": 0} == worker.status()
@@ -145,3 +228,17 @@ def test_command_counts_jobs_and_workers(app: Flask) -> None:
     output = app.test_cli_runner().invoke(args=["worker", "--status"]).output
     assert output.startswith("waiting: 1\nlater: 0\nrunning: 0\nfailed: 0\noldest")
     assert output.endswith("workers: 0\n")
+
+
+def test_command_passes_its_arguments_on(app: Flask, worker: Worker) -> None:
+    add.delay(1, 2)
+    runner = app.test_cli_runner()
+    handlers = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
+    try:
+        runner.invoke(args=["worker", "--one-shot", "--queues", "slow"])
+        assert results == []
+        runner.invoke(args=["worker", "--one-shot", "--concurrency", "1"])
+    finally:
+        for number, handler in handlers.items():
+            signal(number, handler)
+    assert results == [3]

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Queue
 from threading import Event, Thread, Timer
 from typing import Any
@@ -71,6 +71,33 @@ def test_task_is_still_a_function(app: Flask) -> None:
 def test_put_off_task_runs(app: Flask) -> None:
     add.delay(1, b=2)
     assert results.get(timeout=10) == 3
+
+
+@task
+def add_twice(a: int, b: int) -> None:
+    add.delay(a, b)
+    add.delay(a, b)
+
+
+def test_run_jobs_runs_what_jobs_enqueue(
+    app: Flask, run_jobs: Callable[[], None]
+) -> None:
+    add_twice.delay(1, 2)
+    run_jobs()
+    assert [results.get_nowait(), results.get_nowait()] == [3, 3]
+
+
+def test_option_is_rejected() -> None:
+    with pytest.raises(TypeError, match="^@task has time_limit, but a thread has no"):
+        task(time_limit=5)
+
+
+def test_coroutine_is_rejected() -> None:
+    async def wait() -> None:
+        pass
+
+    with pytest.raises(TypeError, match="wait is a coroutine, which nobody awaits"):
+        task(wait)
 
 
 def test_task_starts_once_the_transaction_is_committed(app: Flask) -> None:

@@ -1,142 +1,195 @@
-"""`flask worker`: run the tasks, and look at them."""
+"""`flask worker`: run the jobs, and look after them."""
 
-import json
 import os
 import time
-from collections.abc import Iterable
+from contextlib import suppress
 from threading import Timer
 from typing import Any
 
 import click
+import psycopg2
 from celery import signals
 from flask import Flask, current_app
 from flask.cli import with_appcontext
-from kombu.exceptions import OperationalError as BrokerError
+from kombu.exceptions import KombuError
 from kombu.transport import redis
+from kombu.utils.json import loads
 from psycopg2.errors import UndefinedTable
 
 from .config import Settings, number_setting
-from .db import get_db
-from .jobs import get_celery
-
-# Kombu gives back what runs when the connection is lost: by that connection, which ends
-# the worker. On Redis the visibility timeout does it.
-redis.QoS.restore_at_shutdown = False
+from .db import DatabaseUnavailable, get_db
+from .jobs import FlaskCelery, get_celery
 
 SETTINGS: Settings = {
     "WORKER_CONCURRENCY": number_setting(4),
     "WORKER_DEADLINE": number_setting(10.0),  # seconds
 }
 
-ANSWER = 0.5  # seconds that workers have to say that they live
+REPLY_TIMEOUT = 0.5  # seconds that workers have to say that they live
+
+# Kombu restores the unacknowledged jobs when it loses the connection, over that very
+# connection. The error would stop the worker.
+redis.QoS.restore_at_shutdown = False
 
 
 class Worker:
-    """Run tasks, `concurrency` at a time, each in an application context of its own.
+    """Run the jobs, each in an application context of its own, and look after them.
 
-    At its end those that run have `deadline` seconds.
+    Once told to stop, running jobs have `WORKER_DEADLINE` seconds.
     """
 
-    def __init__(self, app: Flask, concurrency: int, deadline: float) -> None:
+    def __init__(self, app: Flask) -> None:
         self.app = app
-        self.concurrency = concurrency
-        self.deadline = deadline
+        self._consumer: Any = None
+        self._stopping = False
 
-    def run(self) -> None:
-        """Run tasks until SIGTERM or SIGINT; wait for the broker where it is away."""
-        signals.worker_shutting_down.connect(self._end, weak=False)
-        options = ["--pool=threads", f"--concurrency={self.concurrency}"]
+    def get_ready(self) -> FlaskCelery:
+        """Return what Celery's own commands need, too."""
+        signals.worker_ready.connect(self._on_ready, weak=False)
+        signals.worker_shutting_down.connect(self._on_signal, weak=False)
+        celery: FlaskCelery = self.app.extensions["celery"]
+        return celery
+
+    def run(self, arguments: tuple[str, ...] = ()) -> None:
+        """Run jobs until SIGTERM or SIGINT; wait while the broker is away.
+
+        `arguments` are those of `celery worker`.
+        """
+        celery = self.get_ready()
+        concurrency = self.app.config["WORKER_CONCURRENCY"]
+        options = ["--pool=threads", f"--concurrency={concurrency}"]
         options += ["--loglevel=WARNING", "--without-gossip", "--without-mingle"]
-        options += [f"--hostname={os.getpid()}@%h"]  # others may be on this machine
-        get_celery().worker_main(["--quiet", "worker", *options])
+        options += [f"--hostname={os.getpid()}@%h"]  # A machine may have several.
+        celery.worker_main(["--quiet", "worker", *options, *arguments])
+        if not self._stopping:
+            message = "The worker stopped, though no signal told it to"
+            raise click.ClickException(f"{message}: see the log.")
+
+    def run_waiting(self) -> None:
+        """Run the waiting jobs and those that they enqueue, and return: for tests."""
+        celery = get_celery()
+        with celery.connection_for_read() as conn:
+            for queue in celery.amqp.queues.values():
+                bound = queue(conn.default_channel)
+                bound.declare()
+                while message := bound.get():
+                    args, kwargs, _ = message.payload
+                    found = celery.tasks[message.headers["task"]]
+                    found.apply(args, kwargs, task_id=message.headers["id"])
+                    message.ack()
 
     def status(self) -> dict[str, int]:
-        """Return how many tasks wait, run and have failed, and how many workers live.
+        """Return how many jobs wait, run and have failed, and how many workers live.
 
         `oldest_seconds` is how long ago the first of those that wait was sent, where
-        the broker is Redis. What runs is asked of the workers, which takes `ANSWER`
-        seconds, and cannot be where tasks are files.
+        the broker is Redis. The workers are asked, which takes `REPLY_TIMEOUT` seconds.
         """
-        with get_celery().connection_for_read() as conn:
-            status = _waiting(conn, get_celery().amqp.queues.values())
-            if conn.transport.driver_type != "filesystem":
-                inspect = get_celery().control.inspect(connection=conn, timeout=ANSWER)
-                active = inspect.active() or {}
-                status["running"] = sum(map(len, active.values()))
-                status["workers"] = len(active)
+        celery = get_celery()
+        with celery.connection_for_read() as conn:
+            status = _waiting(celery, conn)
+            inspect = celery.control.inspect(connection=conn, timeout=REPLY_TIMEOUT)
+            active = inspect.active() or {}
+        status["running"] = sum(map(len, active.values()))
+        status["workers"] = len(active)
         return status | {"failed": len(self.failed())}
 
     def failed(self) -> dict[str, str]:
-        """Return the failed tasks: their calls by their ids."""
+        """Return the failed jobs: their calls by their ids."""
         with get_db().cursor() as cursor:
-            cursor.execute("SELECT id, name, args, kwargs FROM failed_tasks")
+            cursor.execute(
+                "SELECT id, name, args #>> array[]::text[], kwargs #>> array[]::text[]"
+                " FROM failed_tasks"
+            )
             return {id: f"{name} {args} {kwargs}" for id, name, args, kwargs in cursor}
 
     def retry(self, job: str) -> None:
-        """Send a failed task again. Raises `ClickException` where it is none."""
+        """Send a failed job again. Raises `ClickException` for others."""
         with get_db() as db, db.cursor() as cursor:
             cursor.execute(
-                "DELETE FROM failed_tasks WHERE id = %s RETURNING name, args, kwargs",
+                "DELETE FROM failed_tasks WHERE id = %s RETURNING"
+                " name, args #>> array[]::text[], kwargs #>> array[]::text[]",
                 [job],
             )
             if not cursor.rowcount:
-                message = f"No failed task has the id {job}: see --failed."
+                message = f"No failed job has the id {job}: see --failed."
                 raise click.ClickException(message)
             [(name, args, kwargs)] = cursor.fetchall()
-            get_celery().send_task(name, args, kwargs, task_id=job)
+            get_celery().send_task(name, loads(args), loads(kwargs), task_id=job)
 
-    def _end(self, **_: Any) -> None:
-        timer = Timer(self.deadline, self._cut_off)
+    def _on_ready(self, sender: Any, **_: object) -> None:
+        self._consumer = sender
+        channel = sender.task_consumer.channel
+        if isinstance(channel, redis.Channel):
+            seconds = min(channel.visibility_timeout / 4, 60.0)
+            sender.timer.call_repeatedly(seconds, self._renew)
+
+    def _renew(self) -> None:
+        """Tell Redis that this worker still has its jobs, however long they take."""
+        channel = self._consumer.task_consumer.channel
+        if tags := list(channel.qos._delivered):
+            with channel.conn_or_acquire() as client:
+                now = dict.fromkeys(tags, time.time())
+                client.zadd(channel.unacked_index_key, now, xx=True)
+
+    def _on_signal(self, **_: object) -> None:
+        self._stopping = True
+        redis.QoS.restore_at_shutdown = True
+        timer = Timer(self.app.config["WORKER_DEADLINE"], self._force_exit)
         timer.daemon = True
         timer.start()
 
-    def _cut_off(self) -> None:
-        # Nothing else ends a thread. What it did and did not commit is rolled back.
-        message = "Tasks that did not end in %g s are cut off, to be begun again"
-        self.app.logger.warning(message, self.deadline)
+    def _force_exit(self) -> None:
+        # Nothing else stops a thread. Its transaction is rolled back.
+        message = "Jobs still run after WORKER_DEADLINE; another worker restarts them"
+        self.app.logger.warning(message)
+        with suppress(Exception):  # The broker may be away.
+            self._consumer.task_consumer.channel.qos.restore_unacked_once()
         os._exit(1)
 
 
-def _waiting(conn: Any, all_queues: Iterable[Any]) -> dict[str, int]:
-    queues = [queue(conn.default_channel) for queue in all_queues]
+def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:
+    channel = conn.default_channel
+    queues: list[Any] = [queue(channel) for queue in celery.amqp.queues.values()]
     waiting = sum(queue.queue_declare().message_count for queue in queues)
     if conn.transport.driver_type != "redis":
         return {"waiting": waiting}
-    client = conn.default_channel.client
-    oldest = [client.lindex(queue.name, -1) for queue in queues]
-    sent = [json.loads(task)["headers"]["sent_at"] for task in oldest if task]
-    seconds = time.time() - min(sent, default=time.time())
-    return {"waiting": waiting, "oldest_seconds": int(seconds)}
+    oldest = [channel.client.lindex(queue.name, -1) for queue in queues]
+    now = time.time()
+    sent = [loads(job)["headers"].get("sent_at", now) for job in oldest if job]
+    return {"waiting": waiting, "oldest_seconds": int(now - min(sent, default=now))}
 
 
-@click.command("worker")
-@click.option("--status", is_flag=True, help="Count the tasks and the workers.")
-@click.option("--failed", is_flag=True, help="List the tasks that have failed.")
-@click.option("--retry", metavar="ID", help="Send a failed task again.")
+@click.command("worker", context_settings={"ignore_unknown_options": True})
+@click.option("--status", is_flag=True, help="Count the jobs and the workers.")
+@click.option("--failed", is_flag=True, help="List the jobs that have failed.")
+@click.option("--retry", metavar="ID", help="Send a failed job again.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @with_appcontext
-def worker_command(status: bool, failed: bool, retry: str | None) -> None:
-    """Run tasks in the background until SIGTERM, or look at them."""
-    if status or failed or retry is not None:
-        _look(status, failed, retry)
-    else:
-        get_worker().run()
+def worker_command(
+    status: bool, failed: bool, retry: str | None, arguments: tuple[str, ...]
+) -> None:
+    """Run jobs until SIGTERM, or look after them.
 
-
-def _look(status: bool, failed: bool, retry: str | None) -> None:
+    ARGUMENTS are those of `celery worker`, such as --queues, --concurrency and --beat.
+    """
     worker = get_worker()
     try:
-        if status:
-            figures = worker.status().items()
-            click.echo("\n".join(f"{name}: {figure}" for name, figure in figures))
-        elif failed:
-            found = worker.failed().items()
-            click.echo("\n".join(f"{id} {call}" for id, call in found))
-        elif retry is not None:
+        if retry is not None:
             worker.retry(retry)
+        elif status:
+            for name, figure in worker.status().items():
+                click.echo(f"{name}: {figure}")
+        elif failed:
+            for job, call in worker.failed().items():
+                click.echo(f"{job} {call}")
+        else:
+            worker.run(arguments)
     except UndefinedTable as error:
         message = "A migration is missing: run `flask migrate`."
         raise click.ClickException(message) from error
-    except BrokerError as error:
+    except (DatabaseUnavailable, psycopg2.Error) as error:
+        raise click.ClickException(str(error).partition("\n")[0]) from error
+    except (KombuError, KeyError) as error:
         hint = "is it right, and does a broker run there?"
         raise click.ClickException(f"CELERY_BROKER_URL: {error}: {hint}") from error
 
@@ -149,9 +202,5 @@ def get_worker() -> Worker:
 
 def init_app(app: Flask) -> None:
     """Add the command `flask worker` to `app`."""
-    app.extensions["worker"] = Worker(
-        app,
-        concurrency=app.config["WORKER_CONCURRENCY"],
-        deadline=app.config["WORKER_DEADLINE"],
-    )
+    app.extensions["worker"] = Worker(app)
     app.cli.add_command(worker_command)

@@ -1,21 +1,28 @@
-"""`flask worker`: run the jobs, and look at them."""
+"""`flask worker`: run the jobs, and look after them."""
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from functools import partial
 from signal import SIGINT, SIGTERM, signal
-from threading import Event
+from threading import Event, Timer
 from time import monotonic
 from typing import Any
 
 import click
+import procrastinate
+import psycopg
+import psycopg2
 from flask import Flask, current_app
 from flask.cli import with_appcontext
-from procrastinate import JobContext
+from flask.ctx import AppContext
+from procrastinate import JobContext, cli
 from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Job
+from procrastinate.worker import Worker as EngineWorker
 from psycopg.conninfo import make_conninfo
 from psycopg2.errors import UndefinedTable
 from psycopg2.extras import RealDictCursor
@@ -29,7 +36,7 @@ from .db import (
     database_url,
     get_db,
 )
-from .jobs import REQUEST, Connector, queue
+from .jobs import ContextConnector, queue
 from .log import request_id
 from .migrate import missing
 
@@ -38,10 +45,10 @@ SETTINGS: Settings = {
     "WORKER_DEADLINE": number_setting(10.0),  # seconds
 }
 
-HEARTBEAT = 3.0  # seconds between two signs of life of a worker
-STALLED = 12.0  # seconds without any, after which its jobs are given to others
-LOOK = 2.0  # seconds between two looks for such jobs
-PATIENCE = 30.0  # seconds that a query waits for PostgreSQL, and a worker at most
+HEARTBEAT_INTERVAL = 2.0  # seconds
+STALLED_AFTER = 20.0  # seconds without a heartbeat until others requeue a worker's jobs
+MAX_ATTEMPTS = 5  # times that a job is begun whose worker was killed each time
+MAX_RECONNECT_DELAY = 30.0  # seconds, also for a query to wait for PostgreSQL
 
 STATUS = """
 SELECT count(*) FILTER (WHERE status = 'todo' AND NOT later) AS waiting,
@@ -57,112 +64,228 @@ LEFT JOIN procrastinate_events ON job_id = jobs.id AND type = 'deferred'
 CROSS JOIN LATERAL (SELECT coalesce(scheduled_at > now(), false) AS later) AS given
 """
 
+# The condition on the worker keeps two workers from requeueing a job twice. The random
+# delay separates a job that kills its workers from the jobs that ran beside it.
+REQUEUE = """
+UPDATE procrastinate_jobs AS job SET
+    status = (CASE WHEN abort_requested OR attempts + 1 >= %(max_attempts)s
+            OR EXISTS (SELECT FROM procrastinate_jobs AS other
+                WHERE other.status = 'todo' AND other.queueing_lock = job.queueing_lock)
+        THEN 'failed' ELSE 'todo' END)::procrastinate_job_status,
+    scheduled_at = now() + attempts * 10 * random() * interval '1 second',
+    attempts = attempts + 1
+WHERE id = %(id)s AND status = 'doing'
+    AND worker_id IS NOT DISTINCT FROM %(worker_id)s
+RETURNING status
+"""
 
-class Worker:
-    """Run jobs, `concurrency` at a time, each in an application context of its own.
 
-    At its end those that run have `deadline` seconds.
+class Connector(procrastinate.PsycopgConnector):
+    """Run a worker's queries on connections of its own."""
+
+    def get_sync_connector(self) -> ContextConnector:
+        return ContextConnector()
+
+    async def open_async(self, pool: Any = None) -> None:
+        await super().open_async(pool)
+        queue.connector = queue.job_manager.connector = self
+
+    async def close_async(self) -> None:
+        queue.connector = queue.job_manager.connector = self.get_sync_connector()
+        await super().close_async()
+
+    async def execute_query_async(self, query: str, **arguments: Any) -> None:
+        # Heartbeats, and how jobs ended: without a retry, such a job would count as
+        # running for as long as this worker lives.
+        while True:
+            try:
+                await super().execute_query_async(query, **arguments)
+                return
+            except (ConnectorException, PoolTimeout) as error:
+                lost = (psycopg.OperationalError, psycopg.InterfaceError, type(None))
+                if not isinstance(error.__cause__, lost):
+                    raise
+                await asyncio.sleep(1.0)
+
+    async def listen_notify(self, *args: Any, **kwargs: Any) -> None:
+        # The engine would stop the worker. Until this reconnects, that polls for jobs.
+        while True:
+            with suppress(ConnectorException, PoolTimeout, psycopg.Error):
+                await super().listen_notify(*args, **kwargs)
+            await asyncio.sleep(1.0)
+
+
+class WorkerQueue(procrastinate.App):
+    """The queue as a worker uses it, of ours or of procrastinate's own command.
+
+    Once told to stop, running jobs have `WORKER_DEADLINE` seconds.
     """
 
-    def __init__(self, app: Flask, concurrency: int, deadline: float) -> None:
-        self.app = app
-        self.concurrency = concurrency
-        self.deadline = deadline
-        self._ending = Event()
-        self._working: asyncio.Task[None] | None = None
+    def __init__(self, app: Flask) -> None:
+        with app.app_context():
+            dsn = make_conninfo(**connection_parameters(database_url()))
+        super().__init__(
+            connector=Connector(conninfo=dsn, timeout=MAX_RECONNECT_DELAY),
+            import_paths=queue.import_paths,
+            worker_defaults={
+                "concurrency": app.config["WORKER_CONCURRENCY"],
+                "delete_jobs": "successful",
+                "fetch_job_polling_interval": 2.0,
+                "stalled_worker_timeout": STALLED_AFTER,
+                "task_middleware": [self._run, self._run_async],
+            },
+        )
+        self.tasks = queue.tasks
+        self.periodic_registry = queue.periodic_registry
+        self.flask_app = app
+        self.stopping = Event()
+        self.started = 0  # jobs
+        self._stop: Callable[[], object] = bool
 
-    def run(self) -> None:
-        """Run jobs until SIGTERM or SIGINT; wait for PostgreSQL where it is away."""
+    async def run_worker_async(self, **options: Any) -> None:
+        """Run a worker, and requeue the jobs of stalled workers."""
+        self.perform_import_paths()  # type: ignore[no-untyped-call]
+        if options.pop("install_signal_handlers", True):
+            self.handle_signals()
+        options = {**self.worker_defaults, **options}
+        worker: Any = EngineWorker(app=self, install_signal_handlers=False, **options)
+        loop = asyncio.get_running_loop()
+        # Psycopg resolves host names in this executor, too, while all jobs run.
+        loop.set_default_executor(ThreadPoolExecutor(worker.concurrency + 2))
+        helper = asyncio.create_task(self._requeue_stalled_jobs(worker))
+        self._stop = partial(loop.call_soon_threadsafe, worker.stop)
+        try:
+            if not self.stopping.is_set():
+                await worker.run()
+        finally:
+            self._stop = bool
+            helper.cancel()
+
+    def handle_signals(self) -> None:
+        """Stop the worker at SIGTERM and SIGINT, which may come twice."""
         for number in (SIGINT, SIGTERM):
-            signal(number, self._end)
-        pause = 1.0
-        while not self._ending.is_set():
+            signal(number, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        if not self.stopping.is_set():
+            timer = Timer(self.flask_app.config["WORKER_DEADLINE"], self._force_exit)
+            timer.daemon = True
+            timer.start()
+        self.stopping.set()
+        self._stop()
+
+    def _force_exit(self) -> None:
+        # Nothing else stops a thread. Its transaction is rolled back.
+        message = "Jobs still run after WORKER_DEADLINE; another worker restarts them"
+        self.flask_app.logger.warning(message)
+        os._exit(1)
+
+    def _run(self, run: Callable[[], Any], context: JobContext, _: object) -> Any:
+        with self._job_context(context):
+            return run()
+
+    async def _run_async(
+        self, run: Callable[[], Awaitable[Any]], context: JobContext, _: object
+    ) -> Any:
+        with self._job_context(context):
+            return await run()
+
+    def _job_context(self, context: JobContext) -> AppContext:
+        self.started += 1
+        request_id.set(f"job-{context.job.id}")
+        return self.flask_app.app_context()
+
+    async def _requeue_stalled_jobs(self, worker: EngineWorker) -> None:
+        # A periodic job would wait behind other jobs. The engine's own heartbeat ends
+        # when the worker is told to stop, though its jobs still run.
+        while True:
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
+            if worker.worker_id is not None:
+                await self.job_manager.update_heartbeat(worker.worker_id)
+            stalled: Iterable[Job] = []
+            with suppress(ConnectorException, PoolTimeout):
+                stalled = await self.job_manager.get_stalled_jobs(
+                    seconds_since_heartbeat=STALLED_AFTER
+                )
+            for job in stalled:
+                with suppress(ConnectorException, PoolTimeout):
+                    await self._requeue(job)
+
+    async def _requeue(self, job: Job) -> None:
+        rows = await self.connector.execute_query_all_async(
+            REQUEUE, id=job.id, worker_id=job.worker_id, max_attempts=MAX_ATTEMPTS
+        )
+        for row in rows:
+            parts = {"job_id": job.id, "task": job.task_name, "status": row["status"]}
+            message = "Job %(job_id)d (%(task)s) lost its worker and is now %(status)s"
+            self.flask_app.logger.warning(message, parts)
+
+
+class Worker:
+    """Run the jobs, each in an application context of its own, and look after them."""
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+
+    def run(self, arguments: tuple[str, ...] = ()) -> None:
+        """Run jobs until SIGTERM or SIGINT; wait while PostgreSQL is away.
+
+        `arguments` are those of `procrastinate worker`.
+        """
+        parser = cli.add_arguments(cli.create_parser(), include_app=False)
+        options = vars(parser.parse_args(["worker", *arguments]))
+        del options["command"], options["func"]
+        queue = WorkerQueue(self.app)
+        queue.handle_signals()
+        delay = 1.0
+        while not queue.stopping.is_set():
             began = monotonic()
             try:
                 _check_database()
-                asyncio.run(self._work())
+                asyncio.run(_work(queue, **options))
+                if not options.get("wait", True):
+                    return
             except (DatabaseUnavailable, ConnectorException, PoolTimeout) as error:
-                reason = str(error.__cause__ or error).partition("\n")[0]
-                self.app.logger.warning("Again in %g s, after: %s", pause, reason)
-            self._ending.wait(pause)
-            pause = min(2 * pause, PATIENCE) if monotonic() - began < PATIENCE else 1.0
+                if isinstance(error.__cause__, psycopg.ProgrammingError):
+                    raise
+                self.app.logger.warning("Retrying in %g s: %s", delay, _reason(error))
+            queue.stopping.wait(delay)
+            is_new = monotonic() - began < MAX_RECONNECT_DELAY
+            delay = min(2 * delay, MAX_RECONNECT_DELAY) if is_new else 1.0
 
     def run_waiting(self) -> None:
-        """Run the jobs that wait, and return: for tests, which need no worker then."""
-        asyncio.run(self._work(wait=False))
+        """Run the waiting jobs and those that they enqueue, and return: for tests."""
+        queue, before = WorkerQueue(self.app), -1
+        while queue.started > before:
+            before = queue.started
+            asyncio.run(_work(queue, wait=False, install_signal_handlers=False))
 
     def status(self) -> dict[str, int]:
         """Return how many jobs wait, run and have failed, and how many workers live.
 
-        `oldest_seconds` is how long the first has waited; `later` is how many are not
-        to begin yet.
+        `oldest_seconds` is how long the first has waited; `later` is how many are
+        scheduled for later.
         """
         with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
-            cursor.execute(STATUS, [STALLED])
+            cursor.execute(STATUS, [STALLED_AFTER])
             [row] = cursor.fetchall()
         return dict(row)
 
-    def failed(self) -> dict[int, str]:
+    def failed(self) -> dict[str, str]:
         """Return the failed jobs: their calls by their ids."""
         found = queue.job_manager.list_jobs(status="failed")
-        return {job.id: job.call_string for job in found if job.id}
+        return {str(job.id): job.call_string for job in found}
 
-    def retry(self, job: int) -> None:
-        """Put a failed job back into the queue. Raises `ClickException` for others."""
+    def retry(self, job: str) -> None:
+        """Requeue a failed job. Raises `ClickException` for others."""
         if job not in self.failed():
             raise click.ClickException(f"No failed job has the id {job}: see --failed.")
-        queue.job_manager.retry_job_by_id(job, retry_at=datetime.now(UTC))
+        queue.job_manager.retry_job_by_id(int(job), retry_at=datetime.now(UTC))
 
-    async def _work(self, wait: bool = True) -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(self.concurrency))
-        with self.app.app_context():
-            dsn = make_conninfo(**connection_parameters(database_url()))
-        own = Connector(conninfo=dsn, timeout=PATIENCE)
-        work = queue.run_worker_async(
-            concurrency=self.concurrency,
-            delete_jobs="successful",
-            install_signal_handlers=False,
-            stalled_worker_timeout=STALLED,
-            task_middleware=[self._run_in_context],
-            update_heartbeat_interval=HEARTBEAT,
-            wait=wait,
-        )
-        with queue.replace_connector(own):
-            async with queue.open_async():
-                looking = asyncio.create_task(_put_back_stalled_jobs())
-                self._working = asyncio.create_task(work)
-                if self._ending.is_set():  # since a signal that came meanwhile
-                    self._finish(self._working)
-                try:
-                    with suppress(asyncio.CancelledError):
-                        await self._working
-                finally:
-                    looking.cancel()
-                    self._working = None
 
-    def _run_in_context(
-        self, run: Callable[[], Any], context: JobContext, _: object
-    ) -> Any:
-        request_id.set(str(context.job.task_kwargs.pop(REQUEST, "-")))
-        with self.app.app_context():
-            return run()
-
-    def _end(self, *_: object) -> None:
-        self._ending.set()
-        if self._working:
-            loop = self._working.get_loop()
-            loop.call_soon_threadsafe(self._finish, self._working)
-
-    def _finish(self, working: asyncio.Task[None]) -> None:
-        working.cancel()  # which lets the jobs that run finish
-        working.get_loop().call_later(self.deadline, self._cut_off)
-
-    def _cut_off(self) -> None:
-        # Nothing else ends a thread. What it did and did not commit is rolled back.
-        message = "Jobs that did not end in %g s are cut off, to be begun again"
-        self.app.logger.warning(message, self.deadline)
-        os._exit(1)
+async def _work(queue: WorkerQueue, **options: Any) -> None:
+    async with queue.open_async():
+        await queue.run_worker_async(**options)
 
 
 def _check_database() -> None:
@@ -173,43 +296,40 @@ def _check_database() -> None:
         raise DatabaseUnavailable(f"{message}: run `flask migrate`.")
 
 
-async def _put_back_stalled_jobs() -> None:
-    # Not by a periodic job, which would wait for those before it.
-    manager = queue.job_manager
-    while True:
-        await asyncio.sleep(LOOK)
-        with suppress(ConnectorException, PoolTimeout):  # or another worker was quicker
-            for job in await manager.get_stalled_jobs(seconds_since_heartbeat=STALLED):
-                await manager.retry_job(job)
+def _reason(error: BaseException) -> str:
+    return str(error.__cause__ or error).partition("\n")[0]
 
 
-@click.command("worker")
+@click.command("worker", context_settings={"ignore_unknown_options": True})
 @click.option("--status", is_flag=True, help="Count the jobs and the workers.")
 @click.option("--failed", is_flag=True, help="List the jobs that have failed.")
-@click.option("--retry", type=int, metavar="ID", help="Put a failed job back.")
+@click.option("--retry", metavar="ID", help="Requeue a failed job.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @with_appcontext
-def worker_command(status: bool, failed: bool, retry: int | None) -> None:
-    """Run jobs in the background until SIGTERM, or look at them."""
-    if status or failed or retry is not None:
-        _look(status, failed, retry)
-    else:
-        get_worker().run()
+def worker_command(
+    status: bool, failed: bool, retry: str | None, arguments: tuple[str, ...]
+) -> None:
+    """Run jobs until SIGTERM, or look after them.
 
-
-def _look(status: bool, failed: bool, retry: int | None) -> None:
+    ARGUMENTS are those of `procrastinate worker`, such as --queues and --concurrency.
+    """
     worker = get_worker()
     try:
-        if status:
-            figures = worker.status().items()
-            click.echo("\n".join(f"{name}: {figure}" for name, figure in figures))
-        elif failed:
-            found = worker.failed().items()
-            click.echo("\n".join(f"{id} {call}" for id, call in found))
-        elif retry is not None:
+        if retry is not None:
             worker.retry(retry)
+        elif status:
+            for name, figure in worker.status().items():
+                click.echo(f"{name}: {figure}")
+        elif failed:
+            for job, call in worker.failed().items():
+                click.echo(f"{job} {call}")
+        else:
+            worker.run(arguments)
     except UndefinedTable as error:
         message = "A migration is missing: run `flask migrate`."
         raise click.ClickException(message) from error
+    except (DatabaseUnavailable, ConnectorException, psycopg2.Error) as error:
+        raise click.ClickException(_reason(error)) from error
 
 
 def get_worker() -> Worker:
@@ -220,9 +340,5 @@ def get_worker() -> Worker:
 
 def init_app(app: Flask) -> None:
     """Add the command `flask worker` to `app`."""
-    app.extensions["worker"] = Worker(
-        app,
-        concurrency=app.config["WORKER_CONCURRENCY"],
-        deadline=app.config["WORKER_DEADLINE"],
-    )
+    app.extensions["worker"] = Worker(app)
     app.cli.add_command(worker_command)

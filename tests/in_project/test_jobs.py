@@ -22,7 +22,7 @@ from .test_faults import Database
 from .working import TABLES, create_app, fail, work
 
 JOBS = int(os.environ.get("JOBS", "1000"))
-CELERY = not hasattr(work.job, "defer")
+CELERY = not hasattr(work, "defer")
 SECONDS = 30.0  # within which the jobs of a killed worker are taken up again
 KILLS = 10
 AGAIN = (
@@ -214,14 +214,6 @@ def test_failures_that_cannot_be_noted_do_not_stop_the_worker(
     with app.app_context():
         fail.delay(uuid4())
     assert poll(lambda: count(database, "failed_tasks") == 1)
-
-
-@celery
-@pytest.mark.skipif(RABBITMQ, reason="RabbitMQ knows no such timeout")
-def test_task_for_later_than_the_visibility_timeout_is_refused(app: Flask) -> None:
-    job = app.extensions["celery"].tasks[work.job.name]
-    with pytest.raises(ValueError, match="raise CELERY_VISIBILITY_TIMEOUT"):
-        job.apply_async([1, 0.0], countdown=60)
 
 
 def test_end_of_a_worker_waits_for_its_job_and_takes_no_other(

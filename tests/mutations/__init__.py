@@ -185,8 +185,8 @@ DEFECTS = [
     Defect(
         words="The jobs of a killed worker are not put back",
         file="templates/worker/procrastinate.py",
-        old="        await manager.retry_job(job)",
-        new="        pass",
+        old="                    await self._requeue(job)",
+        new="                    pass",
         test="tests/test_jobs.py"
         "::test_job_that_does_not_end_is_cut_off_and_begun_again",
         sign="assert False",

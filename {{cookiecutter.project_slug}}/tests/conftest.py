@@ -1,7 +1,7 @@
 """A clean database for every test, on the server of `DATABASE_URL` if set."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import {% if cookiecutter.worker != 'none' %}Callable, {% endif %}Iterator
 from contextlib import closing
 from pathlib import Path
 from secrets import token_hex
@@ -14,6 +14,14 @@ from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_pool
+{%- if cookiecutter.worker == 'thread' %}
+from {{ cookiecutter.project_slug }}.core.jobs import get_worker
+{%- elif cookiecutter.worker == 'celery' %}
+from {{ cookiecutter.project_slug }}.core.jobs import get_celery
+from {{ cookiecutter.project_slug }}.core.worker import get_worker
+{%- elif cookiecutter.worker == 'procrastinate' %}
+from {{ cookiecutter.project_slug }}.core.worker import get_worker
+{%- endif %}
 
 # What production demands, though nobody is there.
 PRODUCTION = {
@@ -81,7 +89,26 @@ def db(database_url: str) -> Iterator[connection]:
     with closing(connect(database_url)) as conn:
         yield conn
 
+{% if cookiecutter.worker == 'celery' %}
+@pytest.fixture(scope="session")
+def broker_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A broker for the tests: their jobs must not reach a developer's worker."""
+    from flask_devserver.valkey import ensure_broker
 
+    return ensure_broker(tmp_path_factory.mktemp("valkey"))
+
+
+@pytest.fixture
+def app(database_url: str, broker_url: str) -> Iterator[Flask]:
+    """An application on the test's database, without jobs."""
+    settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": broker_url}
+    app = create_app({"TESTING": True, **settings})
+    with app.app_context():
+        get_celery().control.purge()
+    yield app
+    with app.app_context():
+        get_pool().close()
+{% else %}
 @pytest.fixture
 def app(database_url: str) -> Iterator[Flask]:
     """An application on the test's database."""
@@ -89,7 +116,7 @@ def app(database_url: str) -> Iterator[Flask]:
     yield app
     with app.app_context():
         get_pool().close()
-
+{% endif %}
 
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
@@ -101,6 +128,20 @@ def client(app: Flask) -> FlaskClient:
 def runner(app: Flask) -> FlaskCliRunner:
     """A runner for the commands of the application."""
     return app.test_cli_runner()
+
+{%- if cookiecutter.worker != 'none' %}
+
+
+@pytest.fixture
+def run_jobs(app: Flask) -> Callable[[], None]:
+    """A function that runs the jobs that wait, and those that they enqueue."""
+
+    def run() -> None:
+        with app.app_context():
+            get_worker().run_waiting()
+
+    return run
+{%- endif %}
 
 
 def connect(url: str) -> connection:

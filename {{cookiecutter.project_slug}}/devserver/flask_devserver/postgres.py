@@ -54,7 +54,7 @@ def ensure_database(server_dir: Path, name: str) -> str:
     server_dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with server_lock(server_dir):
         home = _make_home(server_dir)
-        _register_client(home)
+        register_client(home)
         if not _is_server_running(home):
             _start(home)
         _start_reaper(server_dir)
@@ -86,15 +86,15 @@ def reap(server_dir: Path) -> None:
     lock.acquire()
     print("ready", flush=True)
     while lock.is_locked:
-        while _has_client(home):
+        while has_client(home):
             time.sleep(POLL_INTERVAL)
         with server_lock(server_dir):  # New clients register under the same lock.
-            if not _has_client(home):
+            if not has_client(home):
                 stop(home)
                 lock.release()  # Otherwise the next client would count on this reaper.
 
 
-def _has_client(home: Path) -> bool:
+def has_client(home: Path) -> bool:
     return any([_is_running(file) for file in (home / "clients").glob("*")])
 
 
@@ -113,7 +113,7 @@ def _is_running(client: Path) -> bool:
     return False
 
 
-def _register_client(home: Path) -> None:
+def register_client(home: Path) -> None:
     """Name a file after the process that the server is to run for."""
     reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
     client = os.getppid() if reloaded else os.getpid()
