@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import yaml
 
 from ..support.answers import choices
-from ..support.commands import PROGRAMS, TEMPLATE, run
-from ..support.documents import commands
+from ..support.commands import PROGRAMS, TEMPLATE, clean_environment, run
+from ..support.documents import blocks, commands
 from ..support.projects import Bake, contents, files, install
 from ..support.repository import (
     PERSON,
@@ -70,6 +74,11 @@ bp = Blueprint("hello", __name__)
 @bp.get("/hello")
 def hello() -> str:
     return "Hello! " * number(current_app, "GREETINGS", 3)
+"""
+
+GH = """#!/bin/sh
+echo "$@" >> "$CALLS"
+test "$2" != list || echo 0
 """
 
 CLOCK = """
@@ -150,11 +159,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / REMOVED).write_text("[flake8]\n")
     start_repository(folder)
     git(folder, "tag", "before")
+    git(folder, "tag", "v0.9.0")
     for path, text in now.items():
         (folder / path).write_text(text)
     (folder / REMOVED).unlink()
     commit(folder)
     git(folder, "tag", "now")
+    git(folder, "tag", "v0.10.0")
     return folder
 
 
@@ -404,6 +415,104 @@ def move_into_core(folder: Path) -> None:
     )
     import_hello(folder / "app/__init__.py")
     (folder / "app/hello.py").write_text(HELLO.lstrip())
+
+
+@pytest.fixture
+def published(repository: Path, tmp_path: Path) -> Iterator[Project]:
+    """A project of the release before, which its people push to a remote."""
+    project = Project(repository, tmp_path, "before")
+    edit(project.folder)
+    commit(project.folder)
+    git(tmp_path, "clone", "--quiet", "--bare", str(project.folder), "remote")
+    yield project
+
+
+def test_weekly_workflow_opens_a_pull_request(
+    repository: Path, published: Project, tmp_path: Path, bake: Bake
+) -> None:
+    calls = weekly(repository, tmp_path).calls
+    git(tmp_path, "clone", "--quiet", "--branch=template", "remote", "branch")
+    lock = tmp_path / "branch" / "uv.lock"
+    assert lock.exists()
+    lock.unlink()
+    assert contents(tmp_path / "branch") == contents(edited(bake))
+    assert calls == ["pr list --head template --json number --jq length"] + [
+        "pr create --fill"
+    ]
+
+
+def test_weekly_workflow_does_nothing_between_releases(
+    repository: Path, published: Project, tmp_path: Path
+) -> None:
+    weekly(repository, tmp_path)
+    git(tmp_path / "remote", "branch", "--force", "main", "template")
+    assert weekly(repository, tmp_path).calls == []
+
+
+@pytest.mark.parametrize("options", [[], ["--depth=1"]], ids=["whole", "shallow"])
+def test_weekly_workflow_fails_if_something_is_left_to_merge(
+    repository: Path, published: Project, tmp_path: Path, options: list[str]
+) -> None:
+    line = '"psycopg2-binary>=2,<2.9"'
+    replace(published.folder / "pyproject.toml", '"psycopg2-binary>=2[^"]*"', line)
+    commit(published.folder)
+    git(published.folder, "push", "--quiet", str(tmp_path / "remote"), "main")
+    run_of_it = weekly(repository, tmp_path, *options)
+    assert run_of_it.status == 1
+    assert "Update by hand: pyproject.toml" in run_of_it.output
+    assert run_of_it.calls == []
+    assert "template" not in git(tmp_path / "remote", "branch")
+
+
+def test_weekly_workflow_follows_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / ".github" / "workflows" / "template.yml"
+    path.parent.mkdir(parents=True)
+    path.write_text(weekly_workflow())
+    run(PROGRAMS / "actionlint", path, cwd=TEMPLATE)
+    steps = yaml.safe_load(path.read_text())["jobs"]["update"]["steps"]
+    assert steps[0]["with"]["fetch-depth"] == 0
+
+
+class Run(NamedTuple):
+    """What a run of the weekly workflow's last step left."""
+
+    status: int
+    output: str
+    calls: list[str]
+
+
+def weekly(repository: Path, folder: Path, *options: str) -> Run:
+    """Run the last step in a new clone of `folder/remote`, with a `gh` that notes."""
+    clone, programs = folder / "clone", folder / "bin"
+    shutil.rmtree(clone, ignore_errors=True)
+    url = f"file://{folder / 'remote'}"
+    git(folder, "clone", "--quiet", *options, url, "clone")
+    programs.mkdir(exist_ok=True)
+    (programs / "gh").write_text(GH)
+    (programs / "gh").chmod(0o755)
+    (folder / "calls").write_text("")
+    environ = {"CALLS": str(folder / "calls"), "TEMPLATE": str(repository)}
+    environ["PATH"] = f"{programs}:{PROGRAMS}:{os.environ['PATH']}"
+    step = yaml.safe_load(weekly_workflow())["jobs"]["update"]["steps"][-1]["run"]
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", step],
+        cwd=clone,
+        env=clean_environment() | environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    print(done.stdout)
+    return Run(
+        done.returncode, done.stdout, (folder / "calls").read_text().splitlines()
+    )
+
+
+def weekly_workflow() -> str:
+    """Return the workflow that the document shows."""
+    [workflow] = blocks((TEMPLATE / "docs" / "updating.md").read_text(), "yaml")
+    return workflow
 
 
 def is_up_to_date(project: Project) -> bool:
