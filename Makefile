@@ -7,7 +7,10 @@ PORT ?= 5000
 SLUG ?= demo_$(POOL)_$(WORKER)
 UV := $(shell command -v uv || echo .venv/bin/uv)
 
-.PHONY: demo bake test lint mutations
+# uv takes the Python that the user names, and else one that fits.
+NAMED = $(if $(filter file,$(origin PYTHON)),,--python '$(PYTHON)')
+
+.PHONY: demo bake test check lint mutations
 
 demo: .venv/ready
 	@test -d '.demo/$(SLUG)' || $(MAKE) --no-print-directory bake
@@ -22,7 +25,12 @@ bake: .venv/ready
 		project_slug='$(SLUG)' pool='$(POOL)' worker='$(WORKER)' > /dev/null
 
 test: .venv/ready lint
+	.venv/bin/python -m tests.support.machine
 	.venv/bin/pytest
+
+# What is quick enough for each commit: every combination is baked, and none is installed.
+check: .venv/ready lint
+	.venv/bin/pytest -m 'not slow' tests/template
 
 # Breaks a copy of the template in the ways of tests/mutations, and says what noticed each.
 mutations: .venv/ready
@@ -37,5 +45,5 @@ lint: .venv/ready
 		{ echo '$(PYTHON) -m venv fails here: install uv, or the package python3-venv.' >&2; exit 1; }
 	@command -v uv > /dev/null || $(PYTHON) -m venv .venv
 	@command -v uv > /dev/null || .venv/bin/python -m pip install --quiet 'uv>=0.9'
-	'$(UV)' sync --quiet
+	'$(UV)' sync --quiet $(NAMED)
 	touch $@

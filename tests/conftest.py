@@ -1,5 +1,6 @@
 """What the questions offer, and projects baked with the answers."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from pytest_cookies.plugin import Cookies
 
-from .support.projects import Bake, remove_database
+from .support.projects import Bake, install, put_inside, remove_database
 from .support.repository import copy_template
 
 collect_ignore = ["in_project"]  # what is run within a baked project
@@ -19,18 +20,48 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_template(tmp_path_factory.mktemp("template"))
 
 
+@pytest.fixture(scope="session")
+def render(cookies_session: Cookies, template: Path) -> Bake:
+    """Return a function that bakes a project once for each set of answers."""
+    projects: dict[str, Path] = {}
+
+    def render(**answers: Any) -> Path:
+        key = repr(sorted(answers.items()))
+        if key not in projects:
+            result = cookies_session.bake(answers, template=str(template))
+            if result.exception:
+                raise result.exception
+            projects[key] = result.project_path
+        return projects[key]
+
+    return render
+
+
 @pytest.fixture
-def bake(cookies: Cookies, template: Path) -> Iterator[Bake]:
+def bake(render: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bake]:
     """Bake a project with the answers given as keywords, and return its folder."""
     projects = []
 
     def bake(**answers: Any) -> Path:
-        result = cookies.bake(extra_context=answers, template=str(template))
-        if result.exception:
-            raise result.exception
-        projects.append(result.project_path)
-        return projects[-1]
+        original = render(**answers)
+        project = tmp_path_factory.mktemp("project") / original.name
+        projects.append(shutil.copytree(original, project))
+        return project
 
     yield bake
     for project in projects:
         remove_database(project / "instance" / "postgres")
+
+
+@pytest.fixture(scope="session")
+def shared(render: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the default project, installed, with the tests of tests/in_project.
+
+    Tests run it and change none of its files.
+    """
+    project = tmp_path_factory.mktemp("shared") / "app"
+    shutil.copytree(render(project_slug="app"), project)
+    put_inside(project)
+    install(project)
+    yield project
+    remove_database(project / "instance" / "postgres")

@@ -56,7 +56,7 @@ def take_terminal(terminal: int) -> None:
 
 
 def test_package_that_was_changed_is_served_as_it_is_by_now(site: Site) -> None:
-    module = site.folder / "app" / "health.py"
+    module = site.folder / "app" / "core" / "health.py"
     module.write_text(module.read_text() + VERSION)
     with site.serve():
         for version in ("1.0.1", "1.1.1", "1.0.1"):
@@ -75,7 +75,7 @@ def serves(site: Site, version: str) -> bool:
 def reload(site: Site) -> None:
     """Save a file and wait for the version with it."""
     before = site.log.read_text().count("Reloaded in")
-    (site.folder / "app" / "health.py").touch()
+    (site.folder / "app" / "core" / "health.py").touch()
     reloaded = partial(has_reloaded, site, before)
     wait_for(reloaded, "reload")
 

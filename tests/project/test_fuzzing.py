@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..support.commands import DEADLINE, PROGRAMS, clean_environment, run, wait_for
-from ..support.projects import Bake, embedded_server, install
+from ..support.projects import embedded_server
 from ..support.serving import free_port, page
 
 HOSTILE = int(
@@ -83,10 +83,11 @@ def description() -> dict[str, Any]:
 
 
 @contextmanager
-def production(project: Path, programs: Path, log: Path) -> Iterator[str]:
+def production(project: Path, log: Path) -> Iterator[str]:
     """Serve the project with gunicorn, on a database with all migrations."""
     url = f"http://127.0.0.1:{free_port()}"
-    with embedded_server(project, programs) as dsn, log.open("w") as output:
+    programs = project / ".venv" / PROGRAMS.name
+    with embedded_server(project) as dsn, log.open("w") as output:
         environ = {"DATABASE_URL": dsn, "SECRET_KEY": "0" * 32}
         run(programs / "flask", "--app", "app", "migrate", cwd=project, **environ)
         server = subprocess.Popen(
@@ -105,11 +106,10 @@ def production(project: Path, programs: Path, log: Path) -> Iterator[str]:
             server.wait(DEADLINE)
 
 
-def test_scanner_finds_nothing(bake: Bake, tmp_path: Path) -> None:
-    project = bake(project_slug="app")
+def test_scanner_finds_nothing(shared: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     (tmp_path / "openapi.json").write_text(json.dumps(description()))
-    with production(project, install(project), log) as url:
+    with production(shared, log) as url:
         options = ["--checks=all", "--seed=1", "--warnings=off", "--workers=2"]
         options += [f"--max-examples={HOSTILE // 5}", f"--url={url}"]
         scan = [PROGRAMS / "schemathesis", "run", "openapi.json", *options]

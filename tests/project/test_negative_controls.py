@@ -7,11 +7,12 @@ Its own tests/core/test_reload.py must fail on that app.
 import os
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from ..support.commands import DEADLINE, clean_environment
-from ..support.projects import Bake, install
+from ..support.commands import DEADLINE, PROGRAMS, clean_environment
+from ..support.projects import Bake
 
 # An app with a database object at module level; `daemon` is whether its thread is one.
 APP = """
@@ -72,7 +73,7 @@ from .core.reload_server import DEV, DEV_WITHOUT_FORK, Server
 TRACEBACK = "WinError 10038" if sys.platform == "win32" else "Bad file descriptor"
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(3))
 def test_traceback(tmp_path, database_url, number):
     with Server(tmp_path, DATABASE_URL=database_url) as server:
         server.save_version()
@@ -93,25 +94,40 @@ def test_flask_dev(tmp_path, database_url, command):
 """
 
 
+class Project(NamedTuple):
+    """A project to be changed, and a Python with the packages that it needs."""
+
+    folder: Path
+    python: Path
+
+
+@pytest.fixture
+def project(bake: Bake, shared: Path) -> Project:
+    python = shared / ".venv" / PROGRAMS.name / "python"
+    return Project(bake(project_slug="app"), python)
+
+
 RELOADS = ["tests/core/test_reload.py", "-k", "many_reloads and run"]
 
 
 def run_on_wrong_app(
-    project: Path, *options: str, daemon: bool, **environ: str
+    project: Project, *options: str, daemon: bool, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run tests of the project on the app built wrong."""
-    (project / "tests" / "core" / "reload_app.py").write_text(APP % {"daemon": daemon})
-    (project / "tests" / "test_wrong.py").write_text(TESTS)
+    (project.folder / "tests" / "core" / "reload_app.py").write_text(
+        APP % {"daemon": daemon}
+    )
+    (project.folder / "tests" / "test_wrong.py").write_text(TESTS)
     return pytest_in(project, *options, **environ)
 
 
 def pytest_in(
-    project: Path, *options: str, **environ: str
+    project: Project, *options: str, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run tests of the project."""
     return subprocess.run(
-        [install(project) / "pytest", "-m", "", *options],
-        cwd=project,
+        [project.python, "-m", "pytest", "-m", "", *options],
+        cwd=project.folder,
         env=clean_environment() | {"DEADLINE": "15"} | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -128,43 +144,39 @@ def selector_of_windows(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_thread_that_is_no_daemon_is_caught(bake: Bake) -> None:
-    project = bake(project_slug="app")
+def test_thread_that_is_no_daemon_is_caught(project: Project) -> None:
     control = run_on_wrong_app(project, *RELOADS, daemon=False)
     assert control.returncode == 1
     assert "AssertionError: no answer of version 1 in 15 s; it wrote:" in control.stdout
     assert "Detected change in" in control.stdout
 
 
-def test_connection_of_the_reloaders_parent_is_caught(bake: Bake) -> None:
-    project = bake(project_slug="app")
+def test_connection_of_the_reloaders_parent_is_caught(project: Project) -> None:
     control = run_on_wrong_app(project, *RELOADS, daemon=True)
     assert control.returncode == 1
     assert "AssertionError: no end of other connections in 15 s" in control.stdout
 
 
 def test_same_thread_shows_the_traceback_of_windows_every_time(
-    bake: Bake, selector_of_windows: str
+    project: Project, selector_of_windows: str
 ) -> None:
-    project = bake(project_slug="app")
     options = ["tests/test_wrong.py", "-k", "traceback"]
     environ = {"PYTHONPATH": selector_of_windows}
     control = run_on_wrong_app(project, *options, daemon=False, **environ)
-    assert "10 passed" in control.stdout, control.stdout
+    assert "3 passed" in control.stdout, control.stdout
 
 
 def test_project_shows_no_traceback_of_windows(
-    bake: Bake, selector_of_windows: str
+    project: Project, selector_of_windows: str
 ) -> None:
-    project = bake(project_slug="app")
     options = ["tests/core/test_reload.py", "-k", "many_reloads"]
-    done = pytest_in(project, *options, PYTHONPATH=selector_of_windows)
+    environ = {"PYTHONPATH": selector_of_windows, "RELOADS": "5"}
+    done = pytest_in(project, *options, **environ)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no flask dev")
-def test_flask_dev_reloads_the_same_app_and_names_its_thread(bake: Bake) -> None:
-    project = bake(project_slug="app")
+def test_flask_dev_reloads_the_same_app_and_names_its_thread(project: Project) -> None:
     options = ["tests/test_wrong.py", "-k", "flask_dev"]
     control = run_on_wrong_app(project, *options, daemon=False)
     assert "2 passed" in control.stdout, control.stdout

@@ -14,7 +14,6 @@ from ..support.answers import QUESTIONS, Answers, combinations, label
 from ..support.commands import PROGRAMS, clean_environment, run
 from ..support.projects import (
     Bake,
-    embedded_server,
     install,
     put_inside,
     reachable_python,
@@ -26,14 +25,6 @@ import importlib.metadata as metadata, json
 names = set(metadata.packages_distributions())
 names |= {distribution.name for distribution in metadata.distributions()}
 print(json.dumps([name.lower().replace("-", "_") for name in names]))
-"""
-
-
-DATABASES = """
-import psycopg2, sys
-cursor = psycopg2.connect(sys.argv[1]).cursor()
-cursor.execute("SELECT datname FROM pg_database ORDER BY datname")
-print(cursor.fetchall())
 """
 
 
@@ -62,27 +53,6 @@ def slugs_that_would_hide(programs: Path, project: Path) -> set[str]:
     reserved = set(QUESTIONS["_reserved_names"].split())
     allowed = names - {"app"} - reserved - sys.stdlib_module_names
     return {name for name in allowed if name[0].isalpha()}
-
-
-def test_tests_leave_the_server_of_database_url_as_it_was(bake: Bake) -> None:
-    project = bake(project_slug="app")
-    programs = install(project)
-    with embedded_server(project, programs) as url:
-        before = databases(project, programs, url)
-        tests = [
-            "tests/core/test_db.py",
-            "tests/test_notes.py",
-            "tests/core/test_reload.py",
-        ]
-        environ = {"DATABASE_URL": url, "RELOADS": "2"}
-        run(programs / "pytest", "-m", "", *tests, cwd=project, **environ)
-        assert databases(project, programs, url) == before
-    assert not (project / "instance" / "postgres").exists()
-
-
-def databases(project: Path, programs: Path, url: str) -> str:
-    """Return the names of the databases on the server."""
-    return run(programs / "python", "-c", DATABASES, url, cwd=project)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such users")

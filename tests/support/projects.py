@@ -53,11 +53,11 @@ def check_style(project: Path) -> None:
 
 
 @contextmanager
-def embedded_server(project: Path, programs: Path) -> Iterator[str]:
+def embedded_server(project: Path) -> Iterator[str]:
     """Run a PostgreSQL for others to use, in a folder beside the project."""
     folder = project.parent / "server" / "postgres"
     with subprocess.Popen(
-        [programs / "python", "-c", SERVE, folder],
+        [project / ".venv" / PROGRAMS.name / "python", "-c", SERVE, folder],
         cwd=project,
         env=clean_environment(),
         stdin=subprocess.PIPE,

@@ -10,7 +10,7 @@ import yaml
 
 from ..support.answers import Answers, combinations, label
 from ..support.commands import PROGRAMS, run
-from ..support.projects import Bake, embedded_server, install
+from ..support.projects import Bake, embedded_server
 
 GITHUB = ".github/workflows/ci.yml"
 SCHEMAS = {
@@ -18,6 +18,13 @@ SCHEMAS = {
     "gitlab": {".gitlab-ci.yml": "gitlab-ci", "renovate.json": "renovate"},
     "none": {},
 }
+
+DATABASES = """
+import psycopg2, sys
+cursor = psycopg2.connect(sys.argv[1]).cursor()
+cursor.execute("SELECT datname FROM pg_database ORDER BY datname")
+print(cursor.fetchall())
+"""
 
 
 @pytest.mark.parametrize("answers", combinations("ci", "docker"), ids=label)
@@ -42,14 +49,24 @@ def test_github_and_gitlab_run_the_same(bake: Bake, answers: Answers) -> None:
     assert ("container" in jobs[0]) == answers["docker"]
 
 
-def test_steps_pass_at_home(bake: Bake) -> None:
-    project, other = bake(project_slug="app"), bake(project_slug="app")
+@pytest.mark.slow
+def test_steps_pass_at_home_and_clean_up(bake: Bake, shared: Path) -> None:
+    project = bake(project_slug="app")
     jobs = github(project)
-    assert jobs.pop("container") == ["docker build ."]  # see test_docker.py
+    assert jobs.pop("container") == ["docker build ."]  # See test_docker.py.
     run(PROGRAMS / "uv", "lock", cwd=project)
-    with embedded_server(other, install(other)) as url:
+    with embedded_server(shared) as url:
+        before = databases(shared, url)
         said = [take(step, project, url) for job in jobs.values() for step in job]
+        assert databases(shared, url) == before
+    assert not (project / "instance" / "postgres").exists()
     assert "Applied 0001_notes.sql\n" in said
+
+
+def databases(project: Path, url: str) -> str:
+    """Return the names of the databases on the server."""
+    python = project / ".venv" / PROGRAMS.name / "python"
+    return run(python, "-c", DATABASES, url, cwd=project)
 
 
 def take(step: str, project: Path, url: str) -> str:
@@ -57,7 +74,7 @@ def take(step: str, project: Path, url: str) -> str:
     environ = workflow(project)["env"] | {
         "DATABASE_URL": url,
         "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
-        "RELOADS": "2",  # instead of 20, which other tests do
+        "RELOADS": "2",  # Other tests reload 20 times.
         "UV_PYTHON": sys.executable,
     }
     return run("sh", "-e", "-c", step, cwd=project, **environ)

@@ -15,6 +15,7 @@ from ..support.repository import copy_template, replace, start_repository
 WORKERS = len(choices()["worker"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, value, tests, number",
     [
@@ -56,5 +57,5 @@ def test_every_variant_is_a_choice(name: str) -> None:
 
 def test_changelog_begins_with_the_version() -> None:
     project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]
-    heading = re.search("^## (.+?)( |$)", (TEMPLATE / "CHANGELOG.md").read_text(), re.M)
+    heading = re.search(r"^## \[(.+?)\]", (TEMPLATE / "CHANGELOG.md").read_text(), re.M)
     assert heading and heading[1] == project["version"]

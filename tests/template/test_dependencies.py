@@ -2,8 +2,12 @@
 
 import tomllib
 
+import pytest
+
 from ..support.commands import PROGRAMS, run
 from ..support.projects import Bake, install
+
+pytestmark = pytest.mark.slow
 
 
 def test_lowest_versions_pass_the_tests(bake: Bake) -> None:

@@ -77,12 +77,13 @@ def test_services_can_do_no_more_than_they_must(bake: Bake, answers: Answers) ->
         assert "build" in service or service["user"] != "root"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("psql"), reason="there is no psql")
-def test_role_of_the_application_is_not_a_superuser(bake: Bake) -> None:
+def test_role_of_the_application_is_not_a_superuser(bake: Bake, shared: Path) -> None:
     project = bake(project_slug="app")
     script = load(project)["configs"]["role"]["content"]
-    with embedded_server(project, install(project)) as url:
-        services = project.parent / "server" / "postgres" / "pg_service.conf"
+    with embedded_server(shared) as url:
+        services = shared.parent / "server" / "postgres" / "pg_service.conf"
         environ = {"PGSERVICEFILE": str(services), "POSTGRES_PASSWORD": "a 'quote'"}
         script = script.replace("ROLE postgres", "ROLE admin")
         run_sql("service=admin dbname=postgres", script, **environ)
@@ -103,6 +104,7 @@ def test_build_without_the_lock_file_says_what_writes_it(
         image(bake, folder).build()
 
 
+@pytest.mark.slow
 def test_image_holds_what_production_needs(bake: Bake, folder: Path) -> None:
     built = image(bake, folder)
     install(built.project)
@@ -113,6 +115,7 @@ def test_image_holds_what_production_needs(bake: Bake, folder: Path) -> None:
     assert built.user != 0
 
 
+@pytest.mark.slow
 def test_image_is_readable_though_the_checkout_is_not(bake: Bake, folder: Path) -> None:
     built = image(bake, folder)
     install(built.project)
@@ -125,11 +128,12 @@ def test_image_is_readable_though_the_checkout_is_not(bake: Bake, folder: Path) 
     assert [path for path in ours if not path.stat().st_mode & 0o004] == []
 
 
+@pytest.mark.slow
 def test_services_migrate_serve_and_stop(bake: Bake, folder: Path) -> None:
     built = image(bake, folder, worker="procrastinate")
-    programs = install(built.project)
+    install(built.project)
     built.build()
-    with embedded_server(built.project, programs) as url:
+    with embedded_server(built.project) as url:
         assert "Applied 0001_notes.sql" in end_of(service(built, "migrate", url))
         assert "waiting" in end_of(service(built, "worker", url, "--status"))
         assert_serves(built, service(built, "web", url))

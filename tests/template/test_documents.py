@@ -14,7 +14,7 @@ from ..support.answers import combinations
 from ..support.commands import PROGRAMS, TEMPLATE, command_lines, run
 from ..support.documents import Command, Terminal, blocks, commands
 from ..support.machine import broker_server
-from ..support.projects import Bake, embedded_server, install, remove_database
+from ..support.projects import Bake, embedded_server, remove_database
 from ..support.repository import copy_template, start_repository
 from ..support.serving import free_port
 
@@ -73,6 +73,7 @@ def test_every_document_is_known() -> None:
     assert [read(name) for name in WITHOUT if commands(read(name))] == []
 
 
+@pytest.mark.slow
 def test_commands_of_the_repository(tmp_path: Path) -> None:
     copy_template(tmp_path / "published")
     clone = copy_template(tmp_path / "clone")
@@ -84,13 +85,16 @@ def test_commands_of_the_repository(tmp_path: Path) -> None:
         remove_database(database)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("worker", WORKERS)
-def test_commands_of_a_project(bake: Bake, tmp_path: Path, worker: str) -> None:
+def test_commands_of_a_project(
+    bake: Bake, shared: Path, tmp_path: Path, worker: str
+) -> None:
     project = bake(project_slug="app", worker=worker)
     typed = commands((project / "README.md").read_text())
     environ = {"PATH": path(tmp_path)} | BRIEFLY
     type_all(project, [c for c in typed if c.section not in PRODUCTION], **environ)
-    with production(bake, tmp_path) as settings:
+    with production(shared, tmp_path) as settings:
         run(project / ".venv/bin/flask", "migrate", cwd=project, **settings)
         run(project / ".venv/bin/python", "-c", FAIL, cwd=project, **settings)
         typed = [command for command in typed if command.section in PRODUCTION]
@@ -149,11 +153,11 @@ def type_all(folder: Path, typed: list[Command], **environ: str) -> None:
 
 
 @contextmanager
-def production(bake: Bake, folder: Path) -> Iterator[dict[str, str]]:
+def production(shared: Path, folder: Path) -> Iterator[dict[str, str]]:
     """Run the servers that a project in production has, and yield its settings."""
-    other, port = bake(project_slug="app"), free_port()
+    port = free_port()
     redis = [broker_server(), "--port", str(port), "--save", "", "--dir", str(folder)]
-    with embedded_server(other, install(other)) as url, Popen(redis) as broker:
+    with embedded_server(shared) as url, Popen(redis) as broker:
         try:
             yield {
                 "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",

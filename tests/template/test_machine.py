@@ -9,6 +9,8 @@ import pytest
 from ..support.commands import PROGRAMS, TEMPLATE, clean_environment
 from ..support.machine import BROWSERS, NO_BROWSER, broker_server, open_browser
 
+pytestmark = pytest.mark.slow
+
 LACKING = {*BROWSERS, "redis-server", "redis-cli", "valkey-server"}
 
 

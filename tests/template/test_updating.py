@@ -25,6 +25,8 @@ from ..support.repository import (
     start_repository,
 )
 
+pytestmark = pytest.mark.slow
+
 PROJECT = "{{cookiecutter.project_slug}}"
 
 # The release before this one: what stands in a file here, and what stood there then.

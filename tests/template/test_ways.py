@@ -12,6 +12,8 @@ from ..support.commands import PROGRAMS, clean_environment, run
 from ..support.projects import Bake, contents
 from ..support.repository import copy_template, start_repository
 
+pytestmark = pytest.mark.slow
+
 # Every question answered otherwise than by default.
 ANSWERS = {name: others[-1] for name, others in choices().items()} | {
     "project_name": "Our Notes",
