@@ -14,6 +14,7 @@ from ..support.answers import QUESTIONS, Answers, combinations, label
 from ..support.commands import PROGRAMS, clean_environment, run
 from ..support.projects import (
     Bake,
+    check_style,
     install,
     put_inside,
     reachable_python,
@@ -28,17 +29,18 @@ print(json.dumps([name.lower().replace("-", "_") for name in names]))
 """
 
 
-@pytest.mark.parametrize("answers", combinations("pool", "worker"), ids=label)
+PROJECTS = combinations("pool", "worker")
+DEFAULT = PROJECTS[0]
+
+
+@pytest.mark.parametrize("answers", PROJECTS, ids=label)
 def test_project(bake: Bake, answers: Answers) -> None:
     project = bake(project_slug="app", **answers)
     programs = install(project)
-    for command in (
-        ["mypy"],
-        ["pytest", "-m", ""],
-        ["ruff", "check"],
-        ["ruff", "format", "--check"],
-    ):
-        run(programs / command[0], *command[1:], cwd=project)
+    run(programs / "mypy", cwd=project)
+    reloads = "20" if answers == DEFAULT else "5"
+    run(programs / "pytest", "-m", "", cwd=project, RELOADS=reloads)
+    check_style(project)
     assert slugs_that_would_hide(programs, project) == set()
 
 
