@@ -259,7 +259,11 @@ def served(gunicorn: Path, folder: Path, module: str, dsn: str) -> Iterator[str]
         port = server.getsockname()[1]
     command = [gunicorn, "--workers", "2", "--worker-class", "gthread"]
     command += ["--threads", "8", "--bind", f"127.0.0.1:{port}", f"{module}:app"]
-    environ = environment() | {"DATABASE_URL": dsn, "SECRET_KEY": "0" * 32}
+    environ = environment() | {
+        "DATABASE_URL": dsn,
+        "SECRET_KEY": "0123456789abcdef" * 2,
+        "TRUSTED_HOSTS": "127.0.0.1",
+    }
     environ |= {"POOL_SIZE": "8", "XDG_RUNTIME_DIR": str(folder)}  # gunicorn.ctl's
     log = folder / f"{module}.log"
     with log.open("w") as output:

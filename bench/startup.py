@@ -82,7 +82,11 @@ def main() -> None:
         dsn = stack.enter_context(database(project))
         for name in set(os.environ) - set(environment()):
             del os.environ[name]
-        os.environ |= {"DATABASE_URL": dsn, "SECRET_KEY": "0" * 32}
+        os.environ |= {
+            "DATABASE_URL": dsn,
+            "SECRET_KEY": "0123456789abcdef" * 2,
+            "TRUSTED_HOSTS": "127.0.0.1",
+        }
         programs = project / ".venv" / "bin"
         migrate = [programs / "flask", "--app", project.name, "migrate"]
         subprocess.run(migrate, cwd=project, check=True)

@@ -295,7 +295,12 @@ def main() -> None:
         install(folder)
         url = stack.enter_context(database(folder / "thread"))
         broker = stack.enter_context(redis(folder))
-        environ = {"DATABASE_URL": url, "SECRET_KEY": "0" * 32, "REDIS": broker}
+        environ = {
+            "DATABASE_URL": url,
+            "SECRET_KEY": "0123456789abcdef" * 2,
+            "TRUSTED_HOSTS": "127.0.0.1",
+            "REDIS": broker,
+        }
         environ["CELERY_BROKER_URL"] = broker
         migrate(folder, environ)
         results: dict[str, list[Found]] = {name: [] for name in CONTENDERS}

@@ -24,6 +24,9 @@ graceful_timeout = 30
 max_requests = 10_000
 max_requests_jitter = 1_000
 
+# TRUSTED_PROXIES in the environment says whom to believe, on any server.
+forwarded_allow_ips = ""
+
 # The application logs its requests; and two gunicorns would share one control socket.
 accesslog = None
 control_socket_disable = True

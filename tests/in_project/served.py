@@ -5,6 +5,7 @@ import sys
 
 from app import create_app
 from app.core.db import get_db
+from flask import request, url_for
 from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE
 
 app = create_app()
@@ -18,6 +19,18 @@ if "USE_BEFORE_FORK" in os.environ:
 def begin() -> None:
     """Say in the log which request begins."""
     app.logger.info("begun")
+
+
+@app.post("/read")
+def read() -> tuple[dict[str, int], int]:
+    """Return how long the body is."""
+    return {"length": len(request.get_data())}, 201
+
+
+@app.get("/url")
+def url() -> str:
+    """Return the address of this page."""
+    return url_for("url", _external=True)
 
 
 @app.get("/modules")

@@ -18,7 +18,7 @@ from werkzeug.test import Client
 
 from .brokers import Broker, RabbitMQ, Redis
 from .core.reload_server import ROOT, poll
-from .test_faults import Database
+from .test_faults import SETTINGS, Database
 from .working import TABLES, create_app, fail, work
 
 JOBS = int(os.environ.get("JOBS", "1000"))
@@ -90,7 +90,7 @@ def server(database: Database, broker: Broker | None) -> Broker | Database:
 
 @pytest.fixture
 def settings(database: Database, broker: Broker | None) -> dict[str, str]:
-    found = {"DATABASE_URL": database.direct, "SECRET_KEY": "0" * 32}
+    found = SETTINGS | {"DATABASE_URL": database.direct}
     return found | ({"CELERY_BROKER_URL": broker.url} if broker else {})
 
 

@@ -25,19 +25,42 @@ DEVELOPMENT = {"devserver", "dotenv", "filelock", "psutil", "watchfiles"}
 def test_wrong_settings_are_said_once_in_a_sentence_each() -> None:
     url = f"mysql://user:{PASSWORD}@localhost/a"
     wrong = {"DATABASE_URL": url, "SECRET_KEY": "short", "MAX_CONTENT_LENGTH": "1 MB"}
-    done = subprocess.run(
-        [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0"],
-        cwd=ROOT,
-        env=os.environ | wrong,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    said = [line.split()[0] for line in done.stderr.splitlines() if line]
-    assert (done.returncode, done.stdout) == (1, "")
-    assert said == ["Error:", "DATABASE_URL", "MAX_CONTENT_LENGTH"]
-    assert "Error: SECRET_KEY is shorter than 16 bytes: " in done.stderr
-    assert PASSWORD not in done.stderr
+    said = error_of_the_start(**wrong)
+    names = [line.removeprefix("Error: ").split()[0] for line in said.splitlines()]
+    assert sorted(names) == sorted([*wrong, "TRUSTED_HOSTS"])
+    assert "SECRET_KEY is invalid: set it to 32 random bytes" in said
+    assert PASSWORD not in said
+
+
+def test_debug_does_not_start() -> None:
+    assert error_of_the_start(FLASK_DEBUG="1").startswith("Error: FLASK_DEBUG is on")
+
+
+@pytest.mark.parametrize(
+    "body, status",
+    [
+        (b"zz\r\n", 400),
+        (b"3\r\na=1\r\n0\r\n\r\n", 201),
+        (b"100001\r\n" + b"a" * 0x100001 + b"\r\n0\r\n\r\n", 413),
+    ],
+    ids=["malformed", "small", "large"],
+)
+def test_chunked_body_is_accepted_only_if_well_formed_and_small(
+    tmp_path: Path, database_url: str, body: bytes, status: int
+) -> None:
+    with Gunicorn(tmp_path, database_url) as gunicorn:
+        head = b"POST /read HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked"
+        answer = gunicorn.send(head + b"\r\n\r\n" + body)
+        assert answer.startswith(f"HTTP/1.1 {status} ")
+
+
+def test_path_and_scheme_of_the_client_are_not_believed(
+    tmp_path: Path, database_url: str
+) -> None:
+    lies = {"SCRIPT_NAME": "/evil", "X-Forwarded-Proto": "https"}
+    with Gunicorn(tmp_path, database_url) as gunicorn:
+        _, url, _ = gunicorn.get("/url", **lies)
+        assert url == f"http://127.0.0.1:{gunicorn.port}/url".encode()
 
 
 def test_development_packages_are_not_imported(
@@ -88,6 +111,20 @@ def test_password_is_in_no_answer_and_no_line(
     assert "password authentication failed" in said or changes != {"password": PASSWORD}
     assert password not in said and quote(password) not in said
     assert not any("Traceback" in str(body) for _, body, _ in answers)
+
+
+def error_of_the_start(**environ: str) -> str:
+    """Return what the server prints as it fails to start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0"],
+        cwd=ROOT,
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr.strip()
 
 
 def answered(gunicorn: Gunicorn, client: int) -> set[str]:

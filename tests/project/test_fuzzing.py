@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..support.commands import DEADLINE, PROGRAMS, clean_environment, run, wait_for
+from ..support.commands import (
+    DEADLINE,
+    PROGRAMS,
+    SETTINGS,
+    clean_environment,
+    run,
+    wait_for,
+)
 from ..support.projects import embedded_server
 from ..support.serving import free_port, page
 
@@ -88,7 +95,7 @@ def production(project: Path, log: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{free_port()}"
     programs = project / ".venv" / PROGRAMS.name
     with embedded_server(project) as dsn, log.open("w") as output:
-        environ = {"DATABASE_URL": dsn, "SECRET_KEY": "0" * 32}
+        environ = {"DATABASE_URL": dsn, **SETTINGS}
         run(programs / "flask", "--app", "app", "migrate", cwd=project, **environ)
         server = subprocess.Popen(
             [programs / "gunicorn", "--bind", url.removeprefix("http://")],

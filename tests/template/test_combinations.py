@@ -28,7 +28,7 @@ ALWAYS = """
     tests/core/__init__.py tests/core/conftest.py tests/core/items.py
     tests/core/reload_app.py tests/core/reload_server.py
     tests/core/test_app.py tests/core/test_config.py tests/core/test_db.py
-    tests/core/test_migrate.py tests/core/test_reload.py
+    tests/core/test_migrate.py tests/core/test_reload.py tests/core/test_security.py
 """
 WITH_POOL = "tests/core/test_pool.py"
 WITH_WORKER = """

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ..support.answers import Answers, combinations, label
-from ..support.commands import DEADLINE, PROGRAMS, run, wait_for
+from ..support.commands import DEADLINE, PROGRAMS, SETTINGS, run, wait_for
 from ..support.dockerfile import Image
 from ..support.projects import Bake, embedded_server, install, reachable_python
 from ..support.serving import free_port, page
@@ -178,7 +178,8 @@ def service(image: Image, name: str, url: str, *words: str) -> dict[str, Any]:
     ours = {
         "DATABASE_URL": environ["DATABASE_URL"].replace("app@db/app", server),
         "PGPASSWORD": at.password,
-        "SECRET_KEY": "0123456789abcdef" * 2,
+        "TRUSTED_PROXIES": "1",
+        **SETTINGS,
     }
     settings = {name: ours.get(name, value) for name, value in environ.items()}
     words = (*says.get("command", "").split(), *words)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ..support.answers import combinations
-from ..support.commands import PROGRAMS, TEMPLATE, command_lines, run
+from ..support.commands import PROGRAMS, SETTINGS, TEMPLATE, command_lines, run
 from ..support.documents import Command, Terminal, blocks, commands
 from ..support.machine import broker_server
 from ..support.projects import Bake, embedded_server, remove_database
@@ -162,7 +162,7 @@ def production(shared: Path, folder: Path) -> Iterator[dict[str, str]]:
             yield {
                 "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
                 "DATABASE_URL": url,
-                "SECRET_KEY": "0123456789abcdef" * 2,
+                **SETTINGS,
             }
         finally:
             broker.terminate()

@@ -26,7 +26,8 @@ from {{ cookiecutter.project_slug }}.core.worker import get_worker
 # What production demands, though nobody is there.
 PRODUCTION = {
     "DATABASE_URL": "postgresql://127.0.0.1:1/none",
-    "SECRET_KEY": "0" * 32,
+    "SECRET_KEY": "0123456789abcdef" * 2,
+    "TRUSTED_HOSTS": "localhost",
 {%- if cookiecutter.worker == 'celery' %}
     "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
 {%- endif %}

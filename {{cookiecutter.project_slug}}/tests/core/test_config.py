@@ -37,7 +37,7 @@ def test_missing_setting_stops_the_start(name: str) -> None:
         create_app(PRODUCTION | {name: ""})
 
 
-@pytest.mark.parametrize("key", ["0" * 15, config.KEY_EXAMPLE])
+@pytest.mark.parametrize("key", ["0123456789abcdef", "0123" * 8, config.KEY_EXAMPLE])
 def test_weak_key_stops_the_start(key: str) -> None:
     message = "^SECRET_KEY is (invalid|not set): set it to .*what `python"
     with pytest.raises(config.ConfigError, match=message):
@@ -58,8 +58,17 @@ def test_settings_that_are_wrong_are_named_all_at_once(
 
 def test_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUSTED_HOSTS", "example.com, .example.org")
-    trusted = create_app(PRODUCTION).config["TRUSTED_HOSTS"]
+    overrides = {k: v for k, v in PRODUCTION.items() if k != "TRUSTED_HOSTS"}
+    trusted = create_app(overrides).config["TRUSTED_HOSTS"]
     assert trusted == ["example.com", ".example.org"]
+
+
+def test_any_host_is_trusted_only_on_demand() -> None:
+    app = create_app(PRODUCTION | {"TRUSTED_HOSTS": "*"})
+    assert app.config["TRUSTED_HOSTS"] is None
+    for hosts in (".", "example.com,.", "*,example.com", "example.com:80"):
+        with pytest.raises(config.ConfigError, match="^TRUSTED_HOSTS is '.*or [*] for"):
+            create_app(PRODUCTION | {"TRUSTED_HOSTS": hosts})
 
 
 def test_other_database_stops_the_start_without_its_password() -> None:
@@ -74,7 +83,29 @@ def test_environment_gives_the_settings(monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in PRODUCTION.items():
         monkeypatch.setenv(name, value)
     found = create_app().config
-    assert {name: found[name] for name in PRODUCTION} == PRODUCTION
+    assert found["DATABASE_URL"] == PRODUCTION["DATABASE_URL"]
+    assert found["SECRET_KEY"] == PRODUCTION["SECRET_KEY"]
+    assert found["TRUSTED_HOSTS"] == [PRODUCTION["TRUSTED_HOSTS"]]
+
+
+def test_former_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["a1b2c3d4" * 4, "e5f6g7h8" * 4]
+    monkeypatch.setenv("SECRET_KEY_FALLBACKS", ", ".join(keys))
+    assert create_app(PRODUCTION).config["SECRET_KEY_FALLBACKS"] == keys
+    monkeypatch.setenv("SECRET_KEY_FALLBACKS", "short")
+    with pytest.raises(config.ConfigError, match="^SECRET_KEY_FALLBACKS is invalid: "):
+        create_app(PRODUCTION)
+
+
+def test_debug_stops_the_start_of_another_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    monkeypatch.delenv("FLASK_RUN_FROM_CLI", raising=False)
+    with pytest.raises(config.ConfigError, match="^FLASK_DEBUG is on: unset it"):
+        create_app()
+    monkeypatch.setenv("FLASK_RUN_FROM_CLI", "true")
+    assert create_app().debug
 
 
 def test_development_key_stays_the_same_and_private(tmp_path: Path) -> None:
@@ -94,6 +125,23 @@ def test_session_cookie_is_secure_unless_debug_is_overridden() -> None:
     assert create_app(PRODUCTION).config[secure]
     assert not create_app({"DEBUG": True}).config[secure]
     assert not create_app(PRODUCTION | {secure: False}).config[secure]
+
+
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({}, "__Host-session"),
+        ({"SESSION_COOKIE_SECURE": False}, "session"),
+        ({"SESSION_COOKIE_DOMAIN": "example.com"}, "session"),
+        ({"APPLICATION_ROOT": "/app"}, "session"),
+        ({"SESSION_COOKIE_NAME": "mine"}, "mine"),
+    ],
+    ids=str,
+)
+def test_session_cookie_has_the_prefix_that_browsers_check(
+    settings: dict[str, object], name: str
+) -> None:
+    assert create_app(PRODUCTION | settings).config["SESSION_COOKIE_NAME"] == name
 
 
 def test_prefixed_variable_sets_any_setting_of_flask(

@@ -16,6 +16,13 @@ Number = TypeVar("Number", int, float)
 
 BOOLEANS = {"0": False, "1": True, "false": False, "true": True}
 URL_EXAMPLE = "postgresql://user:password@localhost:5432/name"
+COOKIE = {
+    "APPLICATION_ROOT": "/",
+    "SESSION_COOKIE_DOMAIN": None,
+    "SESSION_COOKIE_NAME": "session",
+    "SESSION_COOKIE_PATH": None,
+    "SESSION_COOKIE_SECURE": True,
+}
 KEY_EXAMPLE = "what `python -c 'import secrets; print(secrets.token_hex())'` prints"
 
 
@@ -74,17 +81,26 @@ def text_setting(default: str = "", example: str = "", secret: bool = False) -> 
     return Setting(str, "set it to text.", default, example, secret)
 
 
-def hosts_setting() -> Setting:
-    """Return a setting that is a list of host names, separated by commas, or None."""
+def hosts_setting(default: list[str], example: str = "") -> Setting:
+    """Return a setting that is a list of host names, or None for any host.
 
-    def parse(raw: Any) -> list[str]:
-        found = re.split(r"\s*,\s*", raw) if isinstance(raw, str) else list(raw)
-        if not all(re.fullmatch(r"[\w.-]+", host) for host in found):
+    In the environment they are separated by commas, and `*` means any.
+    """
+
+    def parse(raw: Any) -> list[str] | None:
+        found = _split(raw)
+        if found == ["*"]:
+            return None
+        if not all(re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*", host) for host in found):
             raise ValueError
         return found
 
-    hint = "write hosts like example.com,.example.org with nothing else."
-    return Setting(parse, hint)
+    hint = "write hosts like example.com,.example.org, or * for any."
+    return Setting(parse, hint, default, example)
+
+
+def _split(raw: Any) -> list[str]:
+    return re.split(r"\s*,\s*", raw) if isinstance(raw, str) else list(raw)
 
 
 def _parse_url(raw: str) -> str:
@@ -100,7 +116,7 @@ def _parse_url(raw: str) -> str:
 
 
 def _parse_key(raw: str) -> str:
-    if len(raw) < 16 or raw == KEY_EXAMPLE:
+    if len(raw) < 32 or len(set(raw)) < 5:
         raise ValueError
     return raw
 
@@ -115,9 +131,14 @@ SETTINGS: Settings = {
     ),
     "SECRET_KEY": Setting(
         _parse_key,
-        f"set it to 16 bytes or more, such as {KEY_EXAMPLE}.",
+        f"set it to 32 random bytes or more, such as {KEY_EXAMPLE}.",
         default="",
         example=KEY_EXAMPLE,
+        secret=True,
+    ),
+    "SECRET_KEY_FALLBACKS": Setting(
+        lambda raw: [_parse_key(key) for key in _split(raw)],
+        "write former values of SECRET_KEY, with commas between them.",
         secret=True,
     ),
 }
@@ -133,16 +154,21 @@ def init_app(
     `ConfigError` for all settings that are missing or invalid.
     """
     given = overrides or {}
-    app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=None)
+    secure = not given.get("DEBUG", app.debug)
+    app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=secure)
     app.config.from_prefixed_env()
     app.config.update(given)
-    if app.config["SESSION_COOKIE_SECURE"] is None:
-        app.config["SESSION_COOKIE_SECURE"] = not app.debug
+    if {name: app.config[name] for name in COOKIE} == COOKIE:
+        # Browsers take the prefix as a promise that no other host can set the cookie.
+        app.config["SESSION_COOKIE_NAME"] = "__Host-session"
     errors = [
         error
         for name, setting in ChainMap(*map(dict, tables), dict(SETTINGS)).items()
         if (error := _set(app, name, setting, given))
     ]
+    by_flask = "FLASK_RUN_FROM_CLI" in os.environ or app.testing
+    if app.debug and not by_flask and "DEBUG" not in given:
+        errors.append("FLASK_DEBUG is on: unset it, for only `flask` may run in debug.")
     if errors:
         raise ConfigError("\n".join(errors))
 

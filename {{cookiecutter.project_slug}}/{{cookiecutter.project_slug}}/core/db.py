@@ -28,21 +28,30 @@ class DatabaseUnavailable(Exception):
 
 
 class LoggedCursor(cursor):
-    """Log the queries that take longer than `SLOW_QUERY`, without their parameters."""
+    """Log the queries that take longer than `SLOW_QUERY`, without their parameters.
+
+    An error that a query raises does not quote them either: see `_redact`.
+    """
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """Run a query."""
-        began = monotonic()
-        try:
-            super().execute(query, vars)
-        finally:
-            _log_slow_query(self.connection, query, monotonic() - began)
+        self._watch(super().execute, query, vars)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """Run a query with each of the parameters."""
+        self._watch(super().executemany, query, vars_list)
+
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        """Run a COPY between the table and the file."""
+        self._watch(super().copy_expert, sql, file, size)
+
+    def _watch(self, run: Callable[..., None], query: Any, *args: Any) -> None:
         began = monotonic()
         try:
-            super().executemany(query, vars_list)
+            run(query, *args)
+        except psycopg2.Error as error:
+            _redact(self.connection, error)
+            raise
         finally:
             _log_slow_query(self.connection, query, monotonic() - began)
 
@@ -53,6 +62,7 @@ class LoggedConnection(connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.slow_query: float = current_app.config["SLOW_QUERY"]
+        self.quotes_data = current_app.debug or current_app.testing
 
     def cursor(  # type: ignore[override]
         self, name: Any = None, cursor_factory: Any = None, **options: Any
@@ -85,7 +95,11 @@ class Connection(LoggedConnection):
         tb: TracebackType | None,
     ) -> None:
         callbacks, self._on_commit = self._on_commit or [], None
-        super().__exit__(exc_type, exc, tb)
+        try:
+            super().__exit__(exc_type, exc, tb)
+        except psycopg2.Error as error:  # A deferred constraint may fail only here.
+            _redact(self, error)
+            raise
         with ExitStack() as stack:  # It calls all of them, even if one raises.
             for callback in reversed(callbacks) if exc is None else []:
                 stack.callback(callback)
@@ -213,6 +227,15 @@ def _log_slow_query(conn: Any, query: object, seconds: float) -> None:
         text = query if isinstance(query, str) else f"of the type {type(query)}"
         text = " ".join(text.split())[:1000]
         logger.warning("A query took %d ms: %s", 1000 * seconds, text)
+
+
+def _redact(conn: Any, error: psycopg2.Error) -> None:
+    """Leave DETAIL, CONTEXT and the query out of the message, which the log quotes."""
+    if error.pgcode and not conn.quotes_data:
+        # A data exception, of class 22, quotes the value in its primary message, too.
+        is_safe = not error.pgcode.startswith("22")
+        message = error.diag.message_primary if is_safe else "invalid data"
+        error.args = (f"{message} (SQLSTATE {error.pgcode})",)
 
 
 def _service_unavailable(error: DatabaseUnavailable) -> ResponseReturnValue:

@@ -6,6 +6,7 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
+import click
 import psycopg2
 from flask import Flask
 from flask_devserver import postgres
@@ -16,8 +17,15 @@ from .migrate import migrate
 def init_app(app: Flask) -> None:
     """Fill in `DATABASE_URL` and `SECRET_KEY` where they are not set.
 
-    The embedded PostgreSQL starts when the first connection is opened.
+    The embedded PostgreSQL starts when the first connection is opened. The host that
+    `flask dev` or `flask run` binds to is trusted, too.
     """
+    context = click.get_current_context(silent=True)
+    host = context.params.get("host") if context else None
+    if host and app.config["TRUSTED_HOSTS"]:
+        # Werkzeug matches no IPv6 address, so for one it is any host.
+        trusted = None if ":" in host else [*app.config["TRUSTED_HOSTS"], host]
+        app.config["TRUSTED_HOSTS"] = trusted
     if not app.config["SECRET_KEY"]:
         app.config["SECRET_KEY"] = _secret_key(Path(app.instance_path) / "secret_key")
     if not app.config["DATABASE_URL"]:

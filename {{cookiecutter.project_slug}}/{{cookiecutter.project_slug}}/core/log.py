@@ -16,6 +16,8 @@ from flask import Flask
 
 VALID_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 
+PACKAGE = __name__.partition(".")[0]
+
 logger = logging.getLogger(__name__)
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
@@ -39,7 +41,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Format a record as a JSON object, with the named arguments of its message."""
+    """Format a record as a JSON object, with the named arguments of our messages."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC)
@@ -50,7 +52,9 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "request_id": getattr(record, "request_id", "-"),
         }
-        if isinstance(record.args, Mapping):
+        # Other packages name secrets there, such as Celery the arguments of a job.
+        is_ours = record.name.partition(".")[0] == PACKAGE
+        if is_ours and isinstance(record.args, Mapping):
             line = line | dict(record.args) | line
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

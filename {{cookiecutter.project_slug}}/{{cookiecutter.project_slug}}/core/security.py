@@ -1,17 +1,37 @@
 """Protection of visitors and the application: rejected requests and headers."""
 
+from collections.abc import Mapping
+from functools import partial
+from io import BytesIO
+from typing import IO, Any
+
+import flask
 from flask import Flask, abort, request
+from flask.json.provider import DefaultJSONProvider
+from flask.sessions import SecureCookieSessionInterface, SessionMixin
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.utils import cached_property
 from werkzeug.wrappers import Response
 
-from .config import Settings, hosts_setting, number_setting
+from .config import Setting, Settings, hosts_setting, number_setting
 
 SETTINGS: Settings = {
-    "TRUSTED_HOSTS": hosts_setting(),
+    # With any host, a foreign name that leads to this machine reads a developer's data.
+    "TRUSTED_HOSTS": hosts_setting(
+        ["localhost", ".localhost", "127.0.0.1"],
+        example="the host names of the site, such as example.com",
+    ),
+    "TRUSTED_PROXIES": Setting(
+        lambda raw: range(10)[int(raw)], "set it to how many proxies there are.", 0
+    ),
     "MAX_CONTENT_LENGTH": number_setting(1024 * 1024),  # bytes
 }
 
-# What a browser may do with an answer, unless the view says otherwise; see
+# The headers of every response, unless the view sets them; see
 # https://cheatsheetseries.owasp.org/cheatsheets/HTTP_Headers_Cheat_Sheet.html
+# The policy rejects inline scripts, and everything from other sites, such as a CDN.
+# A view or a blueprint's `after_request` can set another one.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:;"
     " style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none';"
@@ -21,12 +41,66 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+# A browser that has seen this uses TLS for the host from then on.
+PRODUCTION_HEADERS = HEADERS | {"Strict-Transport-Security": "max-age=31536000"}
+
+
+class SessionInterface(SecureCookieSessionInterface):
+    """Flask's, which keeps responses that depend on a session out of shared caches."""
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Any) -> None:
+        """Set the cookie."""
+        super().save_session(app, session, response)
+        if "Cookie" in response.vary:
+            response.headers.setdefault("Cache-Control", "private")
+
+
+class JSONProvider(DefaultJSONProvider):
+    """Flask's, with a response of 400 to JSON that is nested too deeply."""
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        """Return the object that `s` is the JSON of. Raises `ValueError`."""
+        try:
+            return super().loads(s, **kwargs)
+        except RecursionError:
+            raise ValueError("The JSON is nested too deeply.") from None
+
+
+class Request(flask.Request):
+    """Flask's, with a response of 400 or 413 to more kinds of hostile bodies."""
+
+    @cached_property
+    def stream(self) -> IO[bytes]:
+        """The body. A form may have `MAX_FORM_PARTS` fields."""
+        stream = super().stream
+        is_form = self.mimetype == "application/x-www-form-urlencoded"
+        is_chunked = "wsgi.input_terminated" in self.environ and not self.content_length
+        if not is_chunked and not is_form:
+            return stream
+        try:
+            body = stream.read()
+            # Werkzeug only cuts a body that has no Content-Length.
+            is_cut = is_chunked and self.environ["wsgi.input"].read(1)
+        except HTTPException:
+            raise
+        except Exception as error:  # The server found the chunks malformed.
+            raise BadRequest from error
+        if is_cut or (is_form and body.count(b"&") >= (self.max_form_parts or 1e9)):
+            raise RequestEntityTooLarge
+        return BytesIO(body)
 
 
 def init_app(app: Flask) -> None:
     """Protect every request of `app`."""
+    app.json = JSONProvider(app)
+    app.request_class = Request
+    app.session_interface = SessionInterface()
+    headers = HEADERS if app.debug else PRODUCTION_HEADERS
     app.before_request(_reject_cross_site)
-    app.after_request(_add_headers)
+    app.after_request(partial(_add_headers, headers))
+    if count := app.config["TRUSTED_PROXIES"]:
+        proxies = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)
+        app.wsgi_app = proxies  # type: ignore[method-assign]
 
 
 def _reject_cross_site() -> None:
@@ -37,15 +111,15 @@ def _reject_cross_site() -> None:
     if site := request.headers.get("Sec-Fetch-Site"):
         same = site in ("same-origin", "none")
     else:
-        origin = request.origin or f"//{request.host}"
-        same = origin.partition("//")[2] == request.host
+        here = f"{request.scheme}://{request.host}"
+        same = request.origin in (None, here)
     if not same:
         abort(403, "This request comes from another site.")
 
 
-def _add_headers(response: Response) -> Response:
+def _add_headers(headers: Mapping[str, str], response: Response) -> Response:
     given = {name.lower() for name, _ in response.headers}
-    for name, value in HEADERS.items():
+    for name, value in headers.items():
         if name.lower() not in given:
             response.headers.add(name, value)
     return response

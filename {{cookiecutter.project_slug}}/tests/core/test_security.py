@@ -1,0 +1,177 @@
+"""What every request is protected from, each as an attacker would try it."""
+
+import json
+import logging
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import click
+import psycopg2
+import pytest
+from flask import Flask, request, session, url_for
+from psycopg2.extensions import connection
+
+from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.core.db import get_db
+from {{ cookiecutter.project_slug }}.core.log import JsonFormatter
+
+from ..conftest import PRODUCTION
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+LIMIT = 1024 * 1024
+
+
+@pytest.fixture
+def production(database_url: str) -> Iterator[Flask]:
+    """An application as in production, which repeats what it is sent."""
+    app = create_app(PRODUCTION | {"DATABASE_URL": database_url})
+
+    @app.post("/echo")
+    def echo() -> Any:
+        if request.is_json:
+            return {"length": len(request.get_json())}
+        return {"length": len(request.form or request.data)}
+
+    yield app
+    app.extensions["pool"].close()
+
+
+def chunked(body: Any, **headers: str) -> dict[str, Any]:
+    """Return how to send a body without Content-Length, as the server hands it on."""
+    environ = {"wsgi.input": body, "wsgi.input_terminated": True}
+    return {"environ_overrides": environ, "headers": headers, "method": "POST"}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/static//example.com"])
+def test_other_host_is_rejected_in_production(production: Flask, path: str) -> None:
+    client = production.test_client()
+    assert client.get(path, base_url="http://other.example").status_code == 400
+
+
+def test_rebound_name_is_rejected_in_debug() -> None:
+    client = create_app({"DEBUG": True}).test_client()
+    for host in ("localhost:5000", "a.localhost", "127.0.0.1:5000"):
+        assert client.get("/healthz", base_url=f"http://{host}").status_code == 200
+    assert client.get("/healthz", base_url="http://other.example").status_code == 400
+
+
+@pytest.mark.parametrize("host", ["mine.example", "::1"])
+def test_host_of_the_command_is_trusted_in_debug(host: str) -> None:
+    with click.Context(click.Command("dev"), info_name="dev") as context:
+        context.params["host"] = host
+        client = create_app({"DEBUG": True}).test_client()
+    name = f"[{host}]" if ":" in host else host
+    assert client.get("/healthz", base_url=f"http://{name}:5000").status_code == 200
+
+
+def test_browser_is_told_to_use_tls_in_production_only(production: Flask) -> None:
+    name = "Strict-Transport-Security"
+    headers = production.test_client().get("/healthz").headers
+    assert headers[name] == "max-age=31536000"
+    debug = create_app({"DEBUG": True}).test_client()
+    assert name not in debug.get("/healthz").headers
+
+
+def test_origin_of_another_scheme_is_rejected(production: Flask) -> None:
+    client = production.test_client()
+    for origin, status in (("https://localhost", 200), ("http://localhost", 403)):
+        answer = client.post(
+            "/echo", base_url="https://localhost", headers={"Origin": origin}
+        )
+        assert answer.status_code == status
+
+
+def test_response_with_a_session_is_kept_from_shared_caches(
+    production: Flask,
+) -> None:
+    production.add_url_rule("/me", view_func=lambda: f"{session.get('user')}")
+    client = production.test_client()
+    assert client.get("/me").headers["Cache-Control"] == "private"
+    assert "Cache-Control" not in client.get("/healthz").headers
+
+
+@pytest.mark.parametrize("count, scheme", [(0, "http"), (1, "https")])
+def test_scheme_comes_from_a_trusted_proxy_only(count: int, scheme: str) -> None:
+    app = create_app(PRODUCTION | {"TRUSTED_PROXIES": count})
+    app.add_url_rule("/url", "url", lambda: url_for("url", _external=True))
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/evil"}
+    answer = app.test_client().get("/url", headers=headers)
+    assert answer.text == f"{scheme}://localhost/url"
+
+
+def test_deeply_nested_json_is_rejected(production: Flask) -> None:
+    depth = 100_000
+    body = "[" * depth + "]" * depth
+    answer = production.test_client().post(
+        "/echo", data=body, content_type="application/json"
+    )
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("length, status", [(LIMIT, 200), (LIMIT + 1, 413)])
+def test_chunked_body_over_the_limit_is_rejected(
+    production: Flask, length: int, status: int
+) -> None:
+    sent = chunked(BytesIO(b"a" * length))
+    answer = production.test_client().open("/echo", **sent)
+    assert answer.status_code == status
+    assert status != 200 or answer.json == {"length": length}
+
+
+def test_malformed_chunk_is_rejected(production: Flask) -> None:
+    class Malformed(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise Exception("Invalid chunk size: zz")
+
+    for headers in ({}, FORM):
+        sent = chunked(Malformed(), **headers)
+        assert production.test_client().open("/echo", **sent).status_code == 400
+
+
+def test_form_with_too_many_fields_is_rejected(production: Flask) -> None:
+    client = production.test_client()
+    for count, status in ((1000, 200), (1001, 413)):
+        body = "&".join(["a=1"] * count)
+        assert client.post("/echo", data=body, headers=FORM).status_code == status
+        sent = chunked(BytesIO(body.encode()), **FORM)
+        assert client.open("/echo", **sent).status_code == status
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "INSERT INTO people VALUES ('hunter2')",
+        "INSERT INTO people VALUES (NULL, 'hunter2')",
+        "SELECT 'hunter2'::int",
+        "SELECT 'hunter2' FROM nowhere",
+        "SET CONSTRAINTS ALL DEFERRED; INSERT INTO people VALUES ('hunter2')",
+    ],
+)
+def test_error_of_a_query_quotes_no_data_in_the_log(
+    production: Flask, db: connection, query: str
+) -> None:
+    table = "CREATE TABLE people (name text NOT NULL, UNIQUE (name) DEFERRABLE)"
+    insert = "INSERT INTO people VALUES ('hunter2')"
+    db.cursor().execute(f"{table}; ALTER TABLE people ADD other text; {insert}")
+    with production.app_context(), pytest.raises(psycopg2.Error) as error:
+        with get_db() as conn:
+            conn.cursor().execute(query)
+    record = logging.LogRecord("app", 40, "", 0, "", None, error._excinfo)
+    assert "SQLSTATE" in (line := JsonFormatter().format(record))
+    assert "hunter2" not in line
+
+
+def test_copy_quotes_no_row_in_the_log(production: Flask) -> None:
+    with production.app_context(), pytest.raises(psycopg2.DataError) as error:
+        cursor = get_db().cursor()
+        cursor.execute("CREATE TEMPORARY TABLE numbers (number int)")
+        cursor.copy_expert("COPY numbers FROM STDIN", BytesIO(b"hunter2"))
+    assert "hunter2" not in str(error.value)
+
+
+def test_log_merges_the_named_parts_of_our_own_messages_only() -> None:
+    package = JsonFormatter.__module__.partition(".")[0]
+    for name, merged in ((f"{package}.core", True), ("celery.app.trace", False)):
+        record = logging.LogRecord(name, 20, "", 0, "%(a)s", ({"a": 1},), None)
+        assert ("a" in json.loads(JsonFormatter().format(record))) == merged
