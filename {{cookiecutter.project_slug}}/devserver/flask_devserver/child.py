@@ -1,220 +1,242 @@
-"""A version of the application, served until a file is saved or the server ends."""
+"""A process that runs one version of the application until a file is saved."""
 
+import _thread
 import atexit
 import gc
 import json
 import os
+import selectors
+import shlex
 import signal
 import socket
 import sys
-import sysconfig
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from io import BufferedReader, BufferedWriter, TextIOWrapper
-from selectors import EVENT_READ, DefaultSelector
+from io import BufferedWriter, TextIOWrapper
+from selectors import EVENT_READ
 from types import FrameType
 from typing import Any, NoReturn, cast
 
 from flask.cli import ScriptInfo, cli
 from werkzeug.debug import DebuggedApplication
-from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from .browser import PREFIX, BrowserReload
+from .browser import BrowserReload
+from .files import is_library, is_watched_module, module_files
+from .server import RequestHandler, Server
 from .shutdown import kill_after, remember_thread_origins
 from .welcome import Welcome
 
+if sys.platform == "win32":
+    raise ImportError("flask dev needs Linux or macOS.")
+
 Handler = Callable[[int, FrameType | None], object]
 
-INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platlib"))
-
-IDLE = 0.3  # seconds between two looks for modules that were imported
-GRACE = 0.5  # seconds for the requests that are being answered when it is to end
-PATIENCE = 0.1  # seconds from a connection to its request, on a busy machine
-
-
-class Server(ThreadedWSGIServer):
-    """Werkzeug's server, which knows the requests that are being answered."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.connections: dict[socket.socket, float] = {}  # and when they began
-        self.begun: set[socket.socket] = set()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections[request] = time.monotonic()
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        super().shutdown_request(request)
-        self.connections.pop(request, None)
-        self.begun.discard(request)
-
-    def finish_requests(self, seconds: float) -> None:
-        """Wait for the requests that have begun, but no longer than `seconds`."""
-        end = time.monotonic() + seconds
-        looks = 0  # at two of which nothing has begun, in case that it just does
-        while self.connections and looks < 2 and time.monotonic() < end:
-            time.sleep(0.005)
-            begun = any(map(self._has_begun, list(self.connections)))
-            looks = 0 if begun else looks + 1
-
-    def _has_begun(self, connection: socket.socket) -> bool:
-        # Browsers open connections long before they send something, if they ever do.
-        if time.monotonic() - self.connections.get(connection, 0) < PATIENCE:
-            return True
-        with suppress(OSError):
-            peeking = socket.MSG_PEEK | socket.MSG_DONTWAIT
-            return connection in self.begun or bool(connection.recv(1, peeking))
-        return False
-
-
-class RequestHandler(WSGIRequestHandler):
-    """Werkzeug's, which does not log what the browser asks to reload a page."""
-
-    server: Server
-
-    def handle_one_request(self) -> None:
-        if cast(BufferedReader, self.rfile).peek(1):
-            self.server.begun.add(self.connection)
-        super().handle_one_request()
-
-    def log_request(self, *args: Any) -> None:
-        if not getattr(self, "path", "").startswith(PREFIX):
-            super().log_request(*args)
+IDLE = 0.3  # seconds between two checks for modules that were imported
+GRACE = 0.05  # seconds that the next version waits for the requests in flight
+WRITING = os.O_WRONLY | os.O_RDWR
 
 
 @dataclass(kw_only=True)
-class Version:
+class Child:
     """What a process needs to run a version of `app`, an import path.
 
-    `life` is a pipe that ends with the supervisor, `news` one to it, as file
-    descriptors. `deadline` is how many seconds it has to end. It `began` to replace
-    the one before at that monotonic time.
+    `parent_pipe` ends with the supervisor, `status_pipe` leads to it; both are file
+    descriptors. `deadline` is how many seconds it has to exit. It `began` to replace
+    the version before at that monotonic time.
     """
 
     app: str | None
     deadline: float
-    life: int = -1
-    news: int = -1
+    parent_pipe: int = -1
+    status_pipe: int = -1
     first: bool = True
     began: float = 0.0
 
     def run(self) -> NoReturn:
-        """Run until SIGTERM, and end the process."""
+        """Run until SIGTERM, and exit."""
         raise NotImplementedError
 
     def descriptors(self) -> list[int]:
         """Return the file descriptors that it needs."""
-        return [self.life, self.news]
+        return [self.parent_pipe, self.status_pipe]
 
     def _prepare(self) -> None:
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", _FLASK_DEV="1")
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor ends it
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        # The supervisor handles Ctrl-C. A program that the application starts does not
+        # inherit this handler, as it would inherit SIG_IGN.
+        signal.signal(signal.SIGINT, do_nothing)
         for fd in self.descriptors():
-            os.set_inheritable(fd, False)  # to what the application may start
-        threading.Thread(target=self._end_with_supervisor, daemon=True).start()
+            os.set_inheritable(fd, False)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(line_buffering=True)  # A killed process loses none.
+        os.register_at_fork(after_in_child=self._reset_in_fork)
+        self.root = os.path.join(os.getcwd(), "")
+        self.written: set[str] = set()
+        self.lock = threading.Lock()
+        sys.addaudithook(self._on_audit)
+        # The application may replace threads by greenlets, which this must not become.
+        _thread.start_new_thread(_exit_with_parent, (self.parent_pipe,))
         remember_thread_origins()
 
-    def _say_ready(self) -> None:
-        os.write(self.news, b"ready\n")
-        threading.Thread(target=self._tell_modules, daemon=True).start()
+    def _reset_in_fork(self) -> None:
+        """Give back, in a process that the application forks, what is not for it."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is do_nothing:
+                interrupt = number == signal.SIGINT
+                default = signal.default_int_handler if interrupt else signal.SIG_DFL
+                signal.signal(number, default)
+        for fd in self.descriptors():
+            with suppress(OSError):
+                os.close(fd)
+        self.status_pipe = -1
 
-    def _tell_modules(self) -> None:
-        """Say whenever there are more modules, for the next version to have at once."""
-        told = 0
-        with suppress(Exception):  # a slower start is no reason to disturb this one
-            while True:
-                time.sleep(IDLE)  # for what matters now is the first request
-                if len(sys.modules) != told:
-                    told = len(sys.modules)
-                    line = json.dumps(_installed_modules()) + "\n"
-                    os.write(self.news, line.encode())
+    def _on_audit(self, event: str, args: tuple[Any, ...]) -> None:
+        """Tell the supervisor which files the application itself writes."""
+        if event not in ("open", "os.rename", "sqlite3.connect"):
+            return
+        with suppress(Exception):
+            if event != "open" or args[2] & WRITING:
+                path = os.path.abspath(os.fsdecode(args[event == "os.rename"]))
+                if path.startswith(self.root) and path not in self.written:
+                    self.written.add(path)
+                    self._send(written=path)
 
-    def _end_with_supervisor(self) -> None:
-        os.read(self.life, 1)
-        os._exit(1)
+    def _send(self, **message: object) -> None:
+        with suppress(OSError), self.lock:
+            os.write(self.status_pipe, json.dumps(message).encode() + b"\n")
+
+    def _notify_ready(self) -> None:
+        self._send(ready=True)
+        threading.Thread(target=self._send_modules, daemon=True).start()
+
+    def _send_modules(self) -> None:
+        """Report new modules: the supervisor imports some, and watches the files."""
+        known: set[tuple[str, str]] = set()
+        while True:
+            time.sleep(IDLE)  # The first request matters more now.
+            new = set(module_files()) - known
+            known |= new
+            imported = [name for name, path in new if is_library(path)]
+            files = [path for _, path in new if is_watched_module(path)]
+            if new:
+                self._send(modules=sorted(set(imported) - {"__main__"}), files=files)
 
 
 @dataclass(kw_only=True)
-class CommandVersion(Version):
-    """A version of the command `flask NAME`, such as a worker, which ends by itself."""
+class CommandChild(Child):
+    """A version of the command `flask NAME`, such as a worker.
+
+    It never gets the SIGINT of a terminal, on which Celery would shut down twice.
+    """
 
     name: str
 
     def run(self) -> NoReturn:
-        """Run the command, and end the process."""
+        """Run the command, and exit."""
         self._prepare()
-        self._say_ready()
+        self._notify_ready()
         app = ["--app", self.app] if self.app else []
         try:
-            cli.main([*app, self.name])
+            cli.main([*app, *shlex.split(self.name)])
         except SystemExit:
             pass
         except Exception:
             traceback.print_exc()
-        _end_process()
+        _exit()
 
 
 @dataclass(kw_only=True)
-class WebVersion(Version):
+class WebChild(Child):
     """A version that serves the application on the socket `listener`.
 
-    With `browser_reload`, a page in a browser reloads when the next version answers.
-    The `first` version says the debugger's PIN.
+    With `browser_reload`, a page in a browser reloads when the next version responds.
+    The `first` version shows the debugger's PIN.
     """
 
     host: str
     port: int
     listener: int
     browser_reload: bool
+    debugger: bool
+    threads: bool
+    cert: Any
 
     def descriptors(self) -> list[int]:
         return [self.listener, *super().descriptors()]
 
     def run(self) -> NoReturn:
-        """Serve the application until SIGTERM, and end the process."""
+        """Serve the application until SIGTERM, and exit."""
         self._prepare()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         ending = threading.Event()
         app = self._load()
-        if self.browser_reload:
+        if self.browser_reload and self.threads:
             app = BrowserReload(app, ending)
-        server = Server(self.host, self.port, app, RequestHandler, fd=self.listener)
-        server.timeout = 0
-        threading.Thread(target=self._end_in_time, args=[ending], daemon=True).start()
-        with DefaultSelector() as selector:
+        cert = tuple(self.cert) if isinstance(self.cert, list) else self.cert
+        options: dict[str, Any] = {"fd": self.listener, "ssl_context": cert}
+        server = Server(self.host, self.port, app, RequestHandler, **options)
+        server.threads = self.threads
+        os.register_at_fork(after_in_child=server.socket.close)
+        # The application may have replaced the selectors, so none was imported by name.
+        with selectors.DefaultSelector() as selector:
             selector.register(server.socket, EVENT_READ, server.handle_request)
-            signals = on_signals(lambda *_: None, signal.SIGTERM)
+            signals = on_signals(do_nothing, signal.SIGTERM)
             selector.register(signals, EVENT_READ, lambda: _set_at_end(ending, signals))
-            self._say_ready()
+            self._notify_ready()
             while not ending.is_set():
                 for key, _ in selector.select():
                     key.data()
-        server.finish_requests(GRACE)
-        _end_process()
+        self._finish(server, signals)
+        kill_after(self.deadline, exit_code=1)
+        _exit()
+
+    def _finish(self, server: Server, signals: socket.socket) -> None:
+        """Finish the requests in flight while the next version starts.
+
+        A second SIGTERM asks for an exit at once.
+        """
+        if not server.finish_requests(GRACE):
+            self._send(draining=True)
+            hurry = threading.Event()
+            end = time.monotonic() + self.deadline
+            while time.monotonic() < end and not hurry.is_set():
+                with suppress(BlockingIOError):
+                    _set_at_end(hurry, signals)
+                if server.finish_requests(0.02):
+                    return
+            for request in [] if hurry.is_set() else server.requests_in_flight():
+                print(f" * {request} was aborted by the reload", file=sys.stderr)
 
     def _load(self) -> Any:
         try:
             flask_app = ScriptInfo(app_import_path=self.app).load_app()
             seconds = f"{time.monotonic() - self.began:.2f} s"
-            last_reload = "save a file" if self.first else seconds
-            app: Any = Welcome(flask_app, last_reload)
-        except (Exception, SystemExit) as raised:
+            app: Any = Welcome(flask_app, "save a file" if self.first else seconds)
+        except BaseException as raised:
             traceback.print_exc()
-            error, place = raised, raised.__traceback__
+            app = _failing(raised)
+        if self.debugger:
+            app = DebuggedApplication(app, evalex=True, pin_logging=self.first)
+            app.trusted_hosts.append(self.host)
+        return app
 
-            def app(*_: object) -> Any:
-                raise error.with_traceback(place)
 
-        return DebuggedApplication(app, evalex=True, pin_logging=self.first)
+def _failing(raised: BaseException) -> Any:
+    """Return an application that raises what the import of another one has raised."""
+    error, place = raised, raised.__traceback__
+    if not isinstance(error, Exception):  # The debugger shows no others.
+        error = RuntimeError(f"The application raised {raised!r} when it was imported.")
 
-    def _end_in_time(self, ending: threading.Event) -> None:
-        ending.wait()
-        kill_after(self.deadline, exit_code=1)
+    def app(*_: object) -> Any:
+        raise error.with_traceback(place)
+
+    return app
 
 
 def on_signals(handler: Handler, *numbers: signal.Signals) -> socket.socket:
@@ -228,36 +250,36 @@ def on_signals(handler: Handler, *numbers: signal.Signals) -> socket.socket:
     return reading
 
 
+def do_nothing(*_: object) -> None:
+    """Handle a signal that a socket or the supervisor takes care of."""
+
+
 def _set_at_end(ending: threading.Event, signals: socket.socket) -> None:
-    if signal.SIGTERM in signals.recv(1024):  # not one that the application handles
+    if signal.SIGTERM in signals.recv(1024):  # The application may handle others.
         ending.set()
 
 
-def _end_process() -> NoReturn:
-    """End the process as Python does, but for taking every module apart.
+def _exit_with_parent(parent_pipe: int) -> None:
+    os.read(parent_pipe, 1)
+    os._exit(1)
 
-    In a fork, which has them from its parent, that takes ten times as long as the rest
-    of a reload. What uses `multiprocessing` ends its forks so, too.
+
+def _exit() -> NoReturn:
+    """Exit as Python does, but without taking every module apart.
+
+    That takes ten times as long as the rest of a reload. Forks of `multiprocessing`
+    exit like this, too.
     """
-    threading._shutdown()  # type: ignore[attr-defined]
+    cast(Any, threading)._shutdown()
     atexit._run_exitfuncs()
-    for each in gc.get_objects():  # of which a fork has few, for its parent froze most
+    # The supervisor has frozen its objects, so the collector knows few in a fork.
+    for each in [sys.stdout, sys.stderr, *gc.get_objects()]:
         if issubclass(type(each), (TextIOWrapper, BufferedWriter)):
-            with suppress(Exception):  # one may be closed, or for reading
+            with suppress(Exception):  # It may be closed, or open for reading.
                 each.flush()
     os._exit(0)
 
 
-def _installed_modules() -> list[str]:
-    """Return the modules that are not the project's: Python's own and its packages'."""
-    return [
-        name
-        for name, module in sorted(sys.modules.copy().items())
-        if (getattr(module, "__file__", None) or "").startswith(INSTALLED)
-        and name != "__main__"
-    ]
-
-
 if __name__ == "__main__":
-    kind = CommandVersion if sys.argv[1] == "CommandVersion" else WebVersion
+    kind = CommandChild if sys.argv[1] == "CommandChild" else WebChild
     kind(**json.loads(sys.argv[2])).run()

@@ -8,10 +8,11 @@ never starts that command, and does not install this package.
 import os
 import sys
 import time
+from copy import copy
 from typing import Any
 
 import click
-from flask.cli import ScriptInfo, pass_script_info
+from flask.cli import ScriptInfo, pass_script_info, run_command
 
 from . import shutdown
 
@@ -22,8 +23,6 @@ if os.environ.get("WERKZEUG_RUN_MAIN") == "true" and "run" in sys.argv:
 
 
 @click.command("dev", short_help="Run a server that reloads when a file is saved.")
-@click.option("--host", "-h", default="127.0.0.1", help="The interface to bind to.")
-@click.option("--port", "-p", default=5000, help="The port to bind to.")
 @click.option(
     "--deadline",
     default=1.0,
@@ -33,12 +32,20 @@ if os.environ.get("WERKZEUG_RUN_MAIN") == "true" and "run" in sys.argv:
 @click.option(
     "--fork/--no-fork",
     default=sys.platform == "linux",
+    show_default=True,
     help="Fork a process that has the packages ready, or start a new Python.",
 )
 @click.option(
     "--browser-reload/--no-browser-reload",
     default=True,
+    show_default=True,
     help="Reload the pages in browsers when a new version responds.",
+)
+@click.option(
+    "--watch",
+    multiple=True,
+    type=click.Path(),
+    help="Another file or folder that triggers a reload.",
 )
 @click.option(
     "--with",
@@ -53,13 +60,28 @@ def dev(info: ScriptInfo, /, **options: Any) -> None:
     """Serve the application, and a new version as soon as a file is saved.
 
     The process that watches the files never imports the application, so nothing that
-    the application does can stop the reload.
+    the application does can stop the reload. The options of `flask run` work, too.
     """
     if sys.platform == "win32":
         message = "flask dev runs on Linux and macOS: use flask run --debug here."
         raise click.ClickException(message)
-    from .supervisor import WebSupervisor
+    from .supervisor import WebSupervisor  # It needs what Windows does not have.
 
     supervisor = WebSupervisor(info.app_import_path, **options, created=CREATED)
-    if version := supervisor.run():  # in a fork, which is to serve it
-        version.run()
+    if child := supervisor.run():  # In a fork, which has left the supervisor's loop.
+        child.run()
+
+
+def _option_of_run(option: click.Parameter) -> click.Parameter:
+    """Return an option of `flask run`, which takes FLASK_RUN_… here, too."""
+    option = copy(option)
+    if isinstance(option, click.Option) and option.name != "debug":
+        name = str(option.name).upper()
+        option.envvar = [f"FLASK_DEV_{name}", f"FLASK_RUN_{name}"]
+        option.show_default = True
+        if option.name == "port":
+            option.type = click.IntRange(0, 65535)
+    return option
+
+
+dev.params[:0] = map(_option_of_run, run_command.params)

@@ -1,8 +1,8 @@
-"""The process of `flask dev` that stays: it starts a version, and ends it for the next.
+"""The parent process of `flask dev`: starts a child and replaces it on a change.
 
-It holds the socket that the versions listen on, so that a request during a reload waits
-instead of being refused. It imports packages for its forks, but never the application.
-A command that runs beside the server, such as a worker, has such a process of its own.
+The parent owns the listening socket, so requests made during a reload wait instead of
+failing. It imports third-party packages, which forked children inherit, but never the
+application. A command run with `--with` has its own supervisor.
 """
 
 import gc
@@ -13,234 +13,405 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import termios
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import cache_from_source
+from io import TextIOWrapper
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from typing import IO, Any, cast
+from typing import Any
 
 import click
 from dotenv import dotenv_values
+from werkzeug.serving import get_sockaddr, make_ssl_devcert, select_address_family
 
-from .child import CommandVersion, Version, WebVersion, on_signals
+from . import orphans
+from .child import Child, CommandChild, WebChild, on_signals
 from .cli import CREATED
-from .watcher import SETTINGS
+from .files import SETTINGS, Events, Files, is_watched_module, module_files
+
+if sys.platform == "win32":
+    raise ImportError("flask dev needs Linux or macOS.")
 
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 
 # A save starts a reload at once. Those that follow it closely are taken together.
-MOMENT = 0.5  # seconds within which a save follows another closely
-QUIET = 0.2  # seconds without a save after which those are taken
+BURST_WINDOW = 0.5  # seconds within which a save follows another closely
+DEBOUNCE = 0.2  # seconds without a save after which those are taken
+SETTLE = 0.005  # seconds from an event to the scan, in which a file is written
 
-# Nobody waits for a command beside the server, so it may finish what it does.
-COMMAND_DEADLINE = 5.0  # seconds
+SCAN_INTERVAL = 1.0  # seconds between two scans without an event
+POLL_INTERVAL = 0.3  # where there are no events
+SCAN_SHARE = 20  # A scan takes at most the 20th part of the time.
+
+COMMAND_DEADLINE = 5.0  # seconds; nobody waits for a command, so it may finish its work
+KILL_MARGIN = 0.3  # seconds more than the deadline, for a child to name the culprit
+ORPHAN_DELAY = 0.1  # seconds for what a child has started to end with it
+ORPHAN_DEADLINE = 1.0  # seconds from SIGTERM to SIGKILL
 
 
 class Supervisor:
     """Run a version of the application, and another one when a file is saved.
 
-    With `fork`, versions are forks of this process, which imports the packages once;
-    else each is a new Python. `created` is the time, in seconds, of before anything of
-    the application was read. What is told of reloads is about `name`.
+    With `fork`, children are forks of this process, which imports the packages once;
+    without, each is a new Python. `created` is the time, in seconds, before anything of
+    the application was read. `watch` and `exclude` are paths and patterns of files.
     """
 
     name = "The application"
 
-    def __init__(self, version: Version, fork: bool, created: float) -> None:
+    def __init__(
+        self,
+        child: Child,
+        fork: bool,
+        created: float,
+        reload: bool = True,
+        watch: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+    ) -> None:
         self.fork = fork
-        self.version = version
-        version.life, self.life_end = os.pipe()
-        self.pid = 0  # of the version that runs
-        self.news: IO[bytes] | None = None  # from it
-        self.ready = False
-        self.ending = False
-        self.changed: set[str] = set()  # files that no version has been started with
+        self.child = child
+        child.parent_pipe, self.parent_end = os.pipe()
+        self.pid = 0  # of the child that runs
+        self.status_pipe = -1  # from it
+        self.status = b""  # the part of a line that has come so far
+        self.ready = self.draining = self.stopping = False
+        self.ending = self.hurry = self.importing = False
+        self.interrupted = 0.0
+        self.dying: dict[int, tuple[float, signal.Signals]] = {}  # what each gets, when
+        self.named: set[int] = set()  # processes that were left running
+        self.changed: set[str] = set()  # files that no child has been started with
         self.reloaded: set[str] = set()  # those that this one was started for
-        self.saved = self.due = 0.0
+        self.to_import: deque[str] = deque()
+        self.saved = self.reload_at = 0.0
         self.began = time.monotonic()
         self.parent = os.getppid()
-        # What is saved from then on, another version is started for.
-        self.created = float(os.environ.pop("_FLASK_DEV_CREATED", created))
+        self.ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        # Everything that is saved from this time on starts another child.
+        self.started = float(os.environ.pop("_FLASK_DEV_CREATED", created))
         self.environ = _own_environment()
-        self.packages = SITE_PACKAGES.stat().st_mtime_ns
+        self.packages = _packages_changed_at()
+        self.reload = reload
+        self.watch, self.exclude = watch, exclude
+        self.terminal = _terminal_settings()
 
-    def run(self) -> Version | None:
-        """Run versions until a signal; return None, or in a fork the one to run."""
-        self.signals = on_signals(
-            self._on_signal,
-            signal.SIGCHLD,
-            signal.SIGINT,
-            signal.SIGTERM,
-            signal.SIGHUP,
-        )
+    def run(self) -> Child | None:
+        """Run children until a signal; return None, or in a fork the one to run."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # Names may be bytes.
+        numbers = [signal.SIGCHLD, signal.SIGINT, signal.SIGTERM]
+        numbers += [] if self.ignores_hangup else [signal.SIGHUP]
+        self.signals = on_signals(self._on_signal, *numbers)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        self.watcher = _start_watcher(self.created)
+        orphans.adopt()
+        self.selector = DefaultSelector()
+        self.selector.register(self.signals, EVENT_READ, self._on_wakeup)
         self._register()
         forked = self._start()
-        while not (forked or self.ending or os.getppid() != self.parent):
-            for key, _ in self.selector.select(self._until_due()):
-                key.data(key.fileobj)
-            if self.due and self._until_due() == 0:
+        if not forked:
+            self._watch_files()
+        while not (forked or self.ending):
+            self._wait(self._next_event())
+            self._import_next()
+            if time.monotonic() >= self.scan_at:
+                self._scan()
+            if os.getppid() != self.parent and not self.ignores_hangup:
+                say(" * The process that started flask dev has ended, so it ends, too.")
+                self.ending = True
+            elif self.reload_at and time.monotonic() >= self.reload_at:
                 forked = self._reload()
         if forked:
-            return self.version
+            return self.child
         self._close()
         return None
 
-    def _close(self) -> None:
-        # Whoever ends the server does not wait long.
-        self._end(min(self.version.deadline, 0.4))
-        self.watcher.kill()
-
     def _register(self) -> None:
-        self.selector = DefaultSelector()
-        self.selector.register(self.signals, EVENT_READ, self._on_wakeup)
-        saved = cast("IO[bytes]", self.watcher.stdout)
-        self.selector.register(saved, EVENT_READ, self._on_saved)
+        """Register with the selector what else there is to wait for."""
 
-    def _until_due(self) -> float:
-        return min(max(self.due - time.monotonic(), 0), 0.5) if self.due else 0.5
+    def _close(self) -> None:
+        # Nobody who stops the server waits long for a request.
+        self._stop_child(min(self.child.deadline, 0.4))
+        while self.dying and not self.hurry:
+            self._wait(0.05)
+        for pid in self.dying:
+            _send_signal(pid, signal.SIGKILL)
+
+    def _wait(self, seconds: float) -> None:
+        """Handle what comes within so many seconds, and kill what is overdue."""
+        for key, _ in self.selector.select(max(seconds, 0)):
+            key.data()
+        now = time.monotonic()
+        for pid, (due, number) in list(self.dying.items()):
+            if now >= due:
+                self._kill(pid, number)
+
+    def _next_event(self) -> float:
+        """Return the seconds until there is something to do without an event."""
+        now = time.monotonic()
+        times = [self.scan_at, *(due for due, _ in self.dying.values())]
+        times += [self.reload_at] if self.reload_at else []
+        return 0 if self.to_import else min(0.5, min(times) - now)
 
     def _on_signal(self, number: int, _: object) -> None:
-        self.ending = self.ending or number != signal.SIGCHLD
+        if number == signal.SIGCHLD:
+            return
+        # A program between the terminal and this one, such as uv, may repeat a signal.
+        repeated = time.monotonic() - self.interrupted < 0.5
+        self.hurry = self.ending and not repeated
+        self.interrupted = time.monotonic()
+        interrupts_import = self.importing and not self.ending
+        self.ending = True
+        if interrupts_import:
+            raise KeyboardInterrupt
 
-    def _on_wakeup(self, signals: socket.socket) -> None:
-        signals.recv(1024)
-        if self.pid and self._has_ended():
-            message = f" * {self.name} has ended by itself; save a file to begin anew."
-            print(message, flush=True)
+    def _on_wakeup(self) -> None:
+        self.signals.recv(1024)
+        pid = self.pid
+        self._reap()
+        if pid and not self.pid and not self.stopping:
+            say(f" * {self.name} has ended by itself; save a file to start it again.")
 
-    def _on_saved(self, output: IO[bytes]) -> None:
-        line = output.readline()
-        if not line:
-            raise click.ClickException("The watcher of flask dev has ended.")
+    def _reap(self) -> None:
+        """Collect the processes that have ended, and end what they left behind."""
+        ended = set()
+        with suppress(ChildProcessError):
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                ended.add(pid)
+                self._on_end(pid)
+        if ended:
+            _restore_terminal(self.terminal)
+            self._end_orphans()
+
+    def _on_end(self, pid: int) -> None:
+        self.dying.pop(pid, None)
+        if pid == self.pid:
+            self.pid = 0
+
+    def _end_orphans(self) -> None:
+        known = {self.pid, *self.dying, *self.named, *self._others()}
+        for pid in orphans.orphans(known, self.pid):
+            if not orphans.is_detached(pid):
+                due = time.monotonic() + ORPHAN_DELAY
+                self.dying[pid] = (due, signal.SIGTERM)
+            else:
+                self.named.add(pid)
+                if not orphans.is_service(pid):
+                    command = orphans.command_line(pid)
+                    say(f" * Left running in its own session: {command} (pid {pid})")
+
+    def _others(self) -> set[int]:
+        """Return the children of this process that are not of the application."""
+        return set()
+
+    def _kill(self, pid: int, number: signal.Signals) -> None:
+        if number == signal.SIGTERM:
+            command = orphans.command_line(pid)
+            say(f" * Ending what the application left running: {command} (pid {pid})")
+            self.dying[pid] = (time.monotonic() + ORPHAN_DEADLINE, signal.SIGKILL)
+        else:
+            self.dying[pid] = (float("inf"), number)
+        _send_signal(pid, number)
+
+    def _watch_files(self) -> None:
+        """Look for changes, first for those since the application was read."""
+        self.events: Events | None = None
+        self.scan_at = self.full_scan_at = float("inf")
+        if not self.reload:
+            return
+        if sys.platform == "linux":
+            try:
+                self.events = Events()
+            except OSError as error:
+                self._cannot_watch(error)
+        if self.events:
+            self.selector.register(self.events.descriptor, EVENT_READ, self._on_event)
+        since = int(self.started * 1e9)
+        self.files = Files(os.getcwd(), since, self.watch, self.exclude)
+        self._add_modules([path for _, path in module_files()])
+        self._scan()
+
+    def _add_modules(self, paths: list[str]) -> None:
+        if self.reload:
+            since = int(self.started * 1e9)
+            self.files.add_modules(filter(is_watched_module, paths), since)
+            self.scan_at = time.monotonic()
+
+    def _cannot_watch(self, error: OSError) -> None:
+        reason = f"{error.strerror}; see fs.inotify.max_user_watches"
+        say(f" * Not all folders can be watched ({reason}): looking every 0.3 s.")
+        if self.events:
+            self.selector.unregister(self.events.descriptor)
+            os.close(self.events.descriptor)
+            self.events = None
+
+    def _on_event(self) -> None:
+        if self.events:
+            self.events.clear()
+        self.scan_at = min(self.scan_at, time.monotonic() + SETTLE)
+
+    def _scan(self) -> None:
+        began = time.monotonic()
+        full = began >= self.full_scan_at or self.full_scan_at == float("inf")
+        try:
+            if self.events:
+                self.events.watch(self.files.folders)
+        except OSError as error:
+            self._cannot_watch(error)
+        self._on_change(self.files.changed(with_installed=full))
         now = time.monotonic()
-        self.due = now + (QUIET if now - self.saved < MOMENT else 0)
-        self.saved = now
-        self.changed.update(json.loads(line))
+        if full:
+            interval = SCAN_INTERVAL if self.events else POLL_INTERVAL
+            self.full_scan_at = now + max(interval, SCAN_SHARE * (now - began))
+        self.scan_at = self.full_scan_at
 
-    def _on_news(self, news: IO[bytes]) -> None:
-        line = news.readline()
-        if not line:
-            self._close_news()
-        elif not self.ready:
-            self._say_ready()
-        elif self.fork and line.endswith(b"\n"):  # it may have ended meanwhile
-            self._import(json.loads(line))
+    def _on_change(self, paths: set[str]) -> None:
+        if paths:
+            now = time.monotonic()
+            burst = now - self.saved < BURST_WINDOW
+            self.reload_at = now + (DEBOUNCE if burst else 0)
+            self.saved = now
+            self.changed |= paths
 
-    def _say_ready(self) -> None:
+    def _on_child_message(self) -> None:
+        data = os.read(self.status_pipe, 65536)
+        if not data:
+            self._close_status_pipe()
+        *lines, self.status = (self.status + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "ready" in message:
+                self._notify_ready()
+            if "draining" in message:
+                self.draining = True
+            if "written" in message and self.reload:
+                self.files.written.add(message["written"])
+            self.to_import.extend(message.get("modules", []) if self.fork else [])
+            self._add_modules(message.get("files", []))
+
+    def _notify_ready(self) -> None:
         self.ready = True
-        self.version.first = False
+        self.child.first = False
 
-    def _close_news(self) -> None:
-        if self.news:
-            self.selector.unregister(self.news)
-            self.news.close()
-            self.news = None
+    def _close_status_pipe(self) -> None:
+        if self.status_pipe >= 0:
+            self.selector.unregister(self.status_pipe)
+            os.close(self.status_pipe)
+            self.status_pipe, self.status = -1, b""
 
-    def _import(self, modules: list[str]) -> None:
-        for name in modules:
-            if name not in sys.modules:
-                with suppress(BaseException):  # whatever it raised, it did not before
-                    import_module(name)
-        gc.freeze()  # so that a fork knows its own objects from these
-        if threading.active_count() > 1:
-            self.fork = False
-            print(" * A package starts a thread when imported: no forks.", flush=True)
+    def _import_next(self) -> None:
+        """Import one of the packages that the application uses, for the next fork."""
+        if not self.to_import or self.ending:
+            return
+        name = self.to_import.popleft()
+        if name not in sys.modules:
+            with suppress(BaseException):  # The application imports it again.
+                self.importing = True
+                import_module(name)
+            self.importing = False
+        if not self.to_import:
+            gc.freeze()  # A fork tells its own objects from these.
+            if threading.active_count() > 1:
+                self.fork = False
+                say(" * A package starts a thread when it is imported: no forks.")
 
     def _reload(self) -> bool:
-        self.due = 0.0
+        self.reload_at = 0.0
         self.began = time.monotonic()
         if self.ready:
             self.reloaded.clear()
-        self._end(self.version.deadline)
+        self._stop_child(self.child.deadline)
+        if self.ending:
+            return False
         self.reloaded |= self.changed
         self.changed.clear()
         for path in self.reloaded:
             _forget_bytecode(path)
-        names = {Path(path).name for path in self.reloaded}
-        if names & SETTINGS or SITE_PACKAGES.stat().st_mtime_ns != self.packages:
-            self._begin_anew()
+        loaded = {path for _, path in module_files()}
+        settings = any(os.path.basename(path) in SETTINGS for path in self.reloaded)
+        if settings or loaded & self.reloaded or _packages_changed_at() > self.packages:
+            self._reexec()
         return self._start()
 
     def _start(self) -> bool:
-        """Start a version; return whether this is the fork in which to serve it."""
-        self._close_news()  # what the version before said is not about this one
-        news, self.version.news = os.pipe()
-        self.version.began = self.began
-        self.ready = False
+        """Start a child; return whether this is the fork in which to run it."""
+        self._close_status_pipe()  # The last child's messages are not about this one.
+        self.status_pipe, self.child.status_pipe = os.pipe()
+        self.child.began = self.began
+        self.started = time.time() - 0.01 if self.ready else self.started
+        self.ready = self.draining = False
         sys.stdout.flush()
         if self.fork:
-            # Until a fork has its own handlers, a signal to it must wait.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            # A signal must wait until the fork has its own handlers.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
             self.pid = os.fork()
             if self.pid == 0:
-                self._close_in_fork(news)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-            if self.pid == 0:
+                self._close_in_fork()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
                 return True
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT])
         else:
-            self.pid = _spawn(self.version)
-        os.close(self.version.news)
-        self.news = os.fdopen(news, "rb", buffering=0)  # as with the watcher's
-        self.selector.register(self.news, EVENT_READ, self._on_news)
+            self.pid = _spawn(self.child)
+        os.close(self.child.status_pipe)
+        self.selector.register(self.status_pipe, EVENT_READ, self._on_child_message)
         return False
 
-    def _close_in_fork(self, news: int) -> None:
-        signal.set_wakeup_fd(-1)
-        for end in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(end, signal.SIG_DFL)
+    def _close_in_fork(self) -> None:
+        os.close(signal.set_wakeup_fd(-1))
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        if not self.ignores_hangup:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        for key in list(self.selector.get_map().values()):
+            os.close(key.fd)
         self.selector.close()
-        self.signals.close()
-        os.close(self.life_end)  # or this process would not notice the end of the other
-        os.close(news)
-        for pipe in (self.watcher.stdin, self.watcher.stdout):
-            cast("IO[bytes]", pipe).close()
-        self.watcher.returncode = 0  # it is not this process that waits for it
+        self.signals.detach()
+        os.close(self.status_pipe)
+        os.close(self.parent_end)  # Otherwise the fork would not notice its end.
 
-    def _end(self, deadline: float) -> None:
-        if self.pid:
-            # It ends at once while it starts. Later it says itself why it does not end.
-            self._signal(signal.SIGTERM)
-            if not self._await_end(deadline + 0.3):
-                print(f" * {self.name} is ended by force.", flush=True)
-                self._signal(signal.SIGKILL)
-                self._await_end(5)
+    def _stop_child(self, deadline: float) -> None:
+        """Stop the child, or let it finish its requests while the next one starts."""
+        if not self.pid:
+            return
+        self.stopping = True
+        _send_signal(self.pid, signal.SIGTERM)
+        end = time.monotonic() + deadline + KILL_MARGIN
+        while self.pid and not (self.draining or self.hurry):
+            if time.monotonic() > end:
+                break
+            self._wait(end - time.monotonic())
+        if self.pid and self.draining and not self.hurry:
+            due = time.monotonic() + 2 * deadline + KILL_MARGIN
+            self.dying[self.pid] = (due, signal.SIGKILL)
+            if self.ending:
+                _send_signal(self.pid, signal.SIGTERM)  # It then finishes nothing.
+            self.pid = 0
+        elif self.pid:
+            say(f" * {self.name} did not exit in time and is killed.")
+            _send_signal(self.pid, signal.SIGKILL)
+            end = time.monotonic() + 5
+            while self.pid and time.monotonic() < end:
+                self._wait(0.5)
+        self.stopping = False
 
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-    def _await_end(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        with DefaultSelector() as selector:
-            selector.register(self.signals, EVENT_READ)
-            while not self._has_ended() and time.monotonic() < end:
-                if selector.select(end - time.monotonic()):
-                    self.signals.recv(1024)
-        return not self.pid
-
-    def _has_ended(self) -> bool:
-        pid, _ = os.waitpid(self.pid, os.WNOHANG) if self.pid else (1, 0)
-        self.pid = 0 if pid else self.pid
-        return not self.pid
-
-    def _begin_anew(self) -> None:
-        """Become a new process, with packages and environment as they are by now."""
-        self.watcher.kill()
-        self.watcher.wait()
+    def _reexec(self) -> None:
+        """Become a new process, with packages and environment as they are now."""
+        while any(number == signal.SIGKILL for _, number in self.dying.values()):
+            self._wait(0.1)
         python = [sys.executable, *sys.orig_argv[1:]]
         environ = self.environ | {"_FLASK_DEV_CREATED": str(time.time())}
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
 
 
 class WebSupervisor(Supervisor):
-    """Serve the application, with the command `command` beside it, if any."""
+    """Serve the application and, if there is a `command`, run that beside it."""
 
     def __init__(
         self,
@@ -252,90 +423,157 @@ class WebSupervisor(Supervisor):
         browser_reload: bool,
         command: str | None,
         created: float,
+        *,
+        cert: Any,
+        reload: bool | None,
+        debugger: bool | None,
+        with_threads: bool,
+        extra_files: list[str] | None,
+        exclude_patterns: list[str] | None,
+        watch: tuple[str, ...],
     ) -> None:
         self.listener = _listen(host, port)
-        self.url = f"http://{host}:{self.listener.getsockname()[1]}"
-        version = WebVersion(
+        self.url = _url(host, self.listener, "https" if cert else "http")
+        if cert == "adhoc":
+            # Browsers accept it once: each child uses the same certificate.
+            cert = make_ssl_devcert(os.path.join(tempfile.mkdtemp(), "dev"), host)
+        child = WebChild(
             app=app,
             deadline=deadline,
             host=host,
             port=port,
             listener=self.listener.fileno(),
             browser_reload=browser_reload,
+            debugger=debugger is not False,
+            threads=with_threads,
+            cert=cert,
         )
-        super().__init__(version, fork, created)
-        self.command = CommandVersion(
-            app=app, deadline=COMMAND_DEADLINE, name=command or ""
-        )
-        self.beside: subprocess.Popen[bytes] | None = None
+        files: dict[str, Any] = {
+            "reload": reload is not False,
+            "watch": (*watch, *(extra_files or ())),
+            "exclude": tuple(exclude_patterns or ()),
+        }
+        super().__init__(child, fork, created, **files)
+        self.companion = 0
+        self.companion_end = -1
+        if command:
+            companion = CommandChild(app=app, deadline=COMMAND_DEADLINE, name=command)
+            self._start_companion({"child": asdict(companion), "fork": fork, **files})
 
-    def run(self) -> Version | None:
-        if self.command.name:
-            self.beside = _start_beside(self.command, self.fork, self.environ)
-        return super().run()
+    def _start_companion(self, options: dict[str, Any]) -> None:
+        # A process of its own, so that neither waits for the other to reload.
+        pipe, self.companion_end = os.pipe()
+        module = "flask_devserver.supervisor"
+        command = [sys.executable, "-m", module, json.dumps(options), str(pipe)]
+        self.companion = _popen(command, [pipe], self.environ)
+        os.close(pipe)
+
+    def _others(self) -> set[int]:
+        return {self.companion}
+
+    def _on_end(self, pid: int) -> None:
+        super()._on_end(pid)
+        if pid == self.companion:
+            self.companion = 0
 
     def _close(self) -> None:
-        self._close_beside()  # which then ends, while the application does
+        self._close_companion()  # It ends while the application does.
         super()._close()
-        self._await_beside()
+        self._await_companion()
 
-    def _close_beside(self) -> None:
-        if self.beside:
-            cast("IO[bytes]", self.beside.stdin).close()
+    def _close_companion(self) -> None:
+        if self.companion_end >= 0:
+            os.close(self.companion_end)
+            self.companion_end = -1
 
-    def _await_beside(self) -> None:
-        if self.beside:
-            self.beside.wait(5)
+    def _await_companion(self) -> None:
+        end = time.monotonic() + COMMAND_DEADLINE + 2
+        while self.companion and not self.hurry and time.monotonic() < end:
+            self._wait(0.1)
+        if self.companion:
+            _send_signal(self.companion, signal.SIGKILL)
 
-    def _close_in_fork(self, news: int) -> None:
-        super()._close_in_fork(news)
-        self._close_beside()
-        if self.beside:
-            self.beside.returncode = 0  # it is not this process that waits for it
+    def _close_in_fork(self) -> None:
+        super()._close_in_fork()
+        self._close_companion()
 
-    def _say_ready(self) -> None:
+    def _notify_ready(self) -> None:
         seconds = time.monotonic() - self.began
-        files = ", ".join(sorted(self.reloaded))
-        if self.version.first:
-            print(f" * Serving {self.url}; Ctrl-C ends it.", flush=True)
+        if self.child.first:
+            say(f" * Serving {self.url}; Ctrl-C ends it.")
         else:
-            print(f" * Reloaded in {seconds:.2f} s: {files}", flush=True)
-        super()._say_ready()
+            files = ", ".join(sorted(map(os.path.relpath, self.reloaded)))
+            say(f" * Reloaded in {seconds:.2f} s: {files}")
+        super()._notify_ready()
 
-    def _begin_anew(self) -> None:
-        print(" * Packages or settings have changed: starting anew.", flush=True)
-        self._close_beside()
-        self._await_beside()
+    def _reexec(self) -> None:
+        say(" * Packages or settings have changed: starting again.")
+        self._close_companion()
+        self._await_companion()
         os.set_inheritable(self.listener.fileno(), True)
         self.environ["_FLASK_DEV_LISTENER"] = str(self.listener.fileno())
-        super()._begin_anew()
+        super()._reexec()
 
 
 class CommandSupervisor(Supervisor):
-    """Run a command of the application beside the server, which it ends with."""
+    """Run a command of the application beside the server, until that closes `pipe`."""
 
-    def __init__(self, version: CommandVersion, fork: bool, created: float) -> None:
-        super().__init__(version, fork, created)
-        self.name = f"flask {version.name}"
+    def __init__(self, child: CommandChild, pipe: int, **options: Any) -> None:
+        super().__init__(child, created=CREATED, **options)
+        self.name = f"flask {child.name}"
+        self.pipe = pipe
 
     def _register(self) -> None:
-        super()._register()
-        self.selector.register(sys.stdin, EVENT_READ, self._on_end_of_server)
+        os.set_inheritable(self.pipe, False)
+        self.selector.register(self.pipe, EVENT_READ, self._on_end_of_server)
 
-    def _on_end_of_server(self, _: object) -> None:
+    def _on_end_of_server(self) -> None:
         self.ending = True
+
+    def _close(self) -> None:
+        self._stop_child(self.child.deadline)
+        super()._close()
+
+
+def say(text: str) -> None:
+    """Print a line, if there is still somebody to read it."""
+    with suppress(OSError, ValueError):
+        print(text, flush=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     if fd := os.environ.pop("_FLASK_DEV_LISTENER", None):
         return socket.socket(fileno=int(fd))
+    family = select_address_family(host, port)
+    listener = socket.socket(family)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=128)
+        address = get_sockaddr(host, port, family)
+        if family == socket.AF_UNIX:
+            Path(str(address)).unlink(missing_ok=True)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform == "linux":
+                # A connection stays in the kernel until there is a request: a child
+                # that ends takes none of them along.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 300)
+        if family == socket.AF_INET6:
+            only = host != "::"
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        listener.bind(address)
+        listener.listen(128)
     except OSError as error:
-        place = f"--host {host} --port {port}"
-        message = f"{place} cannot be had ({error.strerror}): end what listens there"
-        raise click.ClickException(f"{message}, or use another.") from None
+        message = f"Cannot listen on --host {host} --port {port} ({error.strerror})"
+        hint = "stop the program that listens there, or use another port."
+        raise click.ClickException(f"{message}: {hint}") from None
+    return listener
+
+
+def _url(host: str, listener: socket.socket, scheme: str) -> str:
+    if listener.family == socket.AF_UNIX:
+        return host
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    shown = f"[{shown}]" if ":" in shown else shown
+    return f"{scheme}://{shown}:{listener.getsockname()[1]}"
 
 
 def _own_environment() -> dict[str, str]:
@@ -344,16 +582,41 @@ def _own_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if read.get(k) != v}
 
 
+def _packages_changed_at() -> int:
+    with suppress(OSError):
+        return SITE_PACKAGES.stat().st_mtime_ns
+    return 0
+
+
 def _forget_bytecode(path: str) -> None:
-    # Python takes it for good when the file was saved twice within a second.
+    # Python takes it as valid when the file was saved twice within a second.
     if path.endswith(".py"):
-        with suppress(OSError):  # there may be none, or another user's
+        with suppress(OSError):  # There may be none, or another user's.
             Path(cache_from_source(path)).unlink()
+
+
+def _terminal_settings() -> list[Any] | None:
+    with suppress(termios.error, OSError, ValueError):
+        return termios.tcgetattr(0)
+    return None
+
+
+def _restore_terminal(settings: list[Any] | None) -> None:
+    """Undo what a debugger's prompt has set; a job in the background must not."""
+    with suppress(termios.error, OSError):
+        if settings and os.tcgetpgrp(0) == os.getpgrp():
+            if termios.tcgetattr(0) != settings:
+                termios.tcsetattr(0, termios.TCSADRAIN, settings)
+
+
+def _send_signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Start a process in which Ctrl-C, which all get, waits until it is handled."""
+    """Start a process in which Ctrl-C waits until it is handled."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -361,46 +624,25 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def _start_watcher(began: float) -> subprocess.Popen[bytes]:
+def _popen(command: list[str], fds: list[int], environ: dict[str, str] | None) -> int:
     with _no_interrupt():
-        return subprocess.Popen(
-            [sys.executable, "-m", "flask_devserver.watcher", str(began)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,  # or a line could wait in a buffer, where no selector sees it
-        )
-
-
-def _spawn(version: Version) -> int:
-    kind, fields = type(version).__name__, json.dumps(asdict(version))
-    with _no_interrupt():
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flask_devserver.child", kind, fields],
-            pass_fds=version.descriptors(),
-        )
-    process.returncode = 0  # the supervisor waits for it, by its id
+        process = subprocess.Popen(command, pass_fds=fds, env=environ)
+    process.returncode = 0  # The supervisor waits for it, by its id.
     return process.pid
 
 
-def _start_beside(
-    version: CommandVersion, fork: bool, environ: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    # A process of its own, so that neither waits for the other to reload.
-    options = json.dumps({"version": asdict(version), "fork": fork})
-    with _no_interrupt():
-        return subprocess.Popen(
-            [sys.executable, "-m", "flask_devserver.supervisor", options],
-            stdin=subprocess.PIPE,
-            env=environ,
-        )
+def _spawn(child: Child) -> int:
+    kind, fields = type(child).__name__, json.dumps(asdict(child))
+    command = [sys.executable, "-m", "flask_devserver.child", kind, fields]
+    return _popen(command, child.descriptors(), None)
 
 
-def _run_beside(options: dict[str, Any]) -> None:
-    version = CommandVersion(**options["version"])
-    supervisor = CommandSupervisor(version, options["fork"], CREATED)
+def _run_companion(options: dict[str, Any], pipe: int) -> None:
+    child = CommandChild(**options.pop("child"))
+    supervisor = CommandSupervisor(child, pipe, **options)
     if forked := supervisor.run():
         forked.run()
 
 
 if __name__ == "__main__":
-    _run_beside(json.loads(sys.argv[1]))
+    _run_companion(json.loads(sys.argv[1]), int(sys.argv[2]))
