@@ -254,7 +254,7 @@ def test_nothing_outlives_the_server(
     family = [server.process, *server.process.children(recursive=True)]
     server.process.send_signal(end)
     assert poll(lambda: not any(map(runs, family)))
-    assert server.port_is_free()
+    assert poll(server.port_is_free)
     assert poll(lambda: not processes_connected(db))
 
 

@@ -195,11 +195,11 @@ DEFECTS = [
     Defect(
         words="A new worker is started while the old one is at work",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old='        self.name = f"flask {version.name}"\n',
-        new='        self.name = f"flask {version.name}"\n\n'
-        "    def _end(self, deadline: float) -> None:\n"
+        old='        self.name = f"flask {child.name}"\n',
+        new='        self.name = f"flask {child.name}"\n\n'
+        "    def _stop_child(self, deadline: float) -> None:\n"
         "        if self.pid:\n"
-        "            self._signal(signal.SIGTERM)\n",
+        "            _send_signal(self.pid, signal.SIGTERM)\n",
         test="tests/core/test_reload_tasks.py"
         "::test_next_worker_waits_for_the_end_of_the_one_before",
         sign=r"assert \['task 2'\] == \['task 1', 'task 2'\]",
@@ -275,19 +275,19 @@ DEFECTS = [
     Defect(
         words="A save is lost while a version starts",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old="        self.changed.update(json.loads(line))",
-        new="        self.changed.update(json.loads(line))\n"
-        "        self.due = self.due if self.ready else 0.0",
+        old="            self.changed |= paths\n",
+        new="            self.changed |= paths\n"
+        "            self.reload_at = self.reload_at if self.ready else 0.0\n",
         test="tests/test_dev.py"
         "::test_save_while_the_version_before_starts_is_not_lost[dev]",
         sign="no answer of the last version",
     ),
     Defect(
-        words="A save is lost while the watcher starts",
-        file=f"{PROJECT}/devserver/flask_devserver/watcher.py",
-        old="            paths |= {path for path in found if _is_newer(path, began)}\n",
-        new="",
-        test="tests/test_dev.py::test_save_while_the_watcher_starts_is_not_lost[dev]",
+        words="A save before the first scan is lost",
+        file=f"{PROJECT}/devserver/flask_devserver/files.py",
+        old="    return signature is not None and max(signature[:2]) > since",
+        new="    return False",
+        test="tests/test_dev.py::test_save_before_the_first_scan_is_not_lost[dev]",
         sign="no answer of the last version",
     ),
     Defect(

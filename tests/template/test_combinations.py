@@ -20,9 +20,10 @@ ALWAYS = """
     devserver/README.md devserver/pyproject.toml
     devserver/flask_devserver/__init__.py devserver/flask_devserver/browser.py
     devserver/flask_devserver/child.py devserver/flask_devserver/cli.py
+    devserver/flask_devserver/files.py devserver/flask_devserver/orphans.py
     devserver/flask_devserver/postgres.py devserver/flask_devserver/reload.js
-    devserver/flask_devserver/shutdown.py devserver/flask_devserver/supervisor.py
-    devserver/flask_devserver/watcher.py devserver/flask_devserver/welcome.html
+    devserver/flask_devserver/server.py devserver/flask_devserver/shutdown.py
+    devserver/flask_devserver/supervisor.py devserver/flask_devserver/welcome.html
     devserver/flask_devserver/welcome.js devserver/flask_devserver/welcome.py
     tests/__init__.py tests/conftest.py tests/test_notes.py
     tests/core/__init__.py tests/core/conftest.py tests/core/items.py

@@ -61,9 +61,8 @@ class Files:
 
     def add_modules(self, paths: Iterable[str], since: int) -> None:
         """Watch the files of modules that were read after the time `since`."""
-        for path in paths:
-            if path in self.sources.keys() | self.modules | self.installed:
-                continue
+        known = self.sources.keys() | self.modules.keys() | self.installed.keys()
+        for path in set(paths) - known:
             installed = path.startswith(_LIBRARIES)
             signatures = self.installed if installed else self.modules
             signatures[path] = _signature(path, installed)
