@@ -1,4 +1,6 @@
+# `flask` reads this file in development only, if python-dotenv is installed.
 FLASK_APP={{ cookiecutter.project_slug }}
+FLASK_DEBUG=1
 {%- if cookiecutter.worker in ('procrastinate', 'celery') %}
 FLASK_DEV_WITH=worker
 {%- endif %}

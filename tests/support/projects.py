@@ -48,7 +48,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def check_style(project: Path) -> None:
-    run(PROGRAMS / "ruff", "check", "--no-cache", cwd=project)
+    """Check the style. Only the owners' lines may be longer than the formatter's."""
+    run(PROGRAMS / "ruff", "check", "--no-cache", "--extend-select=E501", cwd=project)
     run(PROGRAMS / "ruff", "format", "--check", "--no-cache", cwd=project)
 
 

@@ -13,7 +13,9 @@ from ..support.projects import Bake, check_style, files
 ALWAYS = """
     .env.example .flaskenv .gitignore LICENSE README.md
     gunicorn.conf.py pyproject.toml
-    app/__init__.py app/notes.py app/migrations/0001_notes.sql app/templates/notes.html
+    app/__init__.py app/notes.py app/migrations/0001_notes.sql
+    app/static/style.css app/templates/base.html app/templates/error.html
+    app/templates/notes.html
     app/core/__init__.py app/core/cli.py app/core/config.py app/core/db.py
     app/core/dev.py app/core/errors.py app/core/health.py app/core/log.py
     app/core/migrate.py app/core/pool.py app/core/security.py
@@ -29,7 +31,8 @@ ALWAYS = """
     tests/core/__init__.py tests/core/conftest.py tests/core/items.py
     tests/core/reload_app.py tests/core/reload_server.py
     tests/core/test_app.py tests/core/test_config.py tests/core/test_db.py
-    tests/core/test_migrate.py tests/core/test_reload.py tests/core/test_security.py
+    tests/core/test_errors.py tests/core/test_migrate.py tests/core/test_reload.py
+    tests/core/test_security.py
 """
 WITH_POOL = "tests/core/test_pool.py"
 WITH_WORKER = """

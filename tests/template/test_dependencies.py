@@ -4,7 +4,8 @@ import tomllib
 
 import pytest
 
-from ..support.commands import PROGRAMS, run
+from ..support.commands import PROGRAMS, TEMPLATE, run
+from ..support.documents import blocks
 from ..support.projects import Bake, install
 
 pytestmark = pytest.mark.slow
@@ -25,3 +26,19 @@ def test_a_watchdog_that_stops_reloads_is_not_installed(bake: Bake) -> None:
     packages = tomllib.loads((project / "uv.lock").read_text())["package"]
     versions = {package["name"]: package["version"] for package in packages}
     assert int(versions["watchdog"].partition(".")[0]) < 7
+
+
+def test_lock_records_the_index_that_deploying_names(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    [index] = blocks((TEMPLATE / "docs" / "deploying.md").read_text(), "toml")
+    # With the slash it is PyPI by another name.
+    mirror = index.replace(
+        "https://pypi.example.com/simple", "https://pypi.org/simple/"
+    )
+    assert mirror != index
+    with (project / "pyproject.toml").open("a") as file:
+        file.write(f"\n{mirror}")
+    run(PROGRAMS / "uv", "lock", cwd=project)
+    packages = tomllib.loads((project / "uv.lock").read_text())["package"]
+    registries = {package["source"].get("registry") for package in packages} - {None}
+    assert registries == {"https://pypi.org/simple/"}

@@ -1,10 +1,12 @@
 """Error responses: HTML pages for people, problem details for clients of the API."""
 
 import json
+from contextlib import suppress
 
-from flask import Flask, after_this_request, request
+from flask import Flask, after_this_request, render_template, request
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import HTTPException
+from jinja2 import TemplateNotFound
+from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response
 
 
@@ -23,11 +25,18 @@ def _vary(response: Response) -> Response:
 
 def _render_error(error: HTTPException) -> ResponseReturnValue:
     response = error.get_response()
-    if wants_json() and error.response is None:
+    if error.response is not None:
+        return response
+    if wants_json():
         # https://www.rfc-editor.org/rfc/rfc9457
         detail = {"title": error.name, "detail": error.description}
         response.data = json.dumps(detail | {"status": error.code})
         response.content_type = "application/problem+json"
+    elif not isinstance(request.routing_exception, BadRequest):
+        # Flask builds no URL for a host that it rejected, so Werkzeug's plain page
+        # remains, as it does in an application without the template.
+        with suppress(TemplateNotFound):
+            response.data = render_template("error.html", error=error)
     return response
 
 

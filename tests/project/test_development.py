@@ -1,0 +1,77 @@
+"""A project right after its bake: what `flask` prints and how its pages look."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ..support.commands import PROGRAMS, clean_environment, run
+from ..support.projects import Bake, install
+
+COMMANDS = ["dev", "migrate", "routes", "run", "shell"]
+
+
+def test_commands_need_no_setting_in_development(shared: Path) -> None:
+    flask = shared / ".venv" / PROGRAMS.name / "flask"
+    said = run(flask, "--help", cwd=shared)
+    assert [name for name in COMMANDS if f"\n  {name} " not in said] == []
+    assert "Error" not in said
+    assert "Traceback" not in said
+    assert "/notes" in run(flask, "routes", cwd=shared)
+
+
+def test_production_reads_neither_flaskenv_nor_env(shared: Path) -> None:
+    flask = shared / ".venv" / PROGRAMS.name / "flask"
+    environ = {"FLASK_APP": "app", "FLASK_SKIP_DOTENV": "1"}
+    done = subprocess.run(
+        [flask, "migrate"],
+        cwd=shared,
+        env=clean_environment() | environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "DATABASE_URL is not set" in done.stderr
+
+
+def test_environment_without_dev_prints_no_tip(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    programs = install(project, "--no-dev")
+    environ = {"FLASK_APP": "app", "FLASK_SKIP_DOTENV": "1"}
+    done = subprocess.run(
+        [programs / "flask", "--help"],
+        cwd=project,
+        env=clean_environment() | environ,
+        capture_output=True,
+        text=True,
+    )
+    assert "Tip" not in done.stderr
+
+
+def test_long_sql_and_json_of_responses_pass_the_checks(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    programs = install(project)
+    query = f"SELECT {', '.join(['id, body'] * 12)} FROM notes"
+    (project / "app" / "query.py").write_text(f'QUERY = "{query}"\n')
+    (project / "tests" / "test_title.py").write_text(TEST_TITLE.lstrip())
+    run(programs / "ruff", "check", cwd=project)
+    run(programs / "ruff", "format", "--check", cwd=project)
+    run(programs / "mypy", cwd=project)
+
+
+TEST_TITLE = """
+from flask.testing import FlaskClient
+
+
+def test_title(client: FlaskClient) -> None:
+    response = client.get("/none", headers={"Accept": "application/json"})
+    assert response.json["title"] == "Not Found"
+"""
+
+
+@pytest.mark.parametrize("name", [".coverage", "htmlcov/a", ".idea/a", ".vscode/a"])
+def test_files_of_tools_are_ignored(render: Bake, tmp_path: Path, name: str) -> None:
+    run("git", "init", "--quiet", cwd=tmp_path)
+    ignored = (render(project_slug="app") / ".gitignore").read_text()
+    (tmp_path / ".gitignore").write_text(ignored)
+    run("git", "check-ignore", name, cwd=tmp_path)

@@ -1,0 +1,43 @@
+"""The page of an error is the application's own, if it has a template for it."""
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from jinja2 import DictLoader
+
+LINKS = {
+    "error.html": "{% raw %}{{ error.code }}: {{ url_for('static', filename='a') }}{% endraw %}",
+}
+
+
+@pytest.mark.parametrize("templates, text", [(LINKS, "404: /static/a"), ({}, "<h1>")])
+def test_error_page_is_the_template_of_the_application(
+    app: Flask, client: FlaskClient, templates: dict[str, str], text: str
+) -> None:
+    app.jinja_env.loader = DictLoader(templates)
+    response = client.get("/none", headers={"Accept": "text/html"})
+    assert (response.status_code, response.mimetype) == (404, "text/html")
+    assert text in response.text
+
+
+def test_error_page_keeps_the_headers_of_the_error(
+    app: Flask, client: FlaskClient
+) -> None:
+    app.jinja_env.loader = DictLoader(LINKS)
+    response = client.put("/readyz", headers={"Accept": "text/html"})
+    assert response.text.startswith("405: ")
+    assert "GET" in response.headers["Allow"]
+
+
+@pytest.mark.parametrize("host", ["other.example", "a b"])
+def test_untrusted_host_gets_the_plain_page(
+    app: Flask, client: FlaskClient, host: str
+) -> None:
+    app.config["TRUSTED_HOSTS"] = ["localhost"]
+    app.jinja_env.loader = DictLoader(LINKS)
+    headers = {"Accept": "text/html", "Host": host}
+    response = client.get("/none", headers=headers)
+    assert "<h1>Bad Request</h1>" in response.text
+    headers["Sec-Fetch-Site"] = "cross-site"
+    response = client.post("/none", headers=headers)
+    assert "<h1>Forbidden</h1>" in response.text
