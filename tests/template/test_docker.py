@@ -97,6 +97,7 @@ def test_role_of_the_application_is_not_a_superuser(bake: Bake, shared: Path) ->
             run_sql("service=admin", "SELECT 1;", **environ)
 
 
+@pytest.mark.slow
 def test_build_without_the_lock_file_says_what_writes_it(
     bake: Bake, folder: Path
 ) -> None:

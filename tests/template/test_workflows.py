@@ -66,6 +66,7 @@ def test_checkers_have_no_findings() -> None:
     run(PROGRAMS / "zizmor", "--offline", "--pedantic", ".github", cwd=TEMPLATE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", PYTESTS)
 def test_step_finds_the_tests_that_it_names(job: str) -> None:
     [step] = [step for step in steps(job) if "pytest" in step]
