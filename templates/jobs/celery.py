@@ -21,6 +21,7 @@ from typing import (
     cast,
     overload,
 )
+from urllib.parse import urlsplit
 
 from celery import Celery, shared_task, signals
 from celery import Task as CeleryTask
@@ -29,11 +30,12 @@ from celery.result import AsyncResult
 from celery.utils import uuid
 from flask import Flask, current_app
 from kombu.serialization import dumps, loads
+from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.json import dumps as json_dumps
 from psycopg2 import InterfaceError, OperationalError
 from psycopg2.extras import Json
 
-from .config import Settings, number_setting, text_setting
+from .config import Setting, Settings, number_setting
 from .db import DatabaseUnavailable, get_db, on_commit
 from .log import request_id
 
@@ -42,8 +44,21 @@ R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
+URL_EXAMPLE = "redis://localhost:6379/0"
+
+
+def _parse_url(raw: str) -> str:
+    # Celery's own messages quote the URL with the password.
+    parts = urlsplit(raw)
+    if parts.scheme not in TRANSPORT_ALIASES or parts.port == 0:
+        raise ValueError
+    return raw
+
+
 SETTINGS: Settings = {
-    "CELERY_BROKER_URL": text_setting(example="redis://localhost:6379/0", secret=True),
+    "CELERY_BROKER_URL": Setting(
+        _parse_url, f"write a URL like {URL_EXAMPLE}.", "", URL_EXAMPLE, secret=True
+    ),
     "CELERY_VISIBILITY_TIMEOUT": number_setting(3600),  # seconds
 }
 

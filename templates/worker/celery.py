@@ -189,7 +189,7 @@ def worker_command(
         raise click.ClickException(message) from error
     except (DatabaseUnavailable, psycopg2.Error) as error:
         raise click.ClickException(str(error).partition("\n")[0]) from error
-    except (KombuError, KeyError) as error:
+    except KombuError as error:
         hint = "is it right, and does a broker run there?"
         raise click.ClickException(f"CELERY_BROKER_URL: {error}: {hint}") from error
 

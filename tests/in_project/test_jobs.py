@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from uuid import uuid4
 
 import pytest
+from app.tasks import count_words
 from flask import Flask
 from flask_devserver.welcome import Welcome
 from werkzeug.test import Client
@@ -19,7 +21,7 @@ from werkzeug.test import Client
 from .brokers import Broker, RabbitMQ, Redis
 from .core.reload_server import ROOT, poll
 from .test_faults import SETTINGS, Database
-from .working import TABLES, create_app, fail, work
+from .working import TABLES, create_app, fail, kill_worker, work
 
 JOBS = int(os.environ.get("JOBS", "1000"))
 CELERY = not hasattr(work, "defer")
@@ -28,6 +30,9 @@ KILLS = 10
 AGAIN = (
     "(SELECT at - lag(at) OVER (PARTITION BY number ORDER BY at) AS after FROM runs) x"
 )
+# Seconds for which a server is away: at least two minutes in a long run.
+OUTAGE = float(os.environ.get("OUTAGE", "15"))
+VISIBILITY = 6  # seconds
 RABBITMQ = os.environ.get("BROKER") == "rabbitmq"
 # Kombu takes a task off Redis' list before it notes that the task is not acknowledged,
 # and so loses one when its worker is killed just then.
@@ -45,10 +50,13 @@ class Workers:
         self.environ = environ
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, **environ: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, *command: str, arguments: Sequence[str] = (), **environ: str
+    ) -> subprocess.Popen[bytes]:
+        command = command or ("flask", "--app", "tests.working", "worker")
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "flask", "--app", "tests.working", "worker"],
+                [sys.executable, "-m", *command, *arguments],
                 cwd=ROOT,
                 env=os.environ | self.environ | environ,
                 stdin=subprocess.DEVNULL,
@@ -91,7 +99,10 @@ def server(database: Database, broker: Broker | None) -> Broker | Database:
 @pytest.fixture
 def settings(database: Database, broker: Broker | None) -> dict[str, str]:
     found = SETTINGS | {"DATABASE_URL": database.direct}
-    return found | ({"CELERY_BROKER_URL": broker.url} if broker else {})
+    if broker:
+        found |= {"CELERY_BROKER_URL": broker.url}
+        found |= {"CELERY_VISIBILITY_TIMEOUT": str(VISIBILITY)}
+    return found
 
 
 @pytest.fixture
@@ -108,6 +119,7 @@ def workers(tmp_path: Path, app: Flask, settings: dict[str, str]) -> Iterator[Wo
     found = Workers(tmp_path, settings)
     yield found
     found.kill()
+    found.log.touch()
     print(found.log.read_text()[-5000:])
 
 
@@ -133,11 +145,11 @@ def restart(server: Broker | Database, seconds: float) -> None:
     server.start()
 
 
-def all_done(app: Flask, database: Database) -> bool:
+def all_done(app: Flask, database: Database, jobs: int = JOBS) -> bool:
     """Say whether each job has left its effect, and none waits, runs or has failed."""
     found = status(app)
     left = sum(found.get(name, 0) for name in ("waiting", "later", "running", "failed"))
-    return count(database, "effects") == JOBS and left == 0
+    return count(database, "effects") == jobs and left == 0
 
 
 def test_no_job_is_lost_whoever_is_killed(
@@ -271,3 +283,195 @@ def test_worker_that_is_cut_off_from_the_database_is_relieved_by_others(
         assert poll(lambda: count(database, "effects") == 4, SECONDS + 40)
     others = f"runs WHERE process <> {cut_off.pid}"
     assert count(database, others) == 4
+
+
+def test_second_signal_does_not_spoil_the_end(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    worker = workers.start()
+    give(app, 1, 2.0)
+    assert poll(lambda: count(database, "runs") == 1)
+    for _ in range(2):
+        worker.terminate()
+        time.sleep(0.2)  # `uv run` and systemd send the second one at once, too.
+    assert worker.wait(10) == 0
+    assert all_done(app, database, jobs=1)
+    assert count(database, "runs") == 1
+
+
+def test_job_that_kills_its_worker_fails_in_the_end(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    with app.app_context():
+        kill_worker.delay(1)
+    give(app, 2, 0.0)
+    worker = workers.start()
+
+    def failed() -> bool:
+        nonlocal worker
+        if worker.poll() is not None:
+            worker = workers.start()
+        return status(app)["failed"] == 1
+
+    assert poll(failed, 300)
+    assert 3 < count(database, "runs WHERE number = 1") < 8
+    assert count(database, "effects") == 1
+
+
+@celery
+def test_jobs_outlast_an_outage_of_the_database(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    for number in range(20):
+        give(app, number, 0.01)
+    with app.app_context():
+        fail.delay("\0")
+    database.stop()
+    workers.start()
+    time.sleep(OUTAGE)
+    database.start()
+    assert poll(lambda: count(database, "effects") == 20, 90)
+    assert poll(lambda: count(database, "failed_tasks") == 1, 90)
+
+
+@celery
+@pytest.mark.parametrize("seconds", [2.5 * VISIBILITY, 0.0], ids=["long", "later"])
+def test_job_runs_once_however_long_it_takes_or_waits(
+    app: Flask, database: Database, workers: Workers, seconds: float
+) -> None:
+    for _ in range(2):
+        workers.start()
+    later = datetime.now(UTC) + timedelta(seconds=2.5 * VISIBILITY - seconds)
+    with app.app_context():
+        work.apply_async([1, seconds], eta=later)
+    assert poll(lambda: count(database, "effects") == 1, 5 * VISIBILITY)
+    time.sleep(VISIBILITY)  # Nothing is to happen.
+    assert count(database, "runs") == 1
+
+
+@celery
+def test_job_for_later_keeps_its_time_when_its_worker_stops(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    hour = {"CELERY_VISIBILITY_TIMEOUT": "3600"}
+    worker = workers.start(**hour)
+    give(app, 0, 0.0)
+    assert poll(lambda: count(database, "effects") == 1)
+    with app.app_context():
+        work.apply_async([1, 0.0], countdown=6)
+    assert poll(lambda: status(app)["waiting"] == 0)
+    worker.terminate()
+    assert worker.wait(10) == 0
+    workers.start(**hour)
+    assert poll(lambda: count(database, "effects") == 2)
+
+
+@celery
+def test_silent_broker_costs_a_request_ten_seconds_at_most(
+    app: Flask, broker: Broker, database: Database
+) -> None:
+    from kombu.exceptions import OperationalError  # Only such a project has it.
+
+    give(app, 1, 0.0)
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(OperationalError):
+            give(app, 2, 0.0)
+        assert time.monotonic() - began < 10
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+
+
+@procrastinate
+def test_stalled_job_that_cannot_be_requeued_blocks_no_other(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    with app.app_context():
+        for number, lock in enumerate(["one", None]):
+            work.configure(queueing_lock=lock).defer(number=number, seconds=0.0)
+        database.query("UPDATE procrastinate_jobs SET status = 'doing' RETURNING 1")
+        later = {"hours": 1}
+        work.configure(queueing_lock="one", schedule_in=later).defer(
+            number=2, seconds=0
+        )
+    workers.start()
+    assert poll(lambda: count(database, "effects WHERE number = 1") == 1)
+    assert status(app) | {"failed": 1, "later": 1, "running": 0} == status(app)
+    assert "lost its worker and is now failed" in workers.log.read_text()
+
+
+@procrastinate
+def test_busy_worker_whose_connections_were_cut_keeps_its_jobs(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    url = database.direct.replace("127.0.0.1", "localhost")
+    workers.start(DATABASE_URL=url, WORKER_CONCURRENCY="2")
+    for number in range(2):
+        give(app, number, 28.0)
+    assert poll(lambda: count(database, "runs") == 2)
+    idle = "application_name = 'app' AND state = 'idle'"
+    database.query(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {idle}"
+    )
+    workers.start()
+    assert poll(lambda: count(database, "effects") == 2, SECONDS + 30)
+    assert poll(lambda: status(app)["running"] == 0)
+    assert count(database, "runs") == 2
+
+
+def test_engines_own_command_runs_jobs(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    if CELERY:
+        command = ["celery", "--app", "app.worker", "worker", "--pool", "threads"]
+    else:
+        command = ["procrastinate", "--app", "app.worker.queue", "worker"]
+    worker = workers.start(*command)
+    database.query("INSERT INTO notes (body) VALUES ('two words') RETURNING id")
+    with app.app_context():
+        count_words.delay(1)
+    assert poll(lambda: "Note 1 has 2 words" in workers.log.read_text())
+    worker.terminate()
+    assert worker.wait(10) == 0
+
+
+def test_worker_passes_the_options_of_the_engine_on(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start(arguments=["--queues", "slow"])
+    with app.app_context():
+        work.delay(1, 0.0)
+        if CELERY:
+            work.apply_async([2, 0.0], queue="slow")
+        else:
+            work.configure(queue="slow").defer(number=2, seconds=0.0)
+    assert poll(lambda: count(database, "effects") == 1)
+    assert count(database, "effects WHERE number = 2") == 1
+    assert status(app)["waiting"] == 1
+
+
+def test_worker_without_permission_ends_with_a_sentence(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    table = "failed_tasks" if CELERY else "procrastinate_jobs"
+    database.query(f"REVOKE ALL ON {table} FROM dev; SELECT 1")
+    commands: list[list[str]] = [["--failed"], ["--status"]]
+    for arguments in commands if CELERY else [*commands, []]:
+        worker = workers.start(arguments=arguments)
+        assert worker.wait(60) == 1
+    log = workers.log.read_text()
+    assert log.count("Error: permission denied for table") == 2 + (not CELERY)
+    assert "Traceback" not in log
+
+
+@celery
+@pytest.mark.parametrize("url", ["nonsense://u:hunter2@h", "redis://u:hunter2@h:port"])
+def test_invalid_url_of_the_broker_ends_with_a_sentence(
+    workers: Workers, url: str
+) -> None:
+    worker = workers.start(CELERY_BROKER_URL=url)
+    assert worker.wait(60) != 0
+    log = workers.log.read_text()
+    assert "CELERY_BROKER_URL is invalid: write a URL like" in log
+    assert "Traceback" not in log and "hunter2" not in log

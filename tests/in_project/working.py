@@ -1,6 +1,7 @@
 """What workers run in the tests: a job has one effect, however often it runs."""
 
 import os
+import signal
 import time
 
 from app import create_app
@@ -27,9 +28,19 @@ def work(number: int, seconds: float) -> None:
 
 
 @task
+def kill_worker(number: int) -> None:
+    """Note the run, and kill the worker."""
+    with get_db().cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO runs (number, process) VALUES (%s, %s)", [number, os.getpid()]
+        )
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task
 def fail(thing: object) -> None:
     """Fail, whatever it is given."""
     raise RuntimeError("on purpose")
 
 
-__all__ = ["create_app", "fail", "work"]
+__all__ = ["create_app", "fail", "kill_worker", "work"]

@@ -36,6 +36,7 @@ EXPECTED = re.compile(
     r"|(\S+ INFO )?Press CTRL\+C to quit"
     r"|\S+ (INFO|WARNING)  \* (Restarting|Debugger|Detected).*"
     r"|\S+ INFO Applied \S+\.sql.*"
+    r"|\S+ INFO Enqueued job \S+: \S+ \[\w+\]"
     r"|\S+ WARNING A query took \d+ ms: SELECT pg_sleep\(.*"
     r"|\S+ INFO (GET|POST) \S+ [23]\d\d \S+ ms \[\w+\]"
     r"|"
