@@ -1,7 +1,6 @@
-"""What gunicorn serves in these tests: the application, and routes into it."""
+"""The application that these tests serve, with routes into it."""
 
 import os
-import sys
 
 from app import create_app
 from app.core.db import get_db
@@ -31,12 +30,6 @@ def read() -> tuple[dict[str, int], int]:
 def url() -> str:
     """Return the address of this page."""
     return url_for("url", _external=True)
-
-
-@app.get("/modules")
-def modules() -> list[str]:
-    """Return what is imported."""
-    return sorted({name.partition(".")[0] for name in sys.modules})
 
 
 @app.get("/failure/<what>")

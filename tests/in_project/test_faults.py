@@ -1,4 +1,4 @@
-"""Connections of a baked project under load and through faults, on gunicorn.
+"""Connections of a baked project under load and through faults, on the server.
 
 Run there with each pool.
 """
@@ -18,7 +18,7 @@ from http.client import HTTPConnection
 from itertools import count
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import psutil
@@ -35,6 +35,7 @@ POOLED = (ROOT / "app" / "core" / "pool.py").exists()
 SECONDS = float(os.environ.get("SECONDS", "20"))  # of the soak
 SIZE = 4
 SETTINGS = {"SECRET_KEY": "0123456789abcdef" * 2, "TRUSTED_HOSTS": "127.0.0.1"}
+SETTINGS["FLASK_DEBUG"] = "0"  # .flaskenv has 1
 SLEEPING = "wait_event = 'PgSleep'"
 
 pooled = pytest.mark.skipif(not POOLED, reason="there is no pool")
@@ -80,25 +81,28 @@ class Database:
         return [found for (found,) in self.query(query)]
 
 
-class Gunicorn:
-    """The application on gunicorn, with `options`, in an environment of its own."""
+class Server:
+    """The application on the production server, in an environment of its own."""
 
     def __init__(self, folder: Path, url: str, *options: str, **environ: str) -> None:
         self.port = _free_port()
-        self.log = folder / "gunicorn.log"
+        self.log = folder / "server.log"
         settings = {**SETTINGS, "DATABASE_URL": url, "POOL_SIZE": str(SIZE)}
         self.output = self.log.open("w")
         self.process = psutil.Popen(
-            [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{self.port}"]
-            + ["--workers", "1", "--threads", "8", "--max-requests", "0"]
-            + [*options, "tests.served:app"],
+            [sys.executable, "-m", *self.command(), *options],
             cwd=Path(__file__).parents[1],
             env=os.environ | settings | environ,
             stdout=self.output,
             stderr=self.output,
         )
 
-    def __enter__(self) -> "Gunicorn":
+    def command(self) -> list[str]:
+        """Return how to start it with one worker of 8 threads."""
+        options = ["--port", str(self.port), "--workers", "1", "--threads", "8"]
+        return ["flask", "--app", "tests.served", "serve", *options]
+
+    def __enter__(self) -> Self:
         assert poll(self.answers), self.log.read_text()
         return self
 
@@ -137,6 +141,15 @@ class Gunicorn:
             return list(executor.map(self.get, paths))
 
 
+class Gunicorn(Server):
+    """The application on gunicorn, which forks processes of an application in use."""
+
+    def command(self) -> list[str]:
+        """Return how to start it with three workers, of one application."""
+        options = ["--bind", f"127.0.0.1:{self.port}", "--threads", "8", "--preload"]
+        return ["gunicorn", *options, "--workers", "3", "tests.served:app"]
+
+
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     folder = tmp_path_factory.mktemp("faults") / "instance" / "postgres"
@@ -151,39 +164,37 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 
 @pytest.fixture
-def gunicorn(tmp_path: Path, database: Database) -> Iterator[Gunicorn]:
-    with Gunicorn(tmp_path, database.url) as gunicorn:
-        yield gunicorn
-    assert "InterfaceError" not in gunicorn.log.read_text()
+def server(tmp_path: Path, database: Database) -> Iterator[Server]:
+    with Server(tmp_path, database.url) as server:
+        yield server
+    assert "InterfaceError" not in server.log.read_text()
 
 
 @pooled
 def test_too_many_wait_and_are_then_answered_503(
     tmp_path: Path, database: Database
 ) -> None:
-    with Gunicorn(tmp_path, database.url, POOL_TIMEOUT="1") as gunicorn:
-        shared = f"8 threads share {SIZE} connections: raise POOL_SIZE or lower threads"
-        assert shared in gunicorn.log.read_text()
-        answers = gunicorn.get_all(["/sleep/3.0"] * 8, threads=8)
+    with Server(tmp_path, database.url, POOL_TIMEOUT="1") as server:
+        answers = server.get_all(["/sleep/3.0"] * 8, threads=8)
         statuses = Counter(status for status, _, _ in answers)
         assert statuses == {200: SIZE, 503: 8 - SIZE}
         assert all(h["Retry-After"] == "1" for s, _, h in answers if s == 503)
-        lines = [line for line in gunicorn.log.read_text().splitlines() if line]
+        lines = [line for line in server.log.read_text().splitlines() if line]
         named = f"raise POOL_SIZE ({SIZE}) or give them back sooner."
         assert sum(named in line for line in lines) == 8 - SIZE
-        answers = gunicorn.get_all(["/sleep/0.2"] * 8, threads=8)
+        answers = server.get_all(["/sleep/0.2"] * 8, threads=8)
         assert {status for status, _, _ in answers} == {200}
         took_long = r"It took \d+ ms to get a connection"
-        assert re.search(took_long, gunicorn.log.read_text())
+        assert re.search(took_long, server.log.read_text())
 
 
 def test_death_of_idle_connections_is_not_noticed(
-    gunicorn: Gunicorn, database: Database
+    server: Server, database: Database
 ) -> None:
     statuses: Counter[int] = Counter()
     ended = 0
     for _ in range(20):
-        answers = gunicorn.get_all(["/value/1"] * 50, threads=4)
+        answers = server.get_all(["/value/1"] * 50, threads=4)
         statuses.update(status for status, _, _ in answers)
         ended += database.terminate()
         # What the server says at their end has passed the network, too.
@@ -194,16 +205,16 @@ def test_death_of_idle_connections_is_not_noticed(
 
 
 def test_outage_is_answered_503_and_over_with_the_first_request_after_it(
-    gunicorn: Gunicorn, database: Database
+    server: Server, database: Database
 ) -> None:
-    gunicorn.get_all(["/value/1"] * 20, threads=4)
+    server.get_all(["/value/1"] * 20, threads=4)
     for _ in range(3):
         database.stop()
-        answers = [timed(gunicorn.get, "/value/1") for _ in range(10)]
+        answers = [timed(server.get, "/value/1") for _ in range(10)]
         database.start()
         assert {status for status, _ in answers} == {503}
         assert max(seconds for _, seconds in answers) < 5
-        assert gunicorn.get("/value/1")[0] == 200
+        assert server.get("/value/1")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -215,24 +226,22 @@ def test_outage_is_answered_503_and_over_with_the_first_request_after_it(
     ids=["by the server", "half-way"],
 )
 def test_query_that_is_cut_off_is_answered_503(
-    gunicorn: Gunicorn, database: Database, cut_off: Callable[[Database], Any]
+    server: Server, database: Database, cut_off: Callable[[Database], Any]
 ) -> None:
     with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(gunicorn.get, "/sleep/20.0")
+        answer = thread.submit(server.get, "/sleep/20.0")
         assert poll(lambda: database.backends(SLEEPING))
         cut_off(database)
         assert answer.result()[0] == 503
-    assert gunicorn.get("/value/1")[0] == 200
+    assert server.get("/value/1")[0] == 200
 
 
 def test_processes_forked_after_a_connection_was_used_share_none(
     tmp_path: Path, database: Database
 ) -> None:
-    options = ["--preload", "--workers", "3"]
-    environ = {"USE_BEFORE_FORK": "1"}
-    with Gunicorn(tmp_path, database.url, *options, **environ) as gunicorn:
+    with Gunicorn(tmp_path, database.url, USE_BEFORE_FORK="1") as server:
         paths = [f"/value/{number}" for number in range(600)]
-        answers = gunicorn.get_all(paths, threads=12)
+        answers = server.get_all(paths, threads=12)
     assert [status for status, _, _ in answers] == [200] * 600
     assert [body["value"] for _, body, _ in answers] == list(range(600))
     used = {(body["backend"], body["process"]) for _, body, _ in answers}
@@ -244,13 +253,13 @@ def test_processes_forked_after_a_connection_was_used_share_none(
     "what", ["transaction", "session", "cursor", "failure", "failure_in_with"]
 )
 def test_next_request_sees_nothing_of_what_was_left(
-    gunicorn: Gunicorn, database: Database, what: str
+    server: Server, database: Database, what: str
 ) -> None:
-    as_new = gunicorn.get("/found")
+    as_new = server.get("/found")
     for _ in range(20):
-        status, _, _ = gunicorn.get(f"/leave/{what}")
+        status, _, _ = server.get(f"/leave/{what}")
         assert status == (500 if "failure" in what else 200)
-        assert gunicorn.get("/found")[:2] == as_new[:2]
+        assert server.get("/found")[:2] == as_new[:2]
     idle = "state LIKE 'idle in transaction%'"
     assert poll(lambda: database.backends(idle) == [])
 
@@ -259,76 +268,76 @@ def test_next_request_sees_nothing_of_what_was_left(
 def test_setting_undoes_what_queries_change_in_a_session(
     tmp_path: Path, database: Database
 ) -> None:
-    with Gunicorn(tmp_path, database.url, POOL_RESET="1") as gunicorn:
-        as_new = gunicorn.get("/found")
+    with Server(tmp_path, database.url, POOL_RESET="1") as server:
+        as_new = server.get("/found")
         for _ in range(20):
-            assert gunicorn.get("/leave/setting")[0] == 200
-            assert gunicorn.get("/found")[:2] == as_new[:2]
+            assert server.get("/leave/setting")[0] == 200
+            assert server.get("/found")[:2] == as_new[:2]
 
 
 @pooled
 def test_reading_request_costs_one_round_trip(
-    gunicorn: Gunicorn, database: Database
+    server: Server, database: Database
 ) -> None:
-    gunicorn.get("/value/1")
+    server.get("/value/1")
     before = len(database.proxy.messages)
     for number in range(100):
-        gunicorn.get(f"/value/{number}")
+        server.get(f"/value/{number}")
     assert database.proxy.messages[before:] == ["Q"] * 100
 
 
-def test_end_of_gunicorn_waits_for_requests_and_closes_every_connection(
+def test_end_of_server_waits_for_requests_and_closes_every_connection(
     tmp_path: Path, database: Database
 ) -> None:
-    with Gunicorn(tmp_path, database.url) as gunicorn:
-        gunicorn.get_all(["/value/1"] * 40, threads=8)
+    with Server(tmp_path, database.url) as server:
+        server.get_all(["/value/1"] * 40, threads=8)
         # Without a pool the last of these connections may be about to end.
         assert POOLED or poll(lambda: database.backends() == [])
         before = database.proxy.messages.count("X")
         with ThreadPoolExecutor(2) as threads:
             paths = ["/sleep/1.0", "/sleep/2.0"]
-            answers = [threads.submit(gunicorn.get, path) for path in paths]
+            answers = [threads.submit(server.get, path) for path in paths]
             assert poll(lambda: len(database.backends(SLEEPING)) == 2)
             connections = len(database.backends())
-            gunicorn.process.terminate()
+            server.process.terminate()
             assert [answer.result()[0] for answer in answers] == [200, 200]
-        assert gunicorn.process.wait(10) == 0
+        assert server.process.wait(10) == 0
     assert poll(lambda: database.backends() == [])
     assert database.proxy.messages.count("X") - before == connections
-    assert "Error" not in gunicorn.log.read_text()
+    assert "Error" not in server.log.read_text()
 
 
 def test_readyz_costs_one_round_trip_and_says_nothing_of_the_pool(
-    gunicorn: Gunicorn, database: Database
+    server: Server, database: Database
 ) -> None:
-    gunicorn.get("/value/1")
+    server.get("/value/1")
     before = len(database.proxy.messages)
-    assert gunicorn.get("/readyz")[:2] == (200, {"status": "ok"})
+    assert server.get("/readyz")[:2] == (200, {"status": "ok"})
     assert database.proxy.messages[before:].count("Q") == 1
 
 
-def test_refused_connection(gunicorn: Gunicorn, database: Database) -> None:
-    gunicorn.get_all(["/value/1"] * 8, threads=4)
+def test_refused_connection(server: Server, database: Database) -> None:
+    server.get_all(["/value/1"] * 8, threads=4)
     database.proxy.refuse()
-    status, seconds = timed(gunicorn.get, "/value/1")
+    status, seconds = timed(server.get, "/value/1")
     database.proxy.accept()
     assert status == 503 and seconds < 5
-    assert gunicorn.get("/value/1")[0] == 200
+    assert server.get("/value/1")[0] == 200
 
 
-def test_silence(gunicorn: Gunicorn, database: Database) -> None:
-    gunicorn.get_all(["/value/1"] * 8, threads=4)
+def test_silence(server: Server, database: Database) -> None:
+    server.get_all(["/value/1"] * 8, threads=4)
     time.sleep(1.1)  # for the connections to be idle long enough to be asked
     database.proxy.fall_silent()
-    answers = [timed(gunicorn.get, "/value/1") for _ in range(3)]
+    answers = [timed(server.get, "/value/1") for _ in range(3)]
     database.proxy.speak()
     assert {status for status, _ in answers} == {503}
     # A free connection has 1 s to answer, a new one 2 s.
     assert max(seconds for _, seconds in answers) < 5
-    assert gunicorn.get("/value/1")[0] == 200
+    assert server.get("/value/1")[0] == 200
 
 
-def test_soak(gunicorn: Gunicorn, database: Database) -> None:
+def test_soak(server: Server, database: Database) -> None:
     done = Event()
     wrong: list[Any] = []
     statuses: Counter[int] = Counter()
@@ -337,14 +346,14 @@ def test_soak(gunicorn: Gunicorn, database: Database) -> None:
         for number in count(start):
             if done.is_set():
                 return
-            status, body, _ = gunicorn.get(f"/value/{number}")
+            status, body, _ = server.get(f"/value/{number}")
             statuses[status] += 1
             if status == 200 and body["value"] != number:
                 wrong.append((number, body))
 
     name = "application_name = 'app'"
     one = f"pid = (SELECT max(pid) FROM pg_stat_activity WHERE {name})"
-    [worker] = gunicorn.process.children()
+    [worker] = server.process.children()
     killed = 0
     memory = 0
     most = 0

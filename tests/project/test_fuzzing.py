@@ -91,14 +91,15 @@ def description() -> dict[str, Any]:
 
 @contextmanager
 def production(project: Path, log: Path) -> Iterator[str]:
-    """Serve the project with gunicorn, on a database with all migrations."""
-    url = f"http://127.0.0.1:{free_port()}"
+    """Serve the project as in production, on a database with all migrations."""
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}"
     programs = project / ".venv" / PROGRAMS.name
     with embedded_server(project) as dsn, log.open("w") as output:
         environ = {"DATABASE_URL": dsn, **SETTINGS}
         run(programs / "flask", "--app", "app", "migrate", cwd=project, **environ)
         server = subprocess.Popen(
-            [programs / "gunicorn", "--bind", url.removeprefix("http://")],
+            [programs / "flask", "--app", "app", "serve", "--port", port],
             cwd=project,
             env=clean_environment() | environ,
             stdin=subprocess.DEVNULL,

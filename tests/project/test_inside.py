@@ -31,6 +31,7 @@ def prepare(bake: Bake, **answers: str) -> Path:
     project = bake(project_slug="app", **answers)
     put_inside(project)
     install(project)
+    run(PROGRAMS / "uv", "pip", "install", "--quiet", "gunicorn>=23", cwd=project)
     return project
 
 

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from .commands import DEADLINE, clean_environment, run, wait_for
 from .serving import free_port, page
 
-LASTS = re.compile(r"(^make demo.*| flask (dev|run --debug|worker)| gunicorn)$")
+LASTS = re.compile(r"(^make demo.*| flask (dev|run --debug|worker)| serve)$")
 
 
 class Command(NamedTuple):

@@ -12,13 +12,13 @@ from ..support.projects import Bake, check_style, files
 
 ALWAYS = """
     .env.example .flaskenv .gitignore LICENSE README.md
-    gunicorn.conf.py pyproject.toml
+    pyproject.toml
     app/__init__.py app/notes.py app/migrations/0001_notes.sql
     app/static/style.css app/templates/base.html app/templates/error.html
     app/templates/notes.html
     app/core/__init__.py app/core/cli.py app/core/config.py app/core/db.py
     app/core/dev.py app/core/errors.py app/core/health.py app/core/log.py
-    app/core/migrate.py app/core/pool.py app/core/security.py
+    app/core/migrate.py app/core/pool.py app/core/security.py app/core/serve.py
     devserver/README.md devserver/pyproject.toml
     devserver/flask_devserver/__init__.py devserver/flask_devserver/browser.py
     devserver/flask_devserver/child.py devserver/flask_devserver/cli.py

@@ -111,7 +111,7 @@ def test_image_holds_what_production_needs(bake: Bake, folder: Path) -> None:
     install(built.project)
     built.build()
     names = {path.name for path in built.root.rglob("*")}
-    assert {"app", "gunicorn.conf.py", "0001_notes.sql", "notes.html"} < names
+    assert {"app", "granian", "0001_notes.sql", "notes.html"} < names
     assert names & {"devserver", "conftest.py", "uv", "pytest", "ruff"} == set()
     assert built.user != 0
 
@@ -125,7 +125,7 @@ def test_image_is_readable_though_the_checkout_is_not(bake: Bake, folder: Path) 
             path.chmod(path.stat().st_mode & 0o700)
     built.build()
     app = built.root / "app"
-    ours = [app / "gunicorn.conf.py", app / "app", *(app / "app").rglob("*")]
+    ours = [app / "app", *(app / "app").rglob("*")]
     assert [path for path in ours if not path.stat().st_mode & 0o004] == []
 
 

@@ -8,6 +8,7 @@ from flask.cli import with_appcontext
 
 from . import migrate
 from .db import DatabaseUnavailable, connect
+from .serve import serve_command
 
 
 @click.command("migrate")
@@ -31,3 +32,4 @@ def migrate_command(only_list: bool) -> None:
 def init_app(app: Flask) -> None:
     """Add the commands to `app`."""
     app.cli.add_command(migrate_command)
+    app.cli.add_command(serve_command)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ class ConfigError(NoAppException, RuntimeError):
 
     `flask` prints `NoAppException` without a traceback, and gunicorn `RuntimeError`.
     """
+
+    def format_message(self) -> str:
+        """Return the message. Exits with it, unless `flask` only prints its help."""
+        if "--help" not in sys.argv:
+            # Otherwise `flask` goes on to claim that the command does not exist.
+            raise SystemExit(f"Error: {self.message}")
+        return self.message
 
 
 @dataclass(frozen=True)

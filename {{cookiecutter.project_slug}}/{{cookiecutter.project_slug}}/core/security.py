@@ -9,7 +9,7 @@ import flask
 from flask import Flask, abort, request
 from flask.json.provider import DefaultJSONProvider
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
-from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import LengthRequired, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.utils import cached_property
 from werkzeug.wrappers import Response
@@ -67,25 +67,19 @@ class JSONProvider(DefaultJSONProvider):
 
 
 class Request(flask.Request):
-    """Flask's, with a response of 400 or 413 to more kinds of hostile bodies."""
+    """Flask's, with a response of 411 or 413 to more kinds of hostile bodies."""
 
     @cached_property
     def stream(self) -> IO[bytes]:
         """The body. A form may have `MAX_FORM_PARTS` fields."""
+        if "Transfer-Encoding" in self.headers:
+            # A server may take a body of unknown length for complete that was cut off.
+            raise LengthRequired
         stream = super().stream
-        is_form = self.mimetype == "application/x-www-form-urlencoded"
-        is_chunked = "wsgi.input_terminated" in self.environ and not self.content_length
-        if not is_chunked and not is_form:
+        if self.mimetype != "application/x-www-form-urlencoded":
             return stream
-        try:
-            body = stream.read()
-            # Werkzeug only cuts a body that has no Content-Length.
-            is_cut = is_chunked and self.environ["wsgi.input"].read(1)
-        except HTTPException:
-            raise
-        except Exception as error:  # The server found the chunks malformed.
-            raise BadRequest from error
-        if is_cut or (is_form and body.count(b"&") >= (self.max_form_parts or 1e9)):
+        body = stream.read()
+        if body.count(b"&") >= (self.max_form_parts or 1e9):
             raise RequestEntityTooLarge
         return BytesIO(body)
 

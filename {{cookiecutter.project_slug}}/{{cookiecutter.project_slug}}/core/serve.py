@@ -1,0 +1,74 @@
+"""`flask serve`: the production server, which is granian."""
+
+import atexit
+import os
+import signal
+import sys
+from multiprocessing import parent_process, util
+from threading import Thread
+
+import click
+from flask import Flask
+from flask.cli import ScriptInfo, pass_script_info
+
+MAX_CONNECTIONS = 65536  # per process, unless the system allows fewer open files
+IDLE_TIMEOUT = 60  # seconds for an idle connection, and for the headers of a request
+STOP_TIMEOUT = 30  # seconds that requests have left when the server is told to stop
+
+
+@click.command("serve")
+@click.option("--host", help="127.0.0.1 by default, or all networks if PORT is set.")
+@click.option("--port", envvar="PORT", type=click.IntRange(1, 65535), default=8000)
+@click.option("--workers", envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=2)
+@click.option("--threads", type=click.IntRange(1), help="POOL_SIZE by default, or 8.")
+@pass_script_info
+def serve_command(
+    info: ScriptInfo, host: str | None, port: int, workers: int, threads: int | None
+) -> None:
+    """Serve the application in production."""
+    # No other command needs granian, so none waits for its import.
+    from granian import Granian
+    from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
+
+    app = info.load_app()
+    if app.debug:
+        raise click.ClickException("FLASK_DEBUG is on: set it to 0, or use `flask dev`.")
+    if sys.platform != "win32":
+        # Until granian handles SIGTERM in a worker, a fork has the handler of its parent,
+        # which would lose the signal.
+        os.register_at_fork(after_in_child=_reset_sigterm)
+    Granian(
+        info.app_import_path or "",
+        address=host or ("0.0.0.0" if "PORT" in os.environ else "127.0.0.1"),  # noqa: S104
+        port=port,
+        interface=Interfaces.WSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        workers=workers,
+        blocking_threads=threads or app.config.get("POOL_SIZE", 8),
+        backpressure=MAX_CONNECTIONS,
+        http1_settings=HTTP1Settings(header_read_timeout=1000 * IDLE_TIMEOUT),
+        respawn_failed_workers=True,
+        workers_kill_timeout=STOP_TIMEOUT,
+        # Its lines go to the handler of the root logger, as those of the application.
+        log_dictconfig={"loggers": {"_granian": {}}},
+    ).serve(target_loader=_load_app)
+
+
+def _load_app(path: str) -> Flask:
+    Thread(target=_stop_with_parent, daemon=True).start()
+    # A forked process runs no exit handlers before Python 3.14.
+    util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)
+    return ScriptInfo(path or None).load_app()
+
+
+def _reset_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stop_with_parent() -> None:
+    # Otherwise a worker whose parent was killed keeps the port and serves old code.
+    if parent := parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
