@@ -19,7 +19,6 @@ from {{ cookiecutter.project_slug }}.core.log import JsonFormatter
 from ..conftest import PRODUCTION
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-LIMIT = 1024 * 1024
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def serve_command(
 
     app = info.load_app()
     if app.debug:
-        raise click.ClickException("FLASK_DEBUG is on: set it to 0, or use `flask dev`.")
+        raise click.ClickException("FLASK_DEBUG is on: set it to 0 in production.")
     if sys.platform != "win32":
         # Until granian handles SIGTERM in a worker, a fork has the handler of its parent,
         # which would lose the signal.
