@@ -1,0 +1,697 @@
+"""`flask dev` on applications that do to a server whatever an application may do."""
+
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from threading import Thread
+from typing import Any, Self
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import flask_devserver
+import psutil
+import pytest
+
+from .core.reload_server import _free_port, poll
+
+SECONDS = 20.0
+
+BASE = """
+from flask import Flask
+app = Flask(__name__)
+VERSION = 0
+
+
+@app.get("/version")
+def version():
+    return str(VERSION)
+"""
+FORKING = pytest.param((), id="fork")
+NEW_PYTHON = pytest.param(("--no-fork",), id="no-fork")
+BOTH = pytest.mark.parametrize("options", [FORKING, NEW_PYTHON])
+linux = pytest.mark.skipif(sys.platform != "linux", reason="a feature of Linux")
+
+
+class Site:
+    """An application of one module in a folder, and a command that serves it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.module = folder / "served.py"
+        self.port = _free_port()
+        self.version = 0
+        self.environ = {"PYTHONIOENCODING": "utf-8"}
+        self.prefix: Sequence[str] = ()
+        self.stdin: Any = subprocess.DEVNULL
+        self.process: psutil.Popen | None = None
+
+    def start(self, *options: str, command: Sequence[str] = ("dev",)) -> Self:
+        """Serve the module, and wait for its first response."""
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
+        environ.pop("PYTHONUNBUFFERED", None)
+        with (self.folder / "log").open("ab") as log:
+            self.process = psutil.Popen(
+                [*self.prefix, sys.executable, "-m", "flask", "--app", "served"]
+                + [*command, "--port", str(self.port), *options],
+                cwd=self.folder,
+                env=environ | self.environ,
+                stdin=self.stdin,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.wait_for(lambda: self.get("/version"), "response")
+        return self
+
+    def write(self, text: str = "") -> None:
+        """Write the module with `text` after the routes that each test has."""
+        self.module.write_text(BASE + text)
+
+    def save(self) -> None:
+        """Save a new version."""
+        self.version += 1
+        text = re.sub(
+            r"VERSION = \d+", f"VERSION = {self.version}", self.module.read_text()
+        )
+        draft = self.folder / ".draft"
+        draft.write_text(text)
+        draft.replace(self.module)
+
+    def reload(self) -> None:
+        """Save a new version and wait for its response."""
+        self.save()
+        self.wait_for(self.is_new, f"response of version {self.version}")
+
+    def is_new(self) -> bool:
+        """Return whether the version that was saved last responds."""
+        return self.get("/version") == str(self.version)
+
+    def get(self, path: str, seconds: float = 5) -> str:
+        """Return the response, that of an error too, or nothing without one."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        try:
+            with urlopen(url, timeout=seconds) as response:
+                return str(response.read().decode())
+        except HTTPError as error:
+            return error.read().decode()
+        except OSError:
+            return ""
+
+    def wait_for(self, condition: Any, what: str) -> Any:
+        """Wait until the condition holds; fail with the log if it never does."""
+        if found := poll(condition, SECONDS):
+            return found
+        raise AssertionError(f"no {what} in {SECONDS:g} s; it wrote:\n{self.log}")
+
+    def wait_for_line(self, text: str) -> None:
+        """Wait until the log has the text."""
+        self.wait_for(lambda: text in self.log, f"line {text!r}")
+
+    def reloads_after(self, path: str, text: str) -> bool:
+        """Write a file below the folder; return whether it is named by a reload."""
+        file = self.folder / path
+        before = self.log.count(file.name)
+        file.write_text(text)
+        return bool(poll(lambda: self.log.count(file.name) > before, 4))
+
+    def interrupt(self) -> None:
+        """Stop it as Ctrl-C does, and wait for its end."""
+        assert self.process
+        os.killpg(self.process.pid, signal.SIGINT)
+        process = self.process
+        self.wait_for(lambda: process.poll() is not None, "end")
+
+    def kill(self) -> None:
+        """Kill what is left of it."""
+        if self.process:
+            family = [self.process]
+            with suppress(psutil.Error):
+                family += self.process.children(recursive=True)
+            for each in family:
+                with suppress(psutil.Error):
+                    each.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    @property
+    def log(self) -> str:
+        """What the server and the application wrote."""
+        return (self.folder / "log").read_text(errors="backslashreplace")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    site.write()
+    yield site
+    site.kill()
+
+
+POOL = """
+import multiprocessing
+
+@app.get("/pool")
+def pool():
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return str(pool.map(abs, [-1, -2]))
+"""
+FORK = """
+import os, signal
+
+@app.get("/fork")
+def fork():
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        found = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+        sockets = [fd for fd in os.listdir("/proc/self/fd") if is_listener(int(fd))]
+        os.write(writing, repr((found, signal.set_wakeup_fd(-1), sockets)).encode())
+        os._exit(0)
+    os.close(writing)
+    os.wait()
+    return os.read(reading, 1000).decode()
+
+def is_listener(fd):
+    import socket
+    try:
+        found = socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return False
+    return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+"""
+
+
+@BOTH
+def test_pool_of_processes_works_in_a_view(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(POOL)
+    site.start(*options)
+    for _ in range(3):
+        assert site.get("/pool") == "[1, 2]"
+        site.reload()
+    assert "ended by itself" not in site.log
+
+
+@linux
+@BOTH
+def test_fork_of_the_application_inherits_nothing(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(FORK)
+    site.start(*options)
+    default = "<Handlers.SIG_DFL: 0>, <built-in function default_int_handler>"
+    assert site.get("/fork") == f"(({default}), -1, [])"
+    site.reload()
+
+
+def limited(watches: int) -> tuple[str, ...]:
+    """Return what runs a command with so many inotify watches."""
+    script = f'echo {watches} > /proc/sys/user/max_inotify_watches; exec "$@"'
+    return ("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh")
+
+
+@linux
+def test_folders_that_do_not_matter_are_not_watched(site: Site) -> None:
+    for number in range(100):
+        (site.folder / "node_modules" / str(number)).mkdir(parents=True)
+    site.prefix = limited(50)
+    site.start()
+    site.reload()
+    assert "can be watched" not in site.log
+
+
+@linux
+@BOTH
+def test_without_watches_each_save_is_found(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.prefix = limited(0)
+    site.start(*options)
+    site.wait_for_line("Not all folders can be watched (No space left on device")
+    for _ in range(3):  # The second save of a second, with an older time, too.
+        site.reload()
+        site.save()
+        os.utime(site.module, (1, 1))
+        site.wait_for(site.is_new, "response of the second save")
+
+
+def test_output_reaches_a_file_however_a_version_ends(site: Site) -> None:
+    for number in range(4):
+        end = "; import os, signal" * (number == 2)
+        site.write(f"print('line of {number}'){end}\n")
+        if number == 0:
+            site.start()
+        site.reload()
+        site.wait_for_line(f"line of {number}")
+    site.write("print('partial', end='')\n")
+    site.reload()
+    site.interrupt()
+    assert "partial" in site.log
+
+
+SUBPROCESS = """
+import subprocess
+started = subprocess.Popen(["sleep", "1234"], start_new_session=SESSION)
+
+@app.get("/started")
+def pid():
+    return str(started.pid)
+"""
+
+
+@linux
+@BOTH
+@pytest.mark.parametrize("end", ["reload", "interrupt"])
+def test_program_that_the_application_started_ends_with_it(
+    site: Site, options: tuple[str, ...], end: str
+) -> None:
+    site.write(SUBPROCESS.replace("SESSION", "False"))
+    site.start(*options)
+    program = psutil.Process(int(site.get("/started")))
+    getattr(site, end)()
+    site.wait_for(lambda: not program.is_running(), "end of the program")
+
+
+@linux
+def test_program_in_a_session_of_its_own_is_named(site: Site) -> None:
+    site.write(SUBPROCESS.replace("SESSION", "True"))
+    site.start()
+    program = psutil.Process(int(site.get("/started")))
+    site.reload()
+    site.wait_for_line(
+        f"Left running in its own session: sleep 1234 (pid {program.pid})"
+    )
+    program.kill()
+    site.wait_for(lambda: not program.is_running(), "end, as it is no zombie")
+
+
+@linux
+@BOTH
+def test_name_that_is_not_text_does_no_harm(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.environ["PYTHONIOENCODING"] = "ascii"
+    site.start(*options)
+    Path(os.fsdecode(os.fsencode(site.folder) + b"/caf\xe9.pdf")).touch()
+    site.reload()
+    Path(os.fsdecode(os.fsencode(site.folder) + b"/caf\xe9.py")).touch()
+    site.wait_for_line("udce9.py")
+    (site.folder / "café.py").touch()
+    site.wait_for_line("xe9.py")
+    site.reload()
+
+
+EXECUTOR = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+executor = ThreadPoolExecutor(1)
+executor.submit(time.sleep, 40)
+"""
+PROCESS = """
+import multiprocessing, time
+multiprocessing.get_context("fork").Process(target=time.sleep, args=[40]).start()
+"""
+
+
+@pytest.mark.parametrize("command", [("run", "--debug"), ("dev",)], ids=" ".join)
+def test_executor_that_blocks_the_reload_is_named(
+    site: Site, command: tuple[str, ...]
+) -> None:
+    site.write(EXECUTOR)
+    site.start(command=command)
+    site.write()
+    site.save()
+    site.wait_for(site.is_new, "response")
+    assert "Thread 'ThreadPoolExecutor-0_0' works for an executor" in site.log
+    assert "It was started at served.py:14" in site.log
+
+
+def test_process_that_blocks_the_reload_is_named(site: Site) -> None:
+    site.write(PROCESS)
+    site.start()
+    site.reload()
+    assert "Process 'ForkProcess-1' (pid" in site.log
+
+
+@BOTH
+def test_whatever_a_version_has_loaded_is_watched(
+    site: Site, options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "library.py").write_text("VALUE = 0\n")
+    (elsewhere / "target.py").write_text("VALUE = 0\n")
+    (site.folder / "linked.py").symlink_to(elsewhere / "target.py")
+    for name in ("instance", "templates", "static"):
+        (site.folder / name).mkdir()
+    (site.folder / "instance" / "__init__.py").touch()
+    (site.folder / "instance" / "data.json").write_text("0")
+    (site.folder / "templates" / "page.htm").touch()
+    (site.folder / "static" / "image.png").touch()
+    (site.folder / "notes.txt").touch()
+    site.environ["PYTHONPATH"] = str(elsewhere)
+    site.write("import instance, library, linked\n")
+    site.start(*options, "--watch", "notes.txt")
+    time.sleep(1)  # The version reports its modules after the first request.
+    assert site.reloads_after(str(elsewhere / "library.py"), "VALUE = 1\n")
+    assert site.reloads_after("instance/__init__.py", "VALUE = 1\n")
+    assert site.reloads_after("templates/page.htm", "1")
+    assert site.reloads_after("templates/new.svg", "1")
+    assert site.reloads_after("static/image.png", "1")
+    assert site.reloads_after("notes.txt", "1")
+    before = site.log.count("linked.py")
+    (elsewhere / "target.py").write_text("VALUE = 1\n")
+    site.wait_for(lambda: site.log.count("linked.py") > before, "reload of the link")
+
+
+def test_file_of_an_installed_package_is_served_as_it_is(
+    site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    import click
+
+    environment = tmp_path_factory.mktemp("environment")
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", environment], check=True
+    )
+    [packages] = environment.glob("lib/python*/site-packages")
+    ours = [Path(click.__file__).parents[1], Path(flask_devserver.__file__).parents[1]]
+    (packages / "others.pth").write_text("\n".join(map(str, ours)))
+    (packages / "library.py").write_text("VALUE = 0\n")
+    site.write("import library\n@app.get('/value')\ndef v(): return str(library.VALUE)")
+    site.prefix = [str(environment / "bin" / "python"), "-c", RUN_OTHER]
+    site.start()
+    time.sleep(1)  # until the supervisor has imported the package
+    (packages / "library.py").write_text("VALUE = 1\n")
+    site.wait_for(lambda: site.get("/value") == "1", "new value")
+    site.reload()
+    assert site.get("/value") == "1"
+
+
+# The first argument is the Python of another environment, which this one replaces.
+RUN_OTHER = "import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+
+
+WRITES = """
+import pathlib, sqlite3
+pathlib.Path("static").mkdir(exist_ok=True)
+
+@app.get("/upload")
+def upload():
+    with open("static/upload.svg", "a") as file:
+        file.write("1")
+    with sqlite3.connect("static/data.db") as db:
+        db.execute("CREATE TABLE IF NOT EXISTS t (i)")
+        db.execute("INSERT INTO t VALUES (1)")
+    return "done"
+"""
+
+
+@BOTH
+def test_what_the_application_writes_reloads_nothing(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(WRITES)
+    site.start(*options)
+    for _ in range(3):
+        assert site.get("/upload") == "done"
+        time.sleep(1.5)  # longer than from one scan to the next
+    assert "Reloaded" not in site.log
+    site.reload()
+
+
+def test_excluded_files_reload_nothing(site: Site) -> None:
+    site.start("--exclude-patterns", "*/other.py", "--extra-files", "extra")
+    assert not site.reloads_after("other.py", "")
+    assert site.reloads_after("extra", "")
+
+
+@BOTH
+def test_save_while_the_server_is_stopped_is_not_lost(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.start(*options)
+    assert site.process
+    for each in [site.process, *site.process.children()]:
+        each.suspend()
+    site.save()
+    for each in [site.process, *site.process.children()]:
+        each.resume()
+    site.wait_for(site.is_new, "response")
+
+
+def test_interrupt_while_packages_are_imported_ends_at_once(
+    site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    slow = tmp_path_factory.mktemp("slow") / "slow.py"
+    slow.write_text("import os, time\nif '_FLASK_DEV' not in os.environ: time.sleep(9)")
+    site.write(
+        f"import json, sys\nsys.modules['slow'] = sys\nsys.slow_file = '{slow}'\n"
+    )
+    site.environ["PYTHONPATH"] = str(slow.parent)
+    site.write(
+        "import flask_devserver.child as child\nchild.is_library = bool\nimport slow"
+    )
+    site.start()
+    time.sleep(1)  # The import in the supervisor has begun.
+    start = time.monotonic()
+    site.interrupt()
+    assert time.monotonic() - start < 4
+    assert "Traceback" not in site.log
+
+
+def test_saved_development_server_is_used(site: Site) -> None:
+    copy = site.folder / "flask_devserver"
+    subprocess.run(["cp", "-r", str(Path(flask_devserver.__file__).parent), copy])
+    site.start()
+    server = copy / "server.py"
+    server.write_text(
+        server.read_text() + "\nWSGIRequestHandler.server_version = 'New'"
+    )
+    site.wait_for_line("starting again")
+
+    def version() -> str | None:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{site.port}/version") as it:
+            return str(it.headers["Server"])
+        return None
+
+    site.wait_for(lambda: "New" in (version() or ""), "new server")
+
+
+BREAKPOINT = """
+@app.get("/debug")
+def debug():
+    breakpoint()
+    return "done"
+"""
+
+
+@pytest.mark.parametrize("end", ["reload", "interrupt"])
+def test_terminal_is_as_before_after_a_breakpoint(site: Site, end: str) -> None:
+    terminal, inside = pty.openpty()
+    before = termios.tcgetattr(inside)
+    site.write(BREAKPOINT)
+    site.stdin = inside
+    site.prefix = [sys.executable, "-c", TAKE_TERMINAL]
+    site.start()
+    Thread(target=site.get, args=["/debug"], daemon=True).start()
+    site.wait_for_line("return")
+    changed = termios.tcgetattr(inside)
+    changed[3] &= ~(termios.ECHO | termios.ICANON)  # as readline does at its prompt
+    termios.tcsetattr(inside, termios.TCSANOW, changed)
+    getattr(site, end)()
+    site.wait_for(lambda: termios.tcgetattr(inside) == before, "terminal as before")
+    os.close(inside)
+    os.close(terminal)
+
+
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_server_outlives_its_shell_under_nohup(site: Site) -> None:
+    site.prefix = ["nohup", "sh", "-c", '"$@" & wait', "sh"]
+    site.start()
+    assert site.process
+    [server] = site.process.children()
+    site.process.kill()
+    site.process.wait()
+    time.sleep(1)  # It looks for its parent twice a second.
+    site.reload()
+    server.terminate()
+    site.wait_for(lambda: not site.get("/version"), "end")
+
+
+def test_end_with_the_shell_is_explained(site: Site) -> None:
+    site.prefix = ["sh", "-c", '"$@" & wait', "sh"]
+    site.start()
+    assert site.process
+    site.process.kill()
+    site.wait_for_line("The process that started flask dev has ended")
+    site.wait_for(lambda: not site.get("/version"), "end")
+
+
+def test_options_are_those_of_flask_run(site: Site) -> None:
+    flask = [sys.executable, "-m", "flask", "--app", "served"]
+    options = {"cwd": site.folder, "capture_output": True, "text": True}
+    texts = []
+    for command in ("run", "dev"):
+        done = subprocess.run([*flask, command, "--help"], **options)
+        texts.append(set(re.findall(r"--[a-z-]+", done.stdout)))
+        assert "[default: 5000" in done.stdout or command == "run"
+    assert texts[0] <= texts[1]
+    done = subprocess.run([*flask, "dev", "--port", "70000"], **options)
+    assert done.returncode == 2
+    assert "70000 is not in the range" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "host, reached, url",
+    [
+        ("::", ["127.0.0.1", "::1"], "http://[::1]"),
+        ("::1", ["::1"], "http://[::1]"),
+        ("0.0.0.0", ["127.0.0.1"], "http://127.0.0.1"),
+        ("localhost", ["127.0.0.1"], "http://localhost"),
+    ],
+)
+def test_host_is_taken_as_by_flask_run(
+    site: Site, host: str, reached: list[str], url: str
+) -> None:
+    site.environ |= {"FLASK_RUN_HOST": host}
+    site.start() if "127.0.0.1" in reached else start_elsewhere(site)
+    for address in reached:
+        socket.create_connection((address, site.port), timeout=5).close()
+    assert f"Serving {url}:{site.port};" in site.log
+
+
+def start_elsewhere(site: Site) -> None:
+    """Start the server where this test's requests do not reach it."""
+    site.wait_for = lambda condition, what: None  # type: ignore[method-assign]
+    site.start()
+    del site.wait_for
+    site.wait_for_line("Serving")
+
+
+def test_debugger_takes_requests_for_the_host(site: Site) -> None:
+    site.write("@app.get('/error')\ndef error(): 1 / 0\n")
+    site.environ |= {"FLASK_RUN_HOST": "0.0.0.0"}
+    site.start()
+    connection = HTTPConnection("127.0.0.1", site.port, timeout=5)
+    path = "/error?__debugger__=yes&cmd=resource&f=style.css"
+    connection.request("GET", path, headers={"Host": "0.0.0.0"})
+    assert connection.getresponse().status == 200
+
+
+@BOTH
+def test_exit_at_import_shows_a_page(site: Site, options: tuple[str, ...]) -> None:
+    site.start(*options)
+    site.write("import sys; sys.exit('no settings')\n")
+    site.wait_for(lambda: "SystemExit" in site.get("/version"), "page with the exit")
+    assert "no settings" in site.get("/version")
+    site.write()
+    site.reload()
+
+
+SLOW = """
+import time
+
+@app.get("/slow/<float:seconds>")
+def slow(seconds):
+    print("begun", flush=True)
+    time.sleep(seconds)
+    return f"version {VERSION}"
+"""
+
+
+@BOTH
+def test_request_in_flight_is_finished(site: Site, options: tuple[str, ...]) -> None:
+    site.write(SLOW)
+    site.start(*options, "--deadline", "3")
+    found: list[str] = []
+    thread = Thread(target=lambda: found.append(site.get("/slow/2.0")))
+    thread.start()
+    site.wait_for_line("begun")
+    start = time.monotonic()
+    site.reload()
+    assert time.monotonic() - start < 1.7  # It does not wait for the request.
+    thread.join()
+    assert found == ["version 0"]
+    assert "aborted" not in site.log
+
+
+@BOTH
+def test_request_beyond_the_deadline_is_named(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(SLOW)
+    site.start(*options)
+    Thread(target=site.get, args=["/slow/30.0"], daemon=True).start()
+    site.wait_for_line("begun")
+    site.reload()
+    site.wait_for_line(" * GET /slow/30.0 was aborted by the reload")
+
+
+@linux
+@BOTH
+def test_connection_made_before_the_reload_works_after_it(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.start(*options)
+    connection = HTTPConnection("127.0.0.1", site.port, timeout=5)
+    connection.connect()
+    time.sleep(0.3)  # long enough for a server that would accept it
+    site.reload()
+    connection.request("GET", "/version")
+    assert connection.getresponse().read() == b"1"
+
+
+@linux
+def test_orphans_leave_no_zombies(site: Site) -> None:
+    site.write("import os\nos.system('sleep 0.5 & sleep 0.6 &')\n")
+    site.start()
+    assert site.process
+    process = site.process
+    site.wait_for(lambda: len(process.children()) == 3, "orphans")
+    site.wait_for(lambda: len(process.children()) == 1, "end of the orphans")
+
+
+COMMAND = """
+import signal, time
+
+@app.cli.command("work")
+def work():
+    def end(number, frame):
+        print("signal", signal.Signals(number).name, flush=True)
+        ends.append(number)
+    ends = []
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    print("working", flush=True)
+    while not ends:
+        time.sleep(0.1)
+    time.sleep(1.5)
+    print("finished", flush=True)
+"""
+
+
+@BOTH
+def test_command_gets_one_signal_and_its_time(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(COMMAND)
+    site.start(*options, "--with", "work")
+    site.wait_for_line("working")
+    site.interrupt()
+    assert re.findall("signal .*|finished", site.log) == ["signal SIGTERM", "finished"]
