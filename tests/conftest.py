@@ -1,4 +1,4 @@
-"""What the questions offer, and projects baked with the answers."""
+"""Fixtures that bake projects."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from pytest_cookies.plugin import Cookies
 from .support.projects import Bake, install, put_inside, remove_database
 from .support.repository import copy_template
 
-collect_ignore = ["in_project"]  # what is run within a baked project
+collect_ignore = ["in_project"]  # These run inside a baked project.
 
 
 @pytest.fixture(scope="session")

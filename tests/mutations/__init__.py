@@ -155,7 +155,7 @@ DEFECTS = [
         answers="sqlalchemy-thread",
     ),
     Defect(
-        words="The worker's thread is no daemon",
+        words="The worker's thread is not a daemon thread",
         file="templates/jobs/thread.py",
         old='name="worker", daemon=True',
         new='name="worker"',
@@ -183,7 +183,7 @@ DEFECTS = [
         answers="psycopg2-procrastinate",
     ),
     Defect(
-        words="The jobs of a killed worker are not put back",
+        words="The jobs of a killed worker are not requeued",
         file="templates/worker/procrastinate.py",
         old="                    await self._requeue(job)",
         new="                    pass",

@@ -34,7 +34,7 @@ postgres.stop(Path(sys.argv[1]))
 
 
 class Report(NamedTuple):
-    """What pytest says of some tests: how many passed, and what kept others from it."""
+    """The result of some tests: how many passed, and the output of each failure."""
 
     passed: int
     failures: dict[str, str]

@@ -1,4 +1,4 @@
-"""What a project's owner need not keep: tests/in_project."""
+"""Run the tests of tests/in_project inside baked projects."""
 
 from pathlib import Path
 

@@ -10,9 +10,9 @@ from .commands import run
 
 
 class Image:
-    """What the Dockerfile of `project` makes, with `python` for the image it is from.
+    """The image that the Dockerfile of `project` builds, with `python` for its base.
 
-    Only what such Dockerfiles say is known here: another instruction raises
+    It knows the instructions of these Dockerfiles only; others raise
     `AttributeError`. Its folder /app is a folder of the same name below `folder`.
     """
 

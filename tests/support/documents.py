@@ -27,8 +27,8 @@ class Command(NamedTuple):
 def commands(markdown: str) -> list[Command]:
     """Return the commands of a document, in order.
 
-    An indented block is commands, one a line. Whatever else there is to show is fenced,
-    with the name of its language.
+    An indented block holds one command per line. Everything else is fenced, with the
+    name of its language.
     """
     found: list[Command] = []
     section = before = ""
@@ -52,10 +52,10 @@ def blocks(markdown: str, language: str) -> list[str]:
 
 
 class Terminal:
-    """What a user types commands into, one after the other, from `folder` on.
+    """A terminal that runs commands one after the other, from `folder` on.
 
-    What lasts, such as a server, is seen to answer. It runs until the next such command
-    or the end of the `with` block.
+    A command that lasts, such as a server, must respond. It runs until the next such
+    command or the end of the `with` block.
     """
 
     def __init__(self, folder: Path, **environ: str) -> None:
@@ -115,11 +115,11 @@ class Terminal:
         return self.running is None or self.running.poll() is not None
 
     def serves(self) -> bool:
-        """Say whether the notes, which are in the database, are shown."""
+        """Return whether the notes, which are in the database, are shown."""
         return "<h1>Notes</h1>" in page(f"http://127.0.0.1:{self.port}/notes")
 
     def works(self) -> bool:
-        """Say whether a worker has done what there was to do."""
+        """Return whether a worker has done what there was to do."""
         said = self.run("uv run flask worker --status")
         return {"waiting: 0", "running: 0", "workers: 1"} <= set(said.splitlines())
 

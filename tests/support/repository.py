@@ -28,7 +28,7 @@ def start_repository(folder: Path) -> None:
 
 
 def commit(folder: Path) -> None:
-    """Commit whatever is there; what has not changed since is no mistake."""
+    """Commit everything, even if nothing has changed."""
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--allow-empty", "--message=As it stands")
 
@@ -38,7 +38,7 @@ def git(folder: Path, *command: str) -> str:
 
 
 def replace(path: Path, pattern: str, text: str) -> None:
-    """Replace what the pattern finds in the file, where it is to be found once."""
+    """Replace the only match of the pattern in the file."""
     new, count = re.subn(pattern, text, path.read_text(), flags=re.M | re.S)
     assert count == 1, f"{pattern} is {count} times in {path}"
     path.write_text(new)

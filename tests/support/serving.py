@@ -51,7 +51,7 @@ class Site:
         return page(self.url + path, **form)
 
     def is_gone(self) -> bool:
-        """Say whether no process of the project runs and its port is free."""
+        """Return whether no process of the project runs and its port is free."""
         runs = any(str(self.folder) in line for line in command_lines())
         postmaster = self.folder / "instance" / "postgres" / "data" / "postmaster.pid"
         with suppress(OSError), socket.create_server(("127.0.0.1", self.port)):

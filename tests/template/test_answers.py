@@ -41,7 +41,7 @@ SLUGS = {
     "_notes": SHAPE,
     "my notes": SHAPE,
     "n" * 41: SHAPE,
-    "a___b": SHAPE,  # which is no tag of an image
+    "a___b": SHAPE,  # Docker rejects it as a tag.
     "nоtes": SHAPE,  # a Cyrillic о
     "ｎotes": SHAPE,  # a full-width n, which Python takes for an n
     "notes٣": SHAPE,  # an Arabic digit

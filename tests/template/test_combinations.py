@@ -95,7 +95,7 @@ def check_project(project: Path, answers: Answers) -> None:
 
 
 def any_file(path: Path) -> bool:
-    """Say whether the path is a file or a folder that leads to one."""
+    """Return whether the path is a file or a folder that leads to one."""
     return path.is_file() or bool(files(path))
 
 

@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def expected(bake: Bake) -> dict[str, str]:
-    """What comes out, whichever way it is baked."""
+    """Return the files that each way of baking produces."""
     return contents(bake(**ANSWERS))
 
 
