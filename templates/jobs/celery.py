@@ -64,7 +64,7 @@ SETTINGS: Settings = {
 
 CONNECTION_ERRORS = (DatabaseUnavailable, InterfaceError, OperationalError)
 MAX_RETRY_DELAY = 60.0  # seconds between two attempts while PostgreSQL is away
-MAX_REDELIVERIES = 5  # times that a job is begun again after the end of its worker
+MAX_REDELIVERIES = 5  # times that a job is restarted after its worker was killed
 BROKER_TIMEOUT = 2.0  # seconds without a response, at each of three attempts
 
 

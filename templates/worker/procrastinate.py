@@ -47,7 +47,7 @@ SETTINGS: Settings = {
 
 HEARTBEAT_INTERVAL = 2.0  # seconds
 STALLED_AFTER = 20.0  # seconds without a heartbeat until others requeue a worker's jobs
-MAX_ATTEMPTS = 5  # times that a job is begun whose worker was killed each time
+MAX_ATTEMPTS = 5  # starts of a job whose workers were killed
 MAX_RECONNECT_DELAY = 30.0  # seconds, also for a query to wait for PostgreSQL
 
 STATUS = """

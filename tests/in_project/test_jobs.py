@@ -146,7 +146,7 @@ def restart(server: Broker | Database, seconds: float) -> None:
 
 
 def all_done(app: Flask, database: Database, jobs: int = JOBS) -> bool:
-    """Return whether each job has left its effect, and none waits, runs or has failed."""
+    """Return whether each job left its effect, and none waits, runs or failed."""
     found = status(app)
     left = sum(found.get(name, 0) for name in ("waiting", "later", "running", "failed"))
     return count(database, "effects") == jobs and left == 0

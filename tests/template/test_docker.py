@@ -22,7 +22,7 @@ SERVICES = {
     "none": {"db", "migrate", "web"},
     "thread": {"db", "migrate", "web"},
     "procrastinate": {"db", "migrate", "web", "worker"},
-    "celery": {"db", "migrate", "web", "worker", "broker"},
+    "celery": {"db", "migrate", "web", "worker", "beat", "broker"},
 }
 
 
