@@ -1,10 +1,9 @@
 """No pool: each application context opens a connection and closes it at the end."""
 
 from flask import Flask
-from psycopg2.extensions import connection
 
 from .config import Settings
-from .db import connect
+from .db import Connection, connect
 
 SETTINGS: Settings = {}
 
@@ -13,15 +12,15 @@ class Pool:
     """Open a connection at each checkout."""
 
     def __init__(self) -> None:
-        self._checked_out: set[connection] = set()
+        self._checked_out: set[Connection] = set()
 
-    def getconn(self) -> connection:
+    def getconn(self) -> Connection:
         """Open a connection. Raises `DatabaseUnavailable`."""
         conn = connect()
         self._checked_out.add(conn)
         return conn
 
-    def putconn(self, conn: connection) -> None:
+    def putconn(self, conn: Connection) -> None:
         """Close a connection, which rolls back whatever is open."""
         self._checked_out.discard(conn)
         conn.close()

@@ -1,20 +1,20 @@
-"""A pool of psycopg2 connections: at most `POOL_SIZE` a process, kept for reuse."""
+"""A pool of psycopg2 connections: at most `POOL_SIZE` per process."""
 
 import atexit
 import os
 import selectors
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
-from threading import Lock, RLock, Timer
+from threading import Condition, Timer
 from time import monotonic
 
 import psycopg2
 from flask import Flask
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
 
 from .config import Settings, bool_setting, number_setting
-from .db import DatabaseUnavailable, connect
+from .db import Connection, DatabaseUnavailable, connect
 
 SETTINGS: Settings = {
     "POOL_SIZE": number_setting(8),
@@ -23,66 +23,57 @@ SETTINGS: Settings = {
     "POOL_RESET": bool_setting(),
 }
 
-SKIP_CHECK_WITHIN = 0.005  # seconds since its return
-PING_AFTER_IDLE = 1.0  # seconds after which it is asked whether it still lives
-PING_TIMEOUT = 1.0  # seconds that it has to answer
+SKIP_CHECK_WITHIN = 0.005  # seconds since a connection was returned
+PING_AFTER_IDLE = 1.0  # seconds since a connection was returned
+PING_TIMEOUT = 1.0  # seconds
 
-# One call to look for input, where the default selector needs four; Windows has none.
+# It needs one system call where the default selector needs four. Windows has no poll.
 Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class FairSemaphore:
-    """Let `size` threads pass at a time, first come first served.
+    """Let `size` threads in at a time, first come, first served.
 
-    At a semaphore, one that comes just then may overtake those that wait.
+    `threading.Semaphore` lets a new thread overtake those that wait.
     """
 
     def __init__(self, size: int) -> None:
         self.free = size
-        self.waiting: deque[Lock] = deque()
-        self._lock = RLock()  # a signal may come where it is held
+        self.waiting: deque[object] = deque()
+        self._changed = Condition()
 
     def acquire(self, timeout: float) -> bool:
-        """Take a place; say whether one came free within `timeout` seconds."""
-        with self._lock:
-            if self.free:
-                self.free -= 1
-                return True
-            waiter = Lock()
-            waiter.acquire()
+        """Take a slot. Return whether one came free within `timeout` seconds."""
+        waiter = object()
+        with self._changed:
             self.waiting.append(waiter)
-        try:
-            return waiter.acquire(timeout=timeout) or not self._cancel(waiter)
-        except BaseException:  # such as what the handler of a signal raises
-            if not self._cancel(waiter):
-                self.release()
-            raise
+            try:
+                is_next = partial(self._is_next, waiter)
+                acquired = self._changed.wait_for(is_next, timeout)
+                self.free -= acquired
+            finally:
+                self.waiting.remove(waiter)
+                self._changed.notify_all()
+            return acquired
 
     def release(self) -> None:
-        """Give a place to who has waited longest."""
-        with self._lock:
-            if self.waiting:
-                self.waiting.popleft().release()
-            else:
-                self.free += 1
+        """Return a slot."""
+        with self._changed:
+            self.free += 1
+            self._changed.notify_all()
 
-    def _cancel(self, waiter: Lock) -> bool:
-        with self._lock:
-            waits = waiter in self.waiting  # or its turn has come at the last moment
-            if waits:
-                self.waiting.remove(waiter)
-            return waits
+    def _is_next(self, waiter: object) -> bool:
+        return self.free > 0 and self.waiting[0] is waiter
 
 
 class Pool:
     """Lend each connection to one context at a time.
 
-    `size` connections at most, each opened when first needed and replaced when it
-    is `recycle` seconds old. `timeout` is how many seconds a context waits for one.
-    With `reset`, what queries changed in a session is undone (`SET`, advisory locks,
-    temporary tables, `LISTEN`). That is a round trip for each context, where a read
-    costs one, so it is left to who needs it: `SET LOCAL` and `pg_advisory_xact_lock`
-    in a transaction leave nothing to undo.
+    `size` is the maximum number of connections. Each is opened when first needed and
+    replaced when it is `recycle` seconds old. A context waits `timeout` seconds for
+    one. `reset` undoes what queries changed in a session (`SET`, advisory locks,
+    temporary tables, `LISTEN`). It costs each context a round trip, as much as a read
+    does. `SET LOCAL` and `pg_advisory_xact_lock` leave nothing to undo.
     """
 
     def __init__(self, size: int, timeout: float, recycle: int, reset: bool) -> None:
@@ -92,20 +83,20 @@ class Pool:
         self.reset = reset
         self._reset_after_fork()
         atexit.register(self.close)
-        if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+        if hasattr(os, "register_at_fork"):  # Windows has no fork.
             os.register_at_fork(after_in_child=self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        # A forked process starts anew, as two on one connection read each other's
-        # answers; psycopg2 leaves the inherited ones to the process that opened them.
+        # Two processes on one connection read each other's responses. psycopg2 leaves
+        # the inherited connections to the process that opened them.
         self._semaphore = FairSemaphore(self.size)
-        # Each with when it was opened, and here when it came back. Last in, first out:
-        # what is busy stays open, the rest grows old.
-        self._idle: list[tuple[connection, float, float]] = []
-        self._checked_out: dict[connection, float] = {}
+        # Each with the times at which it was opened and returned. Last in, first out
+        # keeps a few connections busy and lets the others grow old.
+        self._idle: list[tuple[Connection, float, float]] = []
+        self._checked_out: dict[Connection, float] = {}
 
-    def getconn(self) -> connection:
-        """Take a connection, waiting for a free one. Raises `DatabaseUnavailable`."""
+    def getconn(self) -> Connection:
+        """Check out a connection. Raises `DatabaseUnavailable` after `timeout`."""
         if not self._semaphore.acquire(self.timeout):
             message = f"No connection came free in POOL_TIMEOUT ({self.timeout:g} s)"
             hint = f"raise POOL_SIZE ({self.size}) or give them back sooner."
@@ -118,13 +109,13 @@ class Pool:
             self._semaphore.release()
             raise
 
-    def putconn(self, conn: connection) -> None:
-        """Give a connection back; one with anything open or changed is closed."""
+    def putconn(self, conn: Connection) -> None:
+        """Return a connection. One with anything open or changed is closed."""
         opened = self._checked_out.pop(conn, None)
         if opened is None:
-            return  # it came back before, or is the parent's of this forked process
+            return  # It was returned before, or it is the parent process's.
         try:
-            if _is_clean(conn) and (not self.reset or _discard_all(conn)):
+            if conn.clean() and (not self.reset or _discard_all(conn)):
                 self._idle.append((conn, opened, monotonic()))
             else:
                 conn.close()
@@ -132,18 +123,18 @@ class Pool:
             self._semaphore.release()
 
     def stats(self) -> dict[str, int]:
-        """Return how many connections there may be, are lent, and are waited for."""
+        """Return how many connections there may be, are in use, and are waited for."""
         waiting = len(self._semaphore.waiting)
         in_use = self.size - self._semaphore.free
         return {"size": self.size, "in_use": in_use, "waiting": waiting}
 
     def close(self) -> None:
-        """Close the connections that are free; whatever is lent stays open."""
+        """Close the idle connections. Those in use stay open."""
         with suppress(IndexError):
             while True:
                 self._idle.pop()[0].close()
 
-    def _take_idle(self) -> tuple[connection, float] | None:
+    def _take_idle(self) -> tuple[Connection, float] | None:
         try:
             conn, opened, since = self._idle.pop()
         except IndexError:
@@ -154,50 +145,44 @@ class Pool:
         return None
 
 
-def _is_clean(conn: connection) -> bool:
-    session = (conn.autocommit, conn.isolation_level, conn.readonly, conn.deferrable)
-    idle = conn.get_transaction_status() == TRANSACTION_STATUS_IDLE
-    as_opened = session == (True, None, None, None) and conn.cursor_factory is None
-    return idle and as_opened
-
-
-def _discard_all(conn: connection) -> bool:
+def _discard_all(conn: Connection) -> bool:
     return _execute_with_timeout(conn, "DISCARD ALL")
 
 
-def _is_alive(conn: connection, since: float) -> bool:
-    """Say whether a connection that is free `since` then can be used."""
+def _is_alive(conn: Connection, since: float) -> bool:
+    """Return whether a connection that was returned at `since` can be used."""
     if conn.closed:
         return False
-    free = monotonic() - since
-    # Under load a look gives the GIL away, and so costs a read a twentieth. What the
-    # server says without being asked is nearly always that it ends.
-    silent = free < SKIP_CHECK_WITHIN or not _is_readable(conn)
-    return silent and free < PING_AFTER_IDLE or _execute_with_timeout(conn, "SELECT 1")
+    idle = monotonic() - since
+    # Under load a poll releases the GIL and costs a read a twentieth of its time. An
+    # unrequested message of the server is nearly always that it closes the connection.
+    silent = idle < SKIP_CHECK_WITHIN or not _is_readable(conn)
+    return silent and idle < PING_AFTER_IDLE or _execute_with_timeout(conn, "SELECT 1")
 
 
-def _is_readable(conn: connection) -> bool:
+def _is_readable(conn: Connection) -> bool:
     with Selector() as selector:
         selector.register(conn, selectors.EVENT_READ)
         return bool(selector.select(0))
 
 
-def _execute_with_timeout(conn: connection, query: str) -> bool:
-    """Say whether the query succeeds within `PING_TIMEOUT` seconds."""
+def _execute_with_timeout(conn: Connection, query: str) -> bool:
+    """Return whether the query succeeds within `PING_TIMEOUT` seconds."""
     began = monotonic()
     with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
-        # A network that swallows everything would keep it waiting for hours.
+        # In a network that drops every packet the query would wait for hours.
         timer = Timer(PING_TIMEOUT, _shut_down, [duplicate])
         timer.daemon = True
-        timer.start()
         try:
+            timer.start()
             with conn.cursor() as cursor:
                 cursor.execute(query)
-        except psycopg2.Error:
+        except (psycopg2.Error, RuntimeError):  # At its exit Python starts no thread.
             return False
         finally:
             timer.cancel()
-            timer.join()
+            if timer.ident:
+                timer.join()
     return monotonic() - began < PING_TIMEOUT
 
 

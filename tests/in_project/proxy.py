@@ -13,11 +13,18 @@ class Proxy:
     """Pass on to a server what comes to `port`, until told otherwise.
 
     `messages` are the types of those that clients sent once they were connected, such
-    as `Q` for a query and `X` for an orderly end.
+    as `Q` for a query and `X` for an orderly end. `refuse_startup` gets the parameters
+    of each client, and returns the message to reject it with, or an empty string.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        refuse_startup: Callable[[dict[str, str]], str] = lambda parameters: "",
+    ) -> None:
         self.server = (host, port)
+        self.refuse_startup = refuse_startup
         self.port = 0
         self.messages: list[str] = []
         self.silent = False
@@ -102,12 +109,25 @@ class Proxy:
             data = source.recv(65536)
             if source in self.clients:
                 self._note(data)
+                if message := self._refusal(data):
+                    source.sendall(message)
+                    data = b""
             if data and not self.silent:
                 self.others[source].sendall(data)
         except OSError:
             data = b""
         if not data:
             self._end(source)
+
+    def _refusal(self, data: bytes) -> bytes:
+        if data[4:8] != struct.pack("!I", 3 << 16):  # the version of the protocol
+            return b""
+        *words, _, _ = data[8:].decode().split("\0")
+        message = self.refuse_startup(dict(zip(words[::2], words[1::2], strict=True)))
+        if not message:
+            return b""
+        fields = f"SFATAL\0VFATAL\0C08P01\0M{message}\0\0".encode()
+        return b"E" + struct.pack("!I", 4 + len(fields)) + fields
 
     def _note(self, data: bytes) -> None:
         while len(data) >= 5 and chr(data[0]).isalpha():

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg2
 import pytest
+from app.core import pool
 from app.core.migrate import migrate
 from flask_devserver import postgres
 
@@ -31,7 +32,7 @@ from .core.reload_server import _free_port, poll
 from .proxy import Proxy
 
 ROOT = Path(__file__).parents[1]
-POOLED = (ROOT / "app" / "core" / "pool.py").exists()
+POOLED = "POOL_SIZE" in pool.SETTINGS
 SECONDS = float(os.environ.get("SECONDS", "20"))  # of the soak
 SIZE = 4
 SETTINGS = {"SECRET_KEY": "0123456789abcdef" * 2, "TRUSTED_HOSTS": "127.0.0.1"}

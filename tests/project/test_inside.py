@@ -12,7 +12,9 @@ from ..support.projects import Bake, install, put_inside
 
 @pytest.mark.parametrize("pool", choices()["pool"])
 def test_connections_through_faults(bake: Bake, pool: str) -> None:
-    run_inside(prepare(bake, pool=pool), "faults")
+    project = prepare(bake, pool=pool)
+    run_inside(project, "connections")
+    run_inside(project, "faults")
 
 
 @pytest.mark.parametrize("worker", ["procrastinate", "celery"])

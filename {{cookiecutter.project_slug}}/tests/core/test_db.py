@@ -1,13 +1,26 @@
+import asyncio
 import re
+from collections.abc import Callable
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from threading import Event, Thread
 
+import psycopg2
 import pytest
-from flask import Flask, g
+from flask import Flask, copy_current_request_context, g
 from psycopg2 import InterfaceError
-from psycopg2.errors import DivisionByZero
-from psycopg2.extensions import connection, make_dsn
+from psycopg2.errors import DivisionByZero, InFailedSqlTransaction
+from psycopg2.extensions import (
+    connection,
+    cursor,
+    make_dsn,
+    new_type,
+    register_type,
+)
 
 from {{ cookiecutter.project_slug }} import create_app
-from {{ cookiecutter.project_slug }}.core.db import get_db, on_commit
+from {{ cookiecutter.project_slug }}.core.db import close_db, get_db, on_commit
 
 from .items import bp
 from .reload_server import has_backend, poll
@@ -153,6 +166,282 @@ def test_connection_that_took_long_is_logged(
     assert re.search(r"It took \d+ ms to get a connection .*'in_use': 1", caplog.text)
 
 
+def test_swallowed_error_is_not_taken_for_a_commit(app: Flask, db: connection) -> None:
+    found: list[int] = []
+    with app.app_context():
+        with pytest.raises(InFailedSqlTransaction, match="rolled back"), get_db():
+            on_commit(lambda: found.append(1))
+            add_item(get_db())
+            with suppress(DivisionByZero):
+                get_db().cursor().execute("SELECT 1 / 0")
+        add_item(get_db())  # The connection is usable.
+    assert (found, count_items(db)) == ([], 1)
+
+
+def test_commit_by_hand_raises_after_a_failed_query(app: Flask) -> None:
+    with app.app_context():
+        get_db().autocommit = False
+        with suppress(DivisionByZero):
+            get_db().cursor().execute("SELECT 1 / 0")
+        with pytest.raises(InFailedSqlTransaction):
+            get_db().commit()
+
+
+def test_savepoint_saves_the_rest_of_the_transaction(
+    app: Flask, db: connection
+) -> None:
+    with app.app_context(), get_db() as conn, conn.cursor() as cursor:
+        add_item(conn)
+        cursor.execute("SAVEPOINT before")
+        with suppress(DivisionByZero):
+            cursor.execute("SELECT 1 / 0")
+        cursor.execute("ROLLBACK TO before")
+    assert count_items(db) == 1
+
+
+@pytest.mark.parametrize(
+    "roll_back", [lambda conn: conn.rollback(), lambda conn: run(conn, "ROLLBACK")]
+)
+def test_callbacks_are_dropped_when_the_block_rolls_back(
+    app: Flask, roll_back: Callable[[connection], None]
+) -> None:
+    found: list[int] = []
+    with app.app_context(), get_db() as conn:
+        add_item(conn)
+        on_commit(lambda: found.append(1))
+        roll_back(conn)
+    assert found == []
+
+
+def test_callbacks_follow_a_transaction_without_queries(app: Flask) -> None:
+    found: list[int] = []
+    with app.app_context(), get_db():
+        on_commit(lambda: found.append(1))
+    assert found == [1]
+
+
+def test_server_side_cursor_works_in_a_transaction(app: Flask) -> None:
+    with app.app_context(), get_db() as conn:
+        with conn.cursor("numbers") as cursor:
+            cursor.execute("SELECT generate_series(1, 3)")
+            assert list(cursor) == [(1,), (2,), (3,)]
+    with app.app_context():
+        assert get_db().autocommit
+
+
+def test_session_keeps_its_characteristics_after_a_transaction(app: Flask) -> None:
+    with app.app_context():
+        get_db().set_session(readonly=True)
+        with get_db():
+            run(get_db(), "SELECT 1")
+        with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+            add_item(get_db())
+
+
+def test_nested_transaction_is_rejected(app: Flask) -> None:
+    with app.app_context(), get_db(), pytest.raises(psycopg2.Error, match="already"):
+        with get_db():
+            pass
+
+
+def test_threads_of_a_context_share_its_connection(app: Flask) -> None:
+    async def ask() -> set[int]:
+        jobs = [asyncio.to_thread(lambda: id(get_db())) for _ in range(4)]
+        return set(await asyncio.gather(*jobs))
+
+    with app.app_context():
+        assert asyncio.run(ask()) == {id(get_db())}
+        assert in_use(app) == 1
+    assert in_use(app) == 0
+
+
+def test_connection_returns_when_a_teardown_function_fails(app: Flask) -> None:
+    @app.teardown_appcontext
+    def fail(error: BaseException | None) -> None:
+        get_db()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), app.app_context():
+        get_db()
+    app.teardown_appcontext_funcs.clear()
+    assert in_use(app) == 0
+
+
+def test_connection_taken_during_teardown_returns(app: Flask) -> None:
+    @app.teardown_appcontext
+    def ask_again(error: BaseException | None) -> None:
+        close_db()
+        run(get_db(), "SELECT 1")
+
+    with app.app_context():
+        get_db()
+    assert in_use(app) == 0
+
+
+def test_connection_of_a_thread_that_outlives_its_request_returns(app: Flask) -> None:
+    ended = Event()
+
+    @app.get("/outlive")
+    def outlive() -> str:
+        @copy_current_request_context
+        def ask() -> None:
+            ended.wait(10)
+            run(get_db(), "SELECT 1")
+
+        threads.append(Thread(target=ask))
+        threads[0].start()
+        return "begun"
+
+    threads: list[Thread] = []
+    app.test_client().get("/outlive")
+    ended.set()
+    threads.pop().join(10)
+    assert poll(lambda: in_use(app) == 0)
+
+
+def test_lost_connection_is_replaced_in_the_same_context(
+    app: Flask, db: connection
+) -> None:
+    with app.app_context():
+        lose(db)
+        with pytest.raises(psycopg2.Error):
+            run(get_db(), "SELECT 1")
+        run(get_db(), "SELECT 1")
+        assert in_use(app) == 1
+    assert in_use(app) == 0
+
+
+def test_lost_connection_is_not_replaced_in_a_transaction(
+    app: Flask, db: connection
+) -> None:
+    with app.app_context(), pytest.raises(InterfaceError), get_db():
+        lose(db)
+        with suppress(psycopg2.Error):
+            add_item(get_db())
+        add_item(get_db())
+    assert count_items(db) == 0
+
+
+@pytest.mark.parametrize("error", [psycopg2.Error, psycopg2.OperationalError])
+def test_error_reaches_the_handler_of_the_application(
+    app: Flask, error: type[psycopg2.Error]
+) -> None:
+    app.register_error_handler(error, lambda error: ("mine", 418))
+
+    @app.get("/time-out")
+    def time_out() -> str:
+        run(get_db(), "SET statement_timeout = 10; SELECT pg_sleep(5)")
+        return "in time"
+
+    assert app.test_client().get("/time-out").status_code == 418
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda cursor: cursor.execute("SELECT 1"),
+        lambda cursor: cursor.copy_expert("COPY items TO STDOUT", StringIO()),
+    ],
+    ids=["query", "COPY"],
+)
+def test_lost_connection_is_unavailable_whatever_the_query(
+    app: Flask, db: connection, ask: Callable[[cursor], None]
+) -> None:
+    app.register_error_handler(psycopg2.Error, lambda error: ("mine", 418))
+
+    @app.get("/lose")
+    def lose_it() -> str:
+        lose(db)
+        with get_db().cursor() as cursor:
+            ask(cursor)
+        return "not lost"
+
+    assert app.test_client().get("/lose").status_code == 503
+
+
+def change_types(conn: connection) -> None:
+    register_type(new_type((23,), "INT", lambda value, cursor: "changed"), conn)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_types,
+        lambda conn: conn.set_client_encoding("LATIN1"),
+        lambda conn: run(conn, "DO $$BEGIN RAISE NOTICE 'a'; END$$"),
+        lambda conn: run(conn, "LISTEN a; NOTIFY a"),
+    ],
+    ids=["types", "encoding", "notice", "notification"],
+)
+def test_next_context_finds_nothing_that_psycopg2_keeps(
+    app: Flask, change: Callable[[connection], None]
+) -> None:
+    with app.app_context():
+        change(get_db())
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute("SELECT 1, 'é'")
+        assert cursor.fetchone() == (1, "é")
+        assert (get_db().notices, get_db().notifies) == ([], [])
+        assert get_db().encoding == "UTF8"
+
+
+def test_text_is_utf_8_whatever_the_server_prefers(database_url: str) -> None:
+    run(admin := psycopg2.connect(database_url), "SELECT current_database()")
+    name = admin.info.dbname
+    run(admin, f"ALTER DATABASE {name} SET client_encoding = 'SQL_ASCII'; COMMIT")
+    app = create_app({"TESTING": True, "DATABASE_URL": database_url})
+    try:
+        with app.app_context(), get_db().cursor() as cursor:
+            cursor.execute("SELECT %s", ["é"])
+            assert cursor.fetchone() == ("é",)
+    finally:
+        run(admin, f"ALTER DATABASE {name} RESET client_encoding; COMMIT")
+        admin.close()
+
+
+@pytest.mark.parametrize("by_url", [True, False])
+def test_options_of_the_operator_join_the_projects(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, by_url: bool
+) -> None:
+    own = "-c statement_timeout=1234 -c tcp_keepalives_idle=77"
+    url = make_dsn(database_url, options=own) if by_url else database_url
+    monkeypatch.setenv("PGOPTIONS", "" if by_url else own)
+    monkeypatch.setenv("PGAPPNAME", "theirs")
+    app = create_app({"TESTING": True, "DATABASE_URL": url})
+    with app.app_context():
+        assert show("statement_timeout") == "1234ms"
+        assert show("client_connection_check_interval") == "500ms"
+        assert show("tcp_keepalives_idle") == "77"
+        assert show("application_name") == "theirs"
+
+
+def test_service_file_wins_over_the_defaults(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "services").write_text("[it]\noptions=-c statement_timeout=1234\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    url = make_dsn(database_url, service="it")
+    app = create_app({"TESTING": True, "DATABASE_URL": url})
+    with app.app_context():
+        assert show("statement_timeout") == "1234ms"
+
+
+def test_open_transaction_is_not_ended_for_being_idle(app: Flask) -> None:
+    with app.app_context():
+        assert show("idle_in_transaction_session_timeout") == "0"
+        assert show("tcp_keepalives_idle") == "10"
+
+
+def test_message_in_another_encoding_is_unavailable(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        b"FATAL: r\xf4le inconnu".decode()
+
+    monkeypatch.setattr(psycopg2, "connect", refuse)
+    assert app.test_client().get("/items").status_code == 503
+
+
 def test_unreachable_database_ends_a_command_with_one_sentence() -> None:
     app = create_app({"TESTING": True, "DATABASE_URL": "postgresql://127.0.0.1:1/a"})
     result = app.test_cli_runner().invoke(args=["migrate"])
@@ -170,3 +459,24 @@ def count_items(conn: connection) -> int:
     with conn.cursor() as cursor:
         cursor.execute("SELECT FROM items")
         return cursor.rowcount
+
+
+def run(conn: connection, query: str) -> None:
+    with conn.cursor() as cursor:
+        cursor.execute(query)
+
+
+def show(setting: str) -> object:
+    with get_db().cursor() as cursor:
+        cursor.execute(f"SHOW {setting}")
+        return cursor.fetchone()[0]
+
+
+def lose(db: connection) -> None:
+    """Terminate the backend of the context's connection."""
+    backend = get_db().info.backend_pid
+    run(db, f"SELECT pg_terminate_backend({backend}, 5000)")
+
+
+def in_use(app: Flask) -> int:
+    return int(app.extensions["pool"].stats()["in_use"])

@@ -1,17 +1,29 @@
 """The PostgreSQL connection of the current application context."""
 
 import logging
+import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cache
+from threading import Lock
 from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol, Self
+from weakref import finalize
 
 import psycopg2
 from flask import Flask, current_app, g
 from flask.typing import ResponseReturnValue
-from psycopg2.extensions import connection, cursor, parse_dsn
+from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
+from psycopg2.extensions import (
+    STATUS_READY,
+    TRANSACTION_STATUS_IDLE,
+    TRANSACTION_STATUS_INERROR,
+    connection,
+    cursor,
+    parse_dsn,
+)
 from werkzeug.exceptions import ServiceUnavailable
 
 from .config import Settings, number_setting
@@ -20,7 +32,21 @@ SETTINGS: Settings = {"SLOW_QUERY": number_setting(0.5)}  # seconds
 
 logger = logging.getLogger(__name__)
 
-SLOW_CHECKOUT = 0.1  # seconds to take a connection that are worth a line in the log
+SLOW_CHECKOUT = 0.1  # seconds to get a connection that are worth a line in the log
+
+# A query whose client is gone ends within 0.5 s, so that none outlives a reload. A
+# transaction whose client's machine is gone ends after 25 s and holds its locks no
+# longer: https://www.postgresql.org/docs/current/runtime-config-connection.html
+STARTUP_OPTIONS = (
+    "-c client_connection_check_interval=500 -c tcp_keepalives_idle=10"
+    " -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+)
+# PostgreSQL on Windows refuses the first option, and most poolers refuse them all.
+REFUSED = re.compile("client_connection_check|startup param|command-line opt", re.I)
+
+
+# PostgreSQL tells a client of these settings without being asked.
+READ_ONLY_REPORTS = ("default_transaction_read_only", "in_hot_standby")
 
 
 class DatabaseUnavailable(Exception):
@@ -46,23 +72,31 @@ class LoggedCursor(cursor):
         self._watch(super().copy_expert, sql, file, size)
 
     def _watch(self, run: Callable[..., None], query: Any, *args: Any) -> None:
+        conn: Any = self.connection
         began = monotonic()
         try:
             run(query, *args)
         except psycopg2.Error as error:
-            _redact(self.connection, error)
+            conn.examine(error)
             raise
         finally:
-            _log_slow_query(self.connection, query, monotonic() - began)
+            _log_slow_query(conn, query, monotonic() - began)
 
 
-class LoggedConnection(connection):
-    """Give every cursor, of whatever class, what `LoggedCursor` does."""
+class Connection(connection):
+    """psycopg2's connection, in autocommit, whose transactions never fail silently.
+
+    Every cursor, of whatever class, does what `LoggedCursor` does.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.autocommit = True
         self.slow_query: float = current_app.config["SLOW_QUERY"]
         self.quotes_data = current_app.debug or current_app.testing
+        self.is_outdated = False  # The server takes no writes: another one does now.
+        self._encoding = self.encoding
+        self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
 
     def cursor(  # type: ignore[override]
         self, name: Any = None, cursor_factory: Any = None, **options: Any
@@ -72,18 +106,33 @@ class LoggedConnection(connection):
         factory = _logged(cursor_factory or default or cursor)
         return super().cursor(name, cursor_factory=factory, **options)
 
+    def commit(self) -> None:
+        """Commit. Raises `InFailedSqlTransaction` if a query has failed."""
+        if self.get_transaction_status() == TRANSACTION_STATUS_INERROR:
+            self.rollback()
+            message = "A query failed, so the transaction was rolled back"
+            hint = "let its error leave the `with` block, or use a savepoint."
+            raise InFailedSqlTransaction(f"{message}: {hint}")
+        try:
+            super().commit()
+        except psycopg2.Error as error:  # A deferred constraint may fail only here.
+            self.examine(error)
+            raise
 
-@cache
-def _logged(factory: type[cursor]) -> type[cursor]:
-    return type(factory.__name__, (LoggedCursor, factory), {})
-
-
-class Connection(LoggedConnection):
-    """psycopg2's, which also calls what is to follow once it has committed."""
-
-    _on_commit: list[Callable[[], object]] | None = None  # within a transaction
+    def rollback(self) -> None:
+        """Roll back, and drop what was to follow the commit."""
+        super().rollback()
+        if self._on_commit:
+            self._on_commit = []
 
     def __enter__(self) -> Self:
+        if self._on_commit is not None:
+            message = "This context is in a transaction already"
+            hint = "use its connection without another `with get_db()`."
+            raise psycopg2.ProgrammingError(f"{message}: {hint}")
+        self._autocommit_outside = self.autocommit
+        if self._has_default_session():  # The others are part of autocommit.
+            self.autocommit = False  # It forbids server-side cursors.
         super().__enter__()
         self._on_commit = []
         return self
@@ -94,24 +143,55 @@ class Connection(LoggedConnection):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        callbacks, self._on_commit = self._on_commit or [], None
+        ended = self.get_transaction_status() == TRANSACTION_STATUS_IDLE
+        if ended and self.status != STATUS_READY:
+            self._on_commit = []  # by a ROLLBACK that psycopg2 does not know of
         try:
             super().__exit__(exc_type, exc, tb)
-        except psycopg2.Error as error:  # A deferred constraint may fail only here.
-            _redact(self, error)
-            raise
+        finally:
+            callbacks, self._on_commit = self._on_commit or [], None
+            if not self.closed:
+                self.autocommit = self._autocommit_outside
         with ExitStack() as stack:  # It calls all of them, even if one raises.
-            for callback in reversed(callbacks) if exc is None else []:
+            for callback in reversed(callbacks):
                 stack.callback(callback)
+
+    def clean(self) -> bool:
+        """Return whether nothing is open or changed, and drop the server's notices."""
+        self.notices, self.notifies = [], []
+        kept: Any = (self.cursor_factory, self.string_types, self.binary_types)
+        return (
+            self.get_transaction_status() == TRANSACTION_STATUS_IDLE
+            and self.autocommit
+            and self._has_default_session()
+            and (*kept, self.encoding) == (None, {}, {}, self._encoding)
+            and not self.is_outdated
+        )
+
+    def examine(self, error: psycopg2.Error) -> None:
+        """Leave data out of the error, and note that the server takes no writes."""
+        _redact(self, error)
+        if isinstance(error, ReadOnlySqlTransaction) and not self.readonly:
+            # Unless a query asked for it, the server was demoted in a failover.
+            reports = map(self.get_parameter_status, READ_ONLY_REPORTS)
+            self.is_outdated = "on" in reports
+
+    def is_lost(self) -> bool:
+        """Return whether the server closed it, or takes no writes any more."""
+        return self.closed == 2 or self.is_outdated
+
+    def _has_default_session(self) -> bool:
+        session = (self.isolation_level, self.readonly, self.deferrable)
+        return session == (None, None, None)
 
 
 class Pool(Protocol):
     """The interface of every `Pool` in `pool.py`."""
 
-    def getconn(self) -> connection:
+    def getconn(self) -> Connection:
         """Check out a connection. Raises `DatabaseUnavailable`."""
 
-    def putconn(self, conn: connection) -> None:
+    def putconn(self, conn: Connection) -> None:
         """Return a connection."""
 
     def stats(self) -> dict[str, int]:
@@ -127,26 +207,31 @@ def get_pool() -> Pool:
     return pool
 
 
-def get_db() -> connection:
-    """Return the connection of this request, command or task, taken at first use.
+def get_db() -> Connection:
+    """Return the connection of this request, command or job, taken at first use.
 
     It is in autocommit: a statement takes effect at once. A transaction is
-    `with get_db() as db:`, which commits at the end and rolls back on an error
-    (psycopg2 2.9 and later). What is open when the context ends is rolled back. A
-    process forked meanwhile needs a context of its own. Raises `DatabaseUnavailable`.
+    `with get_db() as db:`, which commits at the end and rolls back on an error. What is
+    open when the context ends is rolled back. Threads that share the context share the
+    connection; a forked process needs a context of its own. A lost connection is
+    replaced, except in a transaction. Raises `DatabaseUnavailable`.
     """
-    if "db" not in g:
-        began = monotonic()
-        g.db = get_pool().getconn()
-        _log_slow_checkout(monotonic() - began)
-    db: connection = g.db
-    return db
+    db: Any = g.get("db")
+    if db is None or db.is_lost() and db._on_commit is None:
+        with g.setdefault("db_lock", Lock()):
+            if g.get("db") is db:  # No other thread of this context was faster.
+                close_db()
+                _check_out()
+    conn: Connection = g.db
+    return conn
 
 
-def close_db(error: BaseException | None = None) -> None:
-    """Give the connection of this context back, if it took one."""
+def close_db() -> None:
+    """Return the connection of this context to the pool, if it took one."""
     if "db" in g:
-        get_pool().putconn(g.pop("db"))
+        if g.pop("db").is_outdated:
+            get_pool().close()  # The idle ones lead to the same server.
+        g.pop("return_db")()
 
 
 def on_commit(function: Callable[[], object]) -> None:
@@ -162,21 +247,35 @@ def on_commit(function: Callable[[], object]) -> None:
         callbacks.append(function)
 
 
-def connect() -> connection:
-    """Open a connection in autocommit, which the caller closes.
+def connect() -> Connection:
+    """Open a connection, which the caller closes. Raises `DatabaseUnavailable`.
 
-    Parameters in `DATABASE_URL` win over the defaults here. Raises
-    `DatabaseUnavailable`.
+    A server that refuses `STARTUP_OPTIONS` gets none from then on.
     """
+    options: str = current_app.extensions["startup_options"]
     try:
-        conn: connection = psycopg2.connect(
-            connection_factory=Connection, **connection_parameters(database_url())
-        )
-    except psycopg2.OperationalError as error:
-        reason = str(error).partition("\n")[0]
-        hint = "is it right, and does PostgreSQL run there?"
-        raise DatabaseUnavailable(f"DATABASE_URL: {reason}: {hint}") from error
-    conn.autocommit = True
+        return _connect(options)
+    except DatabaseUnavailable as error:
+        if not options or not REFUSED.search(str(error)):
+            raise
+        conn = _connect("")
+        if current_app.extensions["startup_options"]:
+            current_app.extensions["startup_options"] = ""
+            message = "Connecting without `%s`, which the server refuses: %s"
+            current_app.logger.warning(message, options, error)
+        return conn
+
+
+def _connect(options: str) -> Connection:
+    parameters = connection_parameters(database_url(), options)
+    try:
+        conn: Connection = psycopg2.connect(connection_factory=Connection, **parameters)
+    except (psycopg2.OperationalError, UnicodeDecodeError) as error:
+        reason = str(error)
+        if isinstance(error, UnicodeDecodeError):  # It is in a code page of Windows.
+            reason = error.object.decode("ascii", "replace")
+        reason = "; ".join(line.strip() for line in reason.splitlines())
+        raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
     return conn
 
 
@@ -186,39 +285,76 @@ def database_url() -> str:
     return url() if callable(url) else url
 
 
-def connection_parameters(url: str) -> dict[str, Any]:
-    """Return what libpq is told for a connection; what is in `url` wins."""
-    return {
-        "application_name": current_app.name,
-        "connect_timeout": "5",
-        # A peer that is gone is given up after 25 s; by default it takes hours.
-        "keepalives_idle": "10",
-        "keepalives_interval": "5",
-        "keepalives_count": "3",
-        "tcp_user_timeout": "25000",
-        # A query whose client is gone ends within 0.5 s, so none outlives a reload; a
-        # transaction whose client is cut off ends after 30 s, and holds its locks no
-        # longer: https://www.postgresql.org/docs/current/runtime-config-client.html
-        "options": "-c client_connection_check_interval=500"
-        " -c idle_in_transaction_session_timeout=30000",
-        **parse_dsn(url),
-    }
+def connection_parameters(url: str, options: str | None = None) -> dict[str, Any]:
+    """Return what libpq is told for a connection.
+
+    Parameters in `url` win over the defaults here, and so do libpq's own environment
+    variables and a service file. PostgreSQL's `options` in `url` or PGOPTIONS come
+    after those of the project, so that they win where both set the same.
+    """
+    if options is None:
+        options = current_app.extensions["startup_options"]
+    given = parse_dsn(url)
+    defaults = {"fallback_application_name": current_app.name}
+    if "service" not in given and "PGSERVICE" not in os.environ:
+        defaults |= {
+            "client_encoding": os.environ.get("PGCLIENTENCODING", "UTF8"),
+            "connect_timeout": os.environ.get("PGCONNECT_TIMEOUT", "5"),
+            # A peer that is gone is given up after 25 s; by default it takes hours.
+            "keepalives_idle": "10",
+            "keepalives_interval": "5",
+            "keepalives_count": "3",
+            "tcp_user_timeout": "25000",
+        }
+        own = given.get("options", os.environ.get("PGOPTIONS", ""))
+        given["options"] = f"{options} {own}".strip()
+    return defaults | given
 
 
 def init_app(app: Flask) -> None:
     """Give every application context of `app` a connection when it asks for one."""
-    app.teardown_appcontext(close_db)
+    app.extensions["startup_options"] = STARTUP_OPTIONS
     app.register_error_handler(DatabaseUnavailable, _service_unavailable)
-    for error in (psycopg2.OperationalError, psycopg2.InterfaceError):
-        app.register_error_handler(error, _handle_query_error)
+    # Flask's own hooks do not do: it stops at the first teardown function that fails,
+    # and an error handler here would hide the application's for less specific classes.
+    tear_down: Any = app.do_teardown_appcontext
+    handle: Any = app.handle_user_exception
+
+    def tear_down_and_close(*args: Any) -> None:
+        try:
+            tear_down(*args)
+        finally:
+            close_db()
+
+    def handle_lost(*args: Any) -> Any:
+        *context, error = args
+        return handle(*context, _unavailable_if_lost(error))
+
+    hooks: Any = app
+    hooks.do_teardown_appcontext = tear_down_and_close
+    hooks.handle_user_exception = handle_lost
+
+
+@cache
+def _logged(factory: type[cursor]) -> type[cursor]:
+    return type(factory.__name__, (LoggedCursor, factory), {})
+
+
+def _check_out() -> None:
+    began = monotonic()
+    pool = get_pool()
+    g.db = conn = pool.getconn()
+    # A thread may ask after the context has ended. The last one to drop `g` returns it.
+    g.return_db = finalize(g._get_current_object(), pool.putconn, conn)
+    _log_slow_checkout(monotonic() - began)
 
 
 def _log_slow_checkout(seconds: float) -> None:
     # In development it may have been the start of PostgreSQL.
     if seconds > SLOW_CHECKOUT and not current_app.debug:
         message = "It took %d ms to get a connection (connections: %s)"
-        status = get_pool().stats()
-        current_app.logger.warning(message, 1000 * seconds, status)
+        stats = get_pool().stats()
+        current_app.logger.warning(message, 1000 * seconds, stats)
 
 
 def _log_slow_query(conn: Any, query: object, seconds: float) -> None:
@@ -239,14 +375,16 @@ def _redact(conn: Any, error: psycopg2.Error) -> None:
 
 
 def _service_unavailable(error: DatabaseUnavailable) -> ResponseReturnValue:
-    reason = str(error).partition("\n")[0]
-    status = get_pool().stats()
-    current_app.logger.error("%s (connections: %s)", reason, status)
+    stats = get_pool().stats()
+    current_app.logger.error("%s (connections: %s)", error, stats)
     return current_app.handle_http_exception(ServiceUnavailable(retry_after=1))
 
 
-def _handle_query_error(error: Exception) -> ResponseReturnValue:
-    if "db" in g and g.db.closed == 2:  # 1 if the view closed it
-        lost = DatabaseUnavailable(f"The connection was lost: {error}")
-        return _service_unavailable(lost)
-    raise error
+def _unavailable_if_lost(error: Exception) -> Exception:
+    if isinstance(error, psycopg2.Error):
+        # Meanwhile the application may have got another connection.
+        conn = error.cursor.connection if error.cursor else g.get("db")
+        if isinstance(conn, Connection) and conn.is_lost():
+            reason = " ".join(str(error).split())
+            return DatabaseUnavailable(f"The connection was lost: {reason}")
+    return error
