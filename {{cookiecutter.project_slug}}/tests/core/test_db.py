@@ -2,22 +2,17 @@ import asyncio
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from io import StringIO
 from pathlib import Path
 from threading import Event, Thread
 
 import psycopg2
 import pytest
-from flask import Flask, copy_current_request_context, g
+from flask import Flask, g
 from psycopg2 import InterfaceError
 from psycopg2.errors import DivisionByZero, InFailedSqlTransaction
-from psycopg2.extensions import (
-    connection,
-    cursor,
-    make_dsn,
-    new_type,
-    register_type,
-)
+from psycopg2.extensions import connection, make_dsn, new_type, register_type
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import close_db, get_db, on_commit
@@ -255,6 +250,13 @@ def test_threads_of_a_context_share_its_connection(app: Flask) -> None:
     assert in_use(app) == 0
 
 
+def test_connection_returns_at_the_end_of_the_context(app: Flask) -> None:
+    context = app.app_context()  # Somebody keeps it.
+    with context:
+        get_db()
+    assert in_use(app) == 0
+
+
 def test_connection_returns_when_a_teardown_function_fails(app: Flask) -> None:
     @app.teardown_appcontext
     def fail(error: BaseException | None) -> None:
@@ -268,34 +270,29 @@ def test_connection_returns_when_a_teardown_function_fails(app: Flask) -> None:
 
 
 def test_connection_taken_during_teardown_returns(app: Flask) -> None:
-    @app.teardown_appcontext
     def ask_again(error: BaseException | None) -> None:
         close_db()
         run(get_db(), "SELECT 1")
 
+    app.teardown_appcontext_funcs.insert(0, ask_again)  # The last one to run.
     with app.app_context():
         get_db()
     assert in_use(app) == 0
 
 
-def test_connection_of_a_thread_that_outlives_its_request_returns(app: Flask) -> None:
+def test_connection_of_a_thread_that_outlives_its_context_returns(app: Flask) -> None:
     ended = Event()
 
-    @app.get("/outlive")
-    def outlive() -> str:
-        @copy_current_request_context
-        def ask() -> None:
-            ended.wait(10)
-            run(get_db(), "SELECT 1")
+    def ask() -> None:
+        ended.wait(10)
+        run(get_db(), "SELECT 1")
 
-        threads.append(Thread(target=ask))
-        threads[0].start()
-        return "begun"
-
-    threads: list[Thread] = []
-    app.test_client().get("/outlive")
+    with app.app_context():
+        thread = Thread(target=copy_context().run, args=[ask])
+        thread.start()
     ended.set()
-    threads.pop().join(10)
+    thread.join(10)
+    del thread
     assert poll(lambda: in_use(app) == 0)
 
 
@@ -336,27 +333,21 @@ def test_error_reaches_the_handler_of_the_application(
     assert app.test_client().get("/time-out").status_code == 418
 
 
-@pytest.mark.parametrize(
-    "ask",
-    [
-        lambda cursor: cursor.execute("SELECT 1"),
-        lambda cursor: cursor.copy_expert("COPY items TO STDOUT", StringIO()),
-    ],
-    ids=["query", "COPY"],
-)
-def test_lost_connection_is_unavailable_whatever_the_query(
-    app: Flask, db: connection, ask: Callable[[cursor], None]
-) -> None:
+def test_connection_lost_in_a_copy_is_unavailable(app: Flask, db: connection) -> None:
     app.register_error_handler(psycopg2.Error, lambda error: ("mine", 418))
 
-    @app.get("/lose")
-    def lose_it() -> str:
-        lose(db)
-        with get_db().cursor() as cursor:
-            ask(cursor)
-        return "not lost"
+    class Losing(StringIO):
+        def write(self, text: str) -> int:
+            lose(db)
+            return len(text)
 
-    assert app.test_client().get("/lose").status_code == 503
+    @app.get("/copy")
+    def copy() -> str:
+        query = "COPY (SELECT generate_series(1, 1000000)) TO STDOUT"
+        get_db().cursor().copy_expert(query, Losing())
+        return "copied"
+
+    assert app.test_client().get("/copy").status_code == 503
 
 
 def change_types(conn: connection) -> None:

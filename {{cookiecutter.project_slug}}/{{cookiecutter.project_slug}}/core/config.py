@@ -112,15 +112,24 @@ def _split(raw: Any) -> list[str]:
 
 
 def _parse_url(raw: str) -> str:
-    # libpq's own message quotes the URL with the password. It takes part of a password
-    # with an @ or a / for the host.
+    url = raw.strip()  # A mounted secret ends with a newline.
+    scheme = url.partition(":")[0]
+    if "+" in scheme:
+        raise ValueError(f"write it without +{scheme.partition('+')[2]}.")
+    # libpq's own message may quote the URL with the password. It takes part of a
+    # password with an @ or a / for the host.
     try:
-        parts = parse_dsn(raw)
-    except psycopg2.ProgrammingError:
+        parts = parse_dsn(url)
+    except psycopg2.ProgrammingError as error:
+        # The query may hold the end of a password, too, but no parameter has an @.
+        unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
+        if unknown and "@" not in url.partition("?")[2]:
+            hint = f"leave out {unknown[1]}, which libpq does not know."
+            raise ValueError(hint) from None
         raise ValueError from None
     if "@" in parts.get("host", "")[1:] + parts.get("dbname", ""):
         raise ValueError
-    return raw
+    return url
 
 
 def _parse_key(raw: str) -> str:
@@ -132,7 +141,7 @@ def _parse_key(raw: str) -> str:
 SETTINGS: Settings = {
     "DATABASE_URL": Setting(
         _parse_url,
-        f"write a PostgreSQL URL like {URL_EXAMPLE}, with %40 for an @ in it.",
+        f"write a PostgreSQL URL like {URL_EXAMPLE}, and percent-encode @ / : # ? % in it.",
         default="",
         example=URL_EXAMPLE,
         secret=True,
@@ -192,7 +201,8 @@ def _set(app: Flask, name: str, setting: Setting, given: Mapping[str, Any]) -> s
         return f"{name} is not set: {hint}"
     try:
         app.config[name] = setting.default if raw is None else setting.parse(raw)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError) as error:
         shown = "invalid" if setting.secret else repr(raw)
-        return f"{name} is {shown}: {setting.hint}"
+        hint = str(error) if setting.secret and str(error) else setting.hint
+        return f"{name} is {shown}: {hint}"
     return ""

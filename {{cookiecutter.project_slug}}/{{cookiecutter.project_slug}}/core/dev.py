@@ -35,10 +35,13 @@ def init_app(app: Flask) -> None:
 def _start_database(app: Flask) -> str:
     """Start the embedded PostgreSQL, apply the migrations and return the URL."""
     url = postgres.ensure_database(Path(app.instance_path) / "postgres", app.name)
-    with closing(psycopg2.connect(url)) as conn:
-        conn.autocommit = True
-        for name in migrate(conn):
-            app.logger.info("Applied %s", name)
+    command = click.get_current_context(silent=True)
+    if not command or command.info_name != "migrate":  # It applies them by itself.
+        with closing(psycopg2.connect(url)) as conn:
+            conn.autocommit = True
+            if names := migrate(conn):
+                message = "Applied %d migrations, the last of them %s"
+                app.logger.info(message, len(names), names[-1])
     app.config["DATABASE_URL"] = url
     return url
 

@@ -20,6 +20,9 @@ def readyz() -> tuple[dict[str, str], int]:
     """Respond 200 when the database responds and has every migration, 503 otherwise."""
     try:
         missing = migrate.missing(get_db())
+    except migrate.MigrationError as error:
+        current_app.logger.error("Not ready: %s", error)
+        return {"status": "migrations unreadable", "pool": stats()}, 503
     except (DatabaseUnavailable, psycopg2.Error) as error:
         stats = get_pool().stats()  # in the log only: /readyz is public
         current_app.logger.error("Not ready: %s (connections: %s)", error, stats)
