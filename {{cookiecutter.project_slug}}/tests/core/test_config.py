@@ -79,6 +79,31 @@ def test_other_database_stops_the_start_without_its_password() -> None:
         assert "hunter2" not in str(error.value)
 
 
+URL = "postgresql://user:hunter2@host/name"
+
+
+@pytest.mark.parametrize(
+    "url, hint",
+    [
+        (f"{URL}?pgbouncer=true", "leave out pgbouncer, which libpq does not know[.]$"),
+        (f"{URL}?sslmode=require&schema=public", "leave out schema, which"),
+        (URL.replace(":", "+psycopg2:", 1), r"write it without \+psycopg2[.]$"),
+        (f"{URL}?a@hunter2=b", "write a PostgreSQL URL like .* percent-encode @ / : #"),
+    ],
+)
+def test_invalid_url_is_explained_without_its_password(url: str, hint: str) -> None:
+    with pytest.raises(
+        config.ConfigError, match=f"^DATABASE_URL is invalid: {hint}"
+    ) as e:
+        create_app(PRODUCTION | {"DATABASE_URL": url})
+    assert "hunter2" not in str(e.value)
+
+
+def test_url_of_a_mounted_secret_may_end_with_a_newline() -> None:
+    app = create_app(PRODUCTION | {"DATABASE_URL": f"{URL}\n"})
+    assert app.config["DATABASE_URL"] == URL
+
+
 def test_environment_gives_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in PRODUCTION.items():
         monkeypatch.setenv(name, value)

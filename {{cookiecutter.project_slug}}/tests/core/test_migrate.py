@@ -3,10 +3,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
 from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.core import migrate as module
 from {{ cookiecutter.project_slug }}.core.migrate import (
     MigrationError,
     migrate,
@@ -86,12 +88,160 @@ def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
         migrate(empty, tmp_path)
 
 
+@pytest.mark.parametrize("draft", ["0001_a.sql", "0002_b.sql"])
+def test_only_the_newest_edited_file_is_offered_a_way_out(
+    empty: connection, tmp_path: Path, draft: str
+) -> None:
+    for name in ("0001_a.sql", "0002_b.sql"):
+        (tmp_path / name).write_text("SELECT 1")
+    migrate(empty, tmp_path)
+    (tmp_path / draft).write_text("SELECT 2")
+    with pytest.raises(MigrationError) as error:
+        migrate(empty, tmp_path)
+    assert (f"--forget {draft}" in str(error.value)) is (draft == "0002_b.sql")
+
+
+def test_edited_file_of_a_library_is_accepted(
+    empty: connection, tmp_path: Path
+) -> None:
+    own, library = tmp_path / "own", tmp_path / "library"
+    for folder in (own, library):
+        folder.mkdir()
+        (folder / f"{folder.name}.sql").write_text("SELECT 1")
+    assert migrate(empty, own, library) == ["own.sql", "library.sql"]
+    (library / "library.sql").write_text("SELECT 2")
+    assert migrate(empty, own, library) == []
+
+
+ENDS = {
+    "ROLLBACK": "CREATE TABLE a (b text); ROLLBACK",
+    "COMMIT": "CREATE TABLE a (b text); COMMIT",
+    "BEGIN": "BEGIN; CREATE TABLE a (b text); COMMIT",
+    "failure": "CREATE TABLE a (b text); COMMIT; SELECT 1 / 0",
+    "second": "CREATE TABLE a (b text); COMMIT; BEGIN; SELECT 1 / 0",
+}
+
+
+@pytest.mark.parametrize("sql", ENDS.values(), ids=ENDS)
+def test_file_that_ends_its_transaction_is_rejected(
+    empty: connection, tmp_path: Path, sql: str
+) -> None:
+    (tmp_path / "0001_a.sql").write_text(sql)
+    message = "^0001_a.sql.*; part of it may be applied.* leave out BEGIN, COMMIT"
+    with pytest.raises(MigrationError, match=message):
+        migrate(empty, tmp_path)
+    with empty.cursor() as cursor:
+        cursor.execute("SELECT FROM schema_migrations")
+        assert cursor.rowcount == 0
+
+
+def test_deferred_constraint_fails_within_the_file(
+    empty: connection, tmp_path: Path
+) -> None:
+    key = "b int UNIQUE DEFERRABLE INITIALLY DEFERRED"
+    (tmp_path / "0001_a.sql").write_text(
+        f"CREATE TABLE a ({key}); INSERT INTO a VALUES (1), (1)"
+    )
+    with pytest.raises(MigrationError, match="unique.*; nothing of it is applied"):
+        migrate(empty, tmp_path)
+
+
+def test_byte_order_mark_is_ignored(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / "0001_a.sql").write_text("SELECT 1", encoding="utf-8-sig")
+    assert migrate(empty, tmp_path) == ["0001_a.sql"]
+
+
+def test_other_encoding_is_named(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / "0001_a.sql").write_text("SELECT 1", encoding="utf-16")
+    with pytest.raises(MigrationError, match="^0001_a.sql is not in UTF-8: save it"):
+        migrate(empty, tmp_path)
+
+
+def test_table_of_another_tool_is_named(empty_url: str, empty: connection) -> None:
+    run(empty, "CREATE TABLE schema_migrations (version text)")
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    for options in ([], ["--status"]):
+        result = app.test_cli_runner().invoke(args=["migrate", *options])
+        assert result.exit_code == 1
+        assert result.output.startswith("Error: The table schema_migrations is another")
+
+
+def test_role_that_may_not_create_tables_has_nothing_to_apply(
+    empty_url: str, empty: connection, tmp_path: Path
+) -> None:
+    migrate(empty, tmp_path)
+    run(empty, "REVOKE CREATE ON SCHEMA public FROM current_user, public")
+    run(empty, "ALTER SCHEMA public OWNER TO pg_database_owner")
+    assert migrate(empty, tmp_path) == []
+
+
+def test_role_that_may_not_read_the_list_is_told_what_to_grant(
+    empty_url: str, empty: connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    runner = app.test_cli_runner()
+    runner.invoke(args=["migrate"])
+    run(empty, "REVOKE ALL ON schema_migrations FROM current_user")
+    response = app.test_client().get("/readyz")
+    assert response.json == {"status": "migrations unreadable"}
+    assert "GRANT SELECT ON schema_migrations" in caplog.text
+    assert "GRANT SELECT" in runner.invoke(args=["migrate"]).output
+    run(empty, "GRANT ALL ON schema_migrations TO current_user")
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), psycopg2.Error("server")])
+def test_every_failure_of_the_command_is_one_sentence(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "migrate", fail)
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    result = app.test_cli_runner().invoke(args=["migrate"])
+    assert (result.exit_code, result.output) == (1, f"Error: {error}\n")
+
+
+def test_forgotten_file_is_applied_again(empty_url: str, empty: connection) -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    runner = app.test_cli_runner()
+    runner.invoke(args=["migrate"])
+    run(empty, "INSERT INTO schema_migrations VALUES ('0000_lost.sql', '')")
+    assert "Gone 0000_lost.sql\n" in runner.invoke(args=["migrate", "--status"]).output
+    forget = ["migrate", "--forget", "0000_lost.sql"]
+    assert runner.invoke(args=forget).output == "Missing 0000_lost.sql\n"
+    assert runner.invoke(args=forget).exit_code == 1
+
+
+def test_reset_makes_the_database_again(
+    empty_url: str, empty: connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    seeded = []
+    app.cli.command("seed")(lambda: seeded.append(1))
+    run(empty, "CREATE TABLE in_the_way (a int)")
+    result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+    assert "Applied 0001_notes.sql\n" in result.output
+    assert seeded == [1]
+    with closing(connect(empty_url)) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('in_the_way'), to_regclass('notes')")
+        assert cursor.fetchone() == (None, "notes")
+
+
+def test_reset_is_for_development(empty_url: str, empty: connection) -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+    assert (result.exit_code, "flask --debug" in result.output) == (1, True)
+    run(empty, "SELECT 1")  # Nobody has ended it.
+
+
 def test_runners_that_start_together_apply_each_file_once(
     empty_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text); SELECT pg_sleep(.1)")
     assert run_together(empty_url, tmp_path) == [[], [], [], ["0001_a.sql"]]
-    assert "Another one migrates this database" in caplog.text
+    assert "Another process migrates this database" in caplog.text
 
 
 CONCURRENTLY = "-- no transaction\nCREATE INDEX CONCURRENTLY a_b ON a (b)"
@@ -129,3 +279,8 @@ def run_together(url: str, folder: Path) -> list[list[str]]:
 
     with ThreadPoolExecutor(4) as threads:
         return sorted(threads.map(run, range(4)))
+
+
+def run(conn: connection, query: str) -> None:
+    with conn.cursor() as cursor:
+        cursor.execute(query)

@@ -22,7 +22,7 @@ def readyz() -> tuple[dict[str, str], int]:
         missing = migrate.missing(get_db())
     except migrate.MigrationError as error:
         current_app.logger.error("Not ready: %s", error)
-        return {"status": "migrations unreadable", "pool": stats()}, 503
+        return {"status": "migrations unreadable"}, 503
     except (DatabaseUnavailable, psycopg2.Error) as error:
         stats = get_pool().stats()  # in the log only: /readyz is public
         current_app.logger.error("Not ready: %s (connections: %s)", error, stats)
