@@ -61,6 +61,11 @@ def fail() -> None:
 
 
 @task
+def reject(token: str) -> None:
+    raise RuntimeError("on purpose")
+
+
+@task
 def lose_the_connection() -> None:
     raise OperationalError("on purpose")
 
@@ -210,6 +215,15 @@ def test_failed_job_is_listed_and_can_be_requeued(app: Flask, worker: Worker) ->
     assert worker.status()["failed"] == 1
     app.test_cli_runner().invoke(args=["worker", "--retry", job])
     assert worker.status() | {"waiting": 1, "failed": 0} == worker.status()
+
+
+def test_arguments_of_a_failed_job_are_not_logged(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    reject.delay(token="hunter2")
+    worker.run_waiting()
+    assert "reject[" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 def test_retry_rejects_an_unknown_job(worker: Worker) -> None:

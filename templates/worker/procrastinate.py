@@ -1,6 +1,7 @@
 """`flask worker`: run the jobs, and look after them."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -332,6 +333,14 @@ def worker_command(
         raise click.ClickException(_reason(error)) from error
 
 
+def _drop_arguments(record: logging.LogRecord) -> bool:
+    """Leave the arguments of a job, which may be secret, out of the engine's line."""
+    if job := getattr(record, "job", None):
+        name = f"{job['task_name']}[{job['id']}]"
+        record.msg = str(record.msg).replace(job["call_string"], name)
+    return True
+
+
 def get_worker() -> Worker:
     """Return the worker of the current application."""
     worker: Worker = current_app.extensions["worker"]
@@ -341,4 +350,5 @@ def get_worker() -> Worker:
 def init_app(app: Flask) -> None:
     """Add the command `flask worker` to `app`."""
     app.extensions["worker"] = Worker(app)
+    logging.getLogger("procrastinate.worker").addFilter(_drop_arguments)
     app.cli.add_command(worker_command)

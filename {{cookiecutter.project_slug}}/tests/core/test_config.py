@@ -136,13 +136,14 @@ def test_debug_stops_the_start_of_another_server(
 def test_development_key_stays_the_same_and_private(tmp_path: Path) -> None:
     keys = set()
     for _ in range(2):
-        app = Flask("app", instance_path=str(tmp_path))
+        app = Flask("app", instance_path=str(tmp_path / "instance"))
         core.init_app(app, {"TESTING": True})
         keys.add(app.config["SECRET_KEY"])
     [key] = keys
     assert len(key) == 64
     if sys.platform != "win32":
-        assert (tmp_path / "secret_key").stat().st_mode & 0o077 == 0
+        for path in (tmp_path / "instance", tmp_path / "instance" / "secret_key"):
+            assert path.stat().st_mode & 0o077 == 0
 
 
 def test_session_cookie_is_secure_unless_debug_is_overridden() -> None:

@@ -47,7 +47,7 @@ def _start_database(app: Flask) -> str:
 
 
 def _secret_key(path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         # Several processes may start together: the first link wins.
         draft = path.with_suffix(f".{os.getpid()}")
