@@ -61,24 +61,34 @@ socketserver._ServerSelector = Selector
 """
 
 
-# What a project's tests do not ask: that it fails each time, and under `flask dev`.
+# The project's own test of reloads, and what it does not ask: that an error comes each
+# time, and under `flask dev`. `flask run` is without the guard of flask_devserver.
 TESTS = """
-import re
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from .core.reload_server import DEV, DEV_WITHOUT_FORK, Server
+from .core.test_reload import test_many_reloads_leave_nothing_behind  # noqa: F401
 
 TRACEBACK = "WinError 10038" if sys.platform == "win32" else "Bad file descriptor"
 
 
+@pytest.fixture
+def server(tmp_path, database_url):
+    unguarded = str(Path(__file__).parents[1] / "unguarded")
+    places = os.pathsep.join([unguarded, os.environ.get("PYTHONPATH", "")])
+    with Server(tmp_path, DATABASE_URL=database_url, PYTHONPATH=places) as server:
+        yield server
+
+
 @pytest.mark.parametrize("number", range(3))
-def test_traceback(tmp_path, database_url, number):
-    with Server(tmp_path, DATABASE_URL=database_url) as server:
-        server.save_version()
-        server.wait_for(lambda: TRACEBACK in server.log, "traceback")
-        assert "in serve_forever" in server.log
+def test_traceback(server, number):
+    server.save_version()
+    server.wait_for(lambda: TRACEBACK in server.log, "traceback")
+    assert "in serve_forever" in server.log
 
 
 @pytest.mark.parametrize("command", [DEV, DEV_WITHOUT_FORK])
@@ -88,9 +98,16 @@ def test_flask_dev(tmp_path, database_url, command):
             server.reload()
         server.wait_for(lambda: server.log.count("Reloaded in") == 3, "last line")
     named = "Thread 'pool' is not a daemon thread, so Python waits for it."
-    assert server.log.count(named) == 3
-    seconds = re.findall(r"Reloaded in (.+) s", server.log)
-    assert max(map(float, seconds)) < 1 + 1.5  # the deadline, and a reload
+    assert named in server.log
+    # On a busy machine a process is killed before it has named what blocks it.
+    killed = server.log.count("did not exit in time and is killed")
+    assert server.log.count(named) + killed == 3
+"""
+# Instead of flask_devserver, whose command Flask imports and which guards `flask run`.
+UNGUARDED = """
+import click
+
+dev = click.Command("dev")
 """
 
 
@@ -107,17 +124,22 @@ def project(bake: Bake, shared: Path) -> Project:
     return Project(bake(project_slug="app"), python)
 
 
-RELOADS = ["tests/core/test_reload.py", "-k", "many_reloads and run"]
+RELOADS = ["tests/test_wrong.py", "-k", "many_reloads"]
 
 
 def run_on_wrong_app(
     project: Project, *options: str, daemon: bool, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run tests of the project on the app built wrong."""
-    (project.folder / "tests" / "core" / "reload_app.py").write_text(
-        APP % {"daemon": daemon}
-    )
-    (project.folder / "tests" / "test_wrong.py").write_text(TESTS)
+    texts = {
+        "tests/core/reload_app.py": APP % {"daemon": daemon},
+        "tests/test_wrong.py": TESTS,
+        "unguarded/flask_devserver/__init__.py": "",
+        "unguarded/flask_devserver/cli.py": UNGUARDED,
+    }
+    (project.folder / "unguarded" / "flask_devserver").mkdir(parents=True)
+    for name, text in texts.items():
+        (project.folder / name).write_text(text)
     return pytest_in(project, *options, **environ)
 
 
