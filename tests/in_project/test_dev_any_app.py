@@ -225,8 +225,10 @@ def limited(watches: int) -> tuple[str, ...]:
 def test_folders_that_do_not_matter_are_not_watched(site: Site) -> None:
     for number in range(100):
         (site.folder / "node_modules" / str(number)).mkdir(parents=True)
+    (site.folder / "templates").mkdir()
     site.prefix = limited(50)
     site.start()
+    assert site.reloads_after("templates/page.html", "1")
     site.reload()
     assert "can be watched" not in site.log
 
@@ -449,6 +451,18 @@ def test_save_while_the_server_is_stopped_is_not_lost(
     site.wait_for(site.is_new, "response")
 
 
+SLOW_PACKAGE = """
+import os, time
+if "_FLASK_DEV" not in os.environ:  # in the supervisor
+    time.sleep(9)
+"""
+IMPORT_AS_PACKAGE = """
+import flask_devserver.child
+flask_devserver.child.is_library = lambda path: path.endswith("slow.py")
+import slow
+"""
+
+
 def test_interrupt_while_packages_are_imported_ends_at_once(
     site: Site, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -467,6 +481,11 @@ def test_interrupt_while_packages_are_imported_ends_at_once(
     site.interrupt()
     assert time.monotonic() - start < 4
     assert "Traceback" not in site.log
+
+
+NEW_NAME = """
+RequestHandler.version_string = lambda self: "New"
+"""
 
 
 def test_saved_development_server_is_used(site: Site) -> None:

@@ -23,7 +23,7 @@ from .test_faults import SETTINGS, Server
 ROOT = Path(__file__).parents[1]
 PASSWORD = "hunt er@2%"
 PATHS = ["/failure/query", "/failure/connection", "/failure/lost"]
-DEVELOPMENT = {"flask_devserver", "dotenv", "filelock", "psutil", "watchfiles"}
+DEVELOPMENT = {"flask_devserver", "dotenv", "filelock", "psutil"}
 
 
 def test_wrong_settings_are_said_once_in_a_sentence_each() -> None:

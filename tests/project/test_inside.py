@@ -23,7 +23,9 @@ def test_jobs_through_faults(bake: Bake, worker: str) -> None:
     run_inside(prepare(bake, worker=worker), "jobs", **environ)
 
 
-@pytest.mark.parametrize("module", ["dev", "postgres", "production", "welcome"])
+@pytest.mark.parametrize(
+    "module", ["dev", "dev_any_app", "postgres", "production", "welcome"]
+)
 def test_default_project(shared: Path, module: str) -> None:
     run_inside(shared, module)
 
