@@ -73,6 +73,11 @@ class Site:
         self.wait_for(lambda: self.get("/version"), "response")
         return self
 
+    def put_on_path(self, folder: Path) -> None:
+        """Let the application import what is in the folder."""
+        given = os.environ.get("PYTHONPATH", "")
+        self.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{given}"
+
     def write(self, text: str = "") -> None:
         """Write the module with `text` after the routes that each test has."""
         self.module.write_text(BASE + text)
@@ -361,7 +366,7 @@ def test_whatever_a_version_has_loaded_is_watched(
     (site.folder / "templates" / "page.htm").touch()
     (site.folder / "static" / "image.png").touch()
     (site.folder / "notes.txt").touch()
-    site.environ["PYTHONPATH"] = str(elsewhere)
+    site.put_on_path(elsewhere)
     site.write("import instance, library, linked\n")
     site.start(*options, "--watch", "notes.txt")
     time.sleep(1)  # The version reports its modules after the first request.
@@ -471,7 +476,7 @@ def test_interrupt_while_packages_are_imported_ends_at_once(
     site.write(
         f"import json, sys\nsys.modules['slow'] = sys\nsys.slow_file = '{slow}'\n"
     )
-    site.environ["PYTHONPATH"] = str(slow.parent)
+    site.put_on_path(slow.parent)
     site.write(
         "import flask_devserver.child as child\nchild.is_library = bool\nimport slow"
     )
@@ -607,8 +612,9 @@ def test_debugger_takes_requests_for_the_host(site: Site) -> None:
     site.write("@app.get('/error')\ndef error(): 1 / 0\n")
     site.environ |= {"FLASK_RUN_HOST": "0.0.0.0"}
     site.start()
+    [secret] = re.findall('SECRET = "(.*?)"', site.get("/error"))
     connection = HTTPConnection("127.0.0.1", site.port, timeout=5)
-    path = "/error?__debugger__=yes&cmd=resource&f=style.css"
+    path = f"/error?__debugger__=yes&cmd=printpin&s={secret}"
     connection.request("GET", path, headers={"Host": "0.0.0.0"})
     assert connection.getresponse().status == 200
 

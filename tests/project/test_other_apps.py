@@ -1,0 +1,137 @@
+"""`flask dev` on applications that nobody here wrote, unmodified.
+
+Each is served from its source distribution, in an environment of its own. A save adds a
+line to a module. It is served when the line has run and the page responds.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import psutil
+import pytest
+
+from ..support.commands import PROGRAMS, TEMPLATE, clean_environment, run, wait_for
+from ..support.serving import free_port
+
+DEVSERVER = TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver"
+SAVES = 20
+
+
+@dataclass
+class Other:
+    """An application: its distribution, where it is in that, and a module and page."""
+
+    distribution: str
+    folder: str
+    app: str
+    module: str
+    page: str
+    packages: tuple[str, ...] = ()
+
+
+FLASKR = Other(
+    "flask==3.1.3",
+    "examples/tutorial",
+    "flaskr",
+    "flaskr/blog.py",
+    "/auth/login",
+)
+CELERY = Other(
+    "flask==3.1.3",
+    "examples/celery",
+    "task_app",
+    "src/task_app/views.py",
+    "/",
+)
+IHATEMONEY = Other(
+    "ihatemoney==7.2.1",
+    ".",
+    "ihatemoney.run:create_app",
+    "ihatemoney/web.py",
+    "/",
+)
+EACH = [
+    pytest.param(FLASKR, id="flaskr"),
+    pytest.param(CELERY, id="celery"),
+    pytest.param(IHATEMONEY, id="ihatemoney", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("other", EACH)
+@pytest.mark.parametrize("option", ["--fork", "--no-fork"])
+def test_every_save_is_served(tmp_path: Path, other: Other, option: str) -> None:
+    project, programs = install(tmp_path, other)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}{other.page}"
+    command = [programs / "flask", "--app", other.app, "dev", "--port", str(port)]
+    log, module = tmp_path / "log", project / other.module
+    with log.open("wb") as output:
+        server = psutil.Popen(
+            [*command, option],
+            cwd=project,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: responds(url), "first page", seconds=60)
+        for number in range(SAVES):
+            with module.open("a") as file:
+                file.write(f"\nprint('saved {number}.', flush=True)\n")
+            wait_for(lambda: f"saved {number}." in log.read_text(), f"save {number}")  # noqa: B023
+            assert responds(url), log.read_text()
+        family = server.children(recursive=True)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGINT)
+        server.wait(30)
+    wait_for(lambda: not any(map(is_running, family)), "end of all processes")
+    socket.create_server(("127.0.0.1", port)).close()
+    assert "Traceback" not in log.read_text()
+
+
+def install(folder: Path, other: Other) -> tuple[Path, Path]:
+    """Install the application and `flask dev`; return its folder and its programs."""
+    download = ["pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    run(sys.executable, "-m", *download, other.distribution, cwd=folder)
+    [archive] = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    project = folder / archive.name.removesuffix(".tar.gz") / other.folder
+    environment, uv = folder / "environment", PROGRAMS / "uv"
+    run(uv, "venv", "--quiet", environment, cwd=folder)
+    devserver = folder / "devserver"
+    run("cp", "-r", DEVSERVER, devserver, cwd=folder)
+    python = ["--python", environment / "bin" / "python"]
+    packages = ["--editable", project, devserver, *other.packages]
+    run(uv, "pip", "install", "--quiet", *python, *packages, cwd=folder)
+    return project, environment / "bin"
+
+
+def responds(url: str) -> bool:
+    """Return whether the page responds within the time that a reload may take."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        with suppress(HTTPError), suppress(OSError), urlopen(url, timeout=10) as page:
+            return bool(page.status == 200)
+        time.sleep(0.1)
+    return False
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Return whether a process runs, and is no zombie."""
+    with suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
