@@ -1,6 +1,6 @@
 """The queue, for procrastinate's own commands."""
 
 from . import create_app
-from .core.worker import WorkerQueue
+from .core.engine import WorkerQueue
 
 queue = WorkerQueue(create_app())

@@ -11,9 +11,10 @@ from procrastinate.exceptions import AlreadyEnqueued
 from psycopg2 import OperationalError
 
 from {{ cookiecutter.project_slug }}.core.db import get_db
+from {{ cookiecutter.project_slug }}.core.engine import Worker
 from {{ cookiecutter.project_slug }}.core.jobs import queue, task
 from {{ cookiecutter.project_slug }}.core.log import request_id
-from {{ cookiecutter.project_slug }}.core.worker import Worker, get_worker
+from {{ cookiecutter.project_slug }}.core.worker import get_worker
 
 results: list[Any] = []
 

@@ -193,7 +193,7 @@ DEFECTS = [
     ),
     Defect(
         words="The jobs of a killed worker are not requeued",
-        file="templates/worker/procrastinate.py",
+        file="templates/engine/procrastinate.py",
         old="                    await self._requeue(job)",
         new="                    pass",
         test="tests/test_jobs.py"

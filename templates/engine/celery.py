@@ -1,4 +1,4 @@
-"""`flask worker`: run the jobs, and look after them."""
+"""Celery's part of `flask worker`."""
 
 import os
 import time
@@ -7,24 +7,16 @@ from threading import Timer
 from typing import Any
 
 import click
-import psycopg2
 from celery import signals
-from flask import Flask, current_app
-from flask.cli import with_appcontext
+from flask import Flask
 from kombu.exceptions import KombuError
 from kombu.transport import redis
 from kombu.utils.json import loads
-from psycopg2.errors import UndefinedTable
 
-from .config import Settings, number_setting
-from .db import DatabaseUnavailable, get_db
+from .db import get_db
 from .jobs import FlaskCelery, get_celery
 
-SETTINGS: Settings = {
-    "WORKER_CONCURRENCY": number_setting(4),
-    "WORKER_DEADLINE": number_setting(10.0),  # seconds
-}
-
+EngineError = KombuError
 REPLY_TIMEOUT = 0.5  # seconds that workers have to say that they live
 
 # Kombu restores the unacknowledged jobs when it loses the connection, over that very
@@ -157,50 +149,3 @@ def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:
     now = time.time()
     sent = [loads(job)["headers"].get("sent_at", now) for job in oldest if job]
     return {"waiting": waiting, "oldest_seconds": int(now - min(sent, default=now))}
-
-
-@click.command("worker", context_settings={"ignore_unknown_options": True})
-@click.option("--status", is_flag=True, help="Count the jobs and the workers.")
-@click.option("--failed", is_flag=True, help="List the jobs that have failed.")
-@click.option("--retry", metavar="ID", help="Send a failed job again.")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@with_appcontext
-def worker_command(
-    status: bool, failed: bool, retry: str | None, arguments: tuple[str, ...]
-) -> None:
-    """Run jobs until SIGTERM, or look after them.
-
-    ARGUMENTS are those of `celery worker`, such as --queues, --concurrency and --beat.
-    """
-    worker = get_worker()
-    try:
-        if retry is not None:
-            worker.retry(retry)
-        elif status:
-            for name, figure in worker.status().items():
-                click.echo(f"{name}: {figure}")
-        elif failed:
-            for job, call in worker.failed().items():
-                click.echo(f"{job} {call}")
-        else:
-            worker.run(arguments)
-    except UndefinedTable as error:
-        message = "A migration is missing: run `flask migrate`."
-        raise click.ClickException(message) from error
-    except (DatabaseUnavailable, psycopg2.Error) as error:
-        raise click.ClickException(str(error).partition("\n")[0]) from error
-    except KombuError as error:
-        hint = "is it right, and does a broker run there?"
-        raise click.ClickException(f"CELERY_BROKER_URL: {error}: {hint}") from error
-
-
-def get_worker() -> Worker:
-    """Return the worker of the current application."""
-    worker: Worker = current_app.extensions["worker"]
-    return worker
-
-
-def init_app(app: Flask) -> None:
-    """Add the command `flask worker` to `app`."""
-    app.extensions["worker"] = Worker(app)
-    app.cli.add_command(worker_command)

@@ -1,4 +1,4 @@
-"""`flask worker`: run the jobs, and look after them."""
+"""procrastinate's part of `flask worker`."""
 
 import asyncio
 import logging
@@ -16,20 +16,16 @@ from typing import Any
 import click
 import procrastinate
 import psycopg
-import psycopg2
-from flask import Flask, current_app
-from flask.cli import with_appcontext
+from flask import Flask
 from flask.ctx import AppContext
 from procrastinate import JobContext, cli
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
 from procrastinate.worker import Worker as EngineWorker
 from psycopg.conninfo import make_conninfo
-from psycopg2.errors import UndefinedTable
 from psycopg2.extras import RealDictCursor
 from psycopg_pool import PoolTimeout
 
-from .config import Settings, number_setting
 from .db import (
     DatabaseUnavailable,
     connect,
@@ -41,11 +37,7 @@ from .jobs import ContextConnector, queue
 from .log import request_id
 from .migrate import missing
 
-SETTINGS: Settings = {
-    "WORKER_CONCURRENCY": number_setting(4),
-    "WORKER_DEADLINE": number_setting(10.0),  # seconds
-}
-
+EngineError = ConnectorException
 HEARTBEAT_INTERVAL = 2.0  # seconds
 STALLED_AFTER = 20.0  # seconds without a heartbeat until others requeue a worker's jobs
 MAX_ATTEMPTS = 5  # starts of a job whose workers were killed
@@ -136,6 +128,7 @@ class WorkerQueue(procrastinate.App):
                 "task_middleware": [self._run, self._run_async],
             },
         )
+        logging.getLogger("procrastinate.worker").addFilter(_drop_arguments)
         self.tasks = queue.tasks
         self.periodic_registry = queue.periodic_registry
         self.flask_app = app
@@ -301,54 +294,9 @@ def _reason(error: BaseException) -> str:
     return str(error.__cause__ or error).partition("\n")[0]
 
 
-@click.command("worker", context_settings={"ignore_unknown_options": True})
-@click.option("--status", is_flag=True, help="Count the jobs and the workers.")
-@click.option("--failed", is_flag=True, help="List the jobs that have failed.")
-@click.option("--retry", metavar="ID", help="Requeue a failed job.")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@with_appcontext
-def worker_command(
-    status: bool, failed: bool, retry: str | None, arguments: tuple[str, ...]
-) -> None:
-    """Run jobs until SIGTERM, or look after them.
-
-    ARGUMENTS are those of `procrastinate worker`, such as --queues and --concurrency.
-    """
-    worker = get_worker()
-    try:
-        if retry is not None:
-            worker.retry(retry)
-        elif status:
-            for name, figure in worker.status().items():
-                click.echo(f"{name}: {figure}")
-        elif failed:
-            for job, call in worker.failed().items():
-                click.echo(f"{job} {call}")
-        else:
-            worker.run(arguments)
-    except UndefinedTable as error:
-        message = "A migration is missing: run `flask migrate`."
-        raise click.ClickException(message) from error
-    except (DatabaseUnavailable, ConnectorException, psycopg2.Error) as error:
-        raise click.ClickException(_reason(error)) from error
-
-
 def _drop_arguments(record: logging.LogRecord) -> bool:
     """Leave the arguments of a job, which may be secret, out of the engine's line."""
     if job := getattr(record, "job", None):
         name = f"{job['task_name']}[{job['id']}]"
         record.msg = str(record.msg).replace(job["call_string"], name)
     return True
-
-
-def get_worker() -> Worker:
-    """Return the worker of the current application."""
-    worker: Worker = current_app.extensions["worker"]
-    return worker
-
-
-def init_app(app: Flask) -> None:
-    """Add the command `flask worker` to `app`."""
-    app.extensions["worker"] = Worker(app)
-    logging.getLogger("procrastinate.worker").addFilter(_drop_arguments)
-    app.cli.add_command(worker_command)
