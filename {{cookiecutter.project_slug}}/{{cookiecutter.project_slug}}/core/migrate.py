@@ -127,8 +127,8 @@ def _reject_edited(folder: Path, applied: dict[str, str]) -> None:
             message += " into a new file, and this one back as it was."
             if path == paths[-1]:
                 message += " In development, apply it again to a new database with"
-                message += " `flask --debug migrate --reset`, or undo it by hand and"
-                message += f" use `flask --debug migrate --forget {path.name}`."
+                message += " `flask migrate --reset`, or undo it by hand and"
+                message += f" use `flask migrate --forget {path.name}`."
             raise MigrationError(message)
 
 
