@@ -25,8 +25,9 @@ ALWAYS = """
     devserver/flask_devserver/files.py devserver/flask_devserver/orphans.py
     devserver/flask_devserver/postgres.py devserver/flask_devserver/reload.js
     devserver/flask_devserver/server.py devserver/flask_devserver/shutdown.py
-    devserver/flask_devserver/supervisor.py devserver/flask_devserver/welcome.html
-    devserver/flask_devserver/welcome.js devserver/flask_devserver/welcome.py
+    devserver/flask_devserver/supervisor.py devserver/flask_devserver/valkey.py
+    devserver/flask_devserver/welcome.html devserver/flask_devserver/welcome.js
+    devserver/flask_devserver/welcome.py
     tests/__init__.py tests/conftest.py tests/test_notes.py
     tests/core/__init__.py tests/core/conftest.py tests/core/items.py
     tests/core/reload_app.py tests/core/reload_server.py
@@ -39,8 +40,8 @@ WITH_WORKER = """
     app/tasks.py app/core/jobs.py tests/core/test_jobs.py
     tests/core/reload_app_tasks.py tests/core/test_reload_tasks.py
 """
-WITH_JOBS = "app/core/worker.py"
-FAILED_TASKS = "app/migrations/0002_failed_tasks.sql"
+WITH_JOBS = "app/worker.py app/core/worker.py"
+WITH_CELERY = "app/migrations/0002_failed_tasks.sql app/core/dev_broker.py"
 CI = {
     "github": ".github/dependabot.yml .github/workflows/ci.yml",
     "gitlab": ".gitlab-ci.yml renovate.json",
@@ -58,7 +59,7 @@ def expected(answers: Answers) -> set[str]:
     names += f" {WITH_POOL}" if answers["pool"] != "none" else ""
     names += f" {WITH_WORKER}" if answers["worker"] != "none" else ""
     names += f" {WITH_JOBS}" if answers["worker"] in ("procrastinate", "celery") else ""
-    names += f" {FAILED_TASKS}" if answers["worker"] == "celery" else ""
+    names += f" {WITH_CELERY}" if answers["worker"] == "celery" else ""
     names += " Dockerfile compose.yaml" if answers["docker"] else ""
     return set(names.split())
 
