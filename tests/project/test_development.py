@@ -1,13 +1,16 @@
 """A project right after its bake: what `flask` prints and how its pages look."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from ..support.commands import PROGRAMS, clean_environment, run
-from ..support.projects import Bake, install
+from ..support.commands import PROGRAMS, SETTINGS, clean_environment, run, wait_for
+from ..support.projects import Bake, embedded_server, install
+from ..support.serving import free_port, page
 
+PRODUCTION = {"FLASK_APP": "app", "FLASK_SKIP_DOTENV": "1"}
 COMMANDS = ["dev", "migrate", "routes", "run", "shell"]
 
 
@@ -22,11 +25,10 @@ def test_commands_need_no_setting_in_development(shared: Path) -> None:
 
 def test_production_reads_neither_flaskenv_nor_env(shared: Path) -> None:
     flask = shared / ".venv" / PROGRAMS.name / "flask"
-    environ = {"FLASK_APP": "app", "FLASK_SKIP_DOTENV": "1"}
     done = subprocess.run(
         [flask, "migrate"],
         cwd=shared,
-        env=clean_environment() | environ,
+        env=clean_environment() | PRODUCTION,
         capture_output=True,
         text=True,
     )
@@ -37,11 +39,10 @@ def test_production_reads_neither_flaskenv_nor_env(shared: Path) -> None:
 def test_environment_without_dev_prints_no_tip(bake: Bake) -> None:
     project = bake(project_slug="app")
     programs = install(project, "--no-dev")
-    environ = {"FLASK_APP": "app", "FLASK_SKIP_DOTENV": "1"}
     done = subprocess.run(
         [programs / "flask", "--help"],
         cwd=project,
-        env=clean_environment() | environ,
+        env=clean_environment() | PRODUCTION,
         capture_output=True,
         text=True,
     )
@@ -57,6 +58,26 @@ def test_long_sql_and_json_of_responses_pass_the_checks(bake: Bake) -> None:
     run(programs / "ruff", "check", cwd=project)
     run(programs / "ruff", "format", "--check", cwd=project)
     run(programs / "mypy", cwd=project)
+
+
+def test_every_line_of_the_server_is_json(shared: Path) -> None:
+    port = free_port()
+    flask = shared / ".venv" / PROGRAMS.name / "flask"
+    with embedded_server(shared) as url:
+        server = subprocess.Popen(
+            [flask, "serve", f"--port={port}"],
+            cwd=shared,
+            env=clean_environment() | SETTINGS | PRODUCTION | {"DATABASE_URL": url},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: page(f"http://127.0.0.1:{port}/healthz"), "response")
+        server.terminate()
+        _, log = server.communicate(timeout=60)
+    lines = [json.loads(line) for line in log.splitlines()]
+    loggers = {line["logger"] for line in lines}
+    assert "_granian" in loggers
+    assert len(lines) > 3
 
 
 TEST_TITLE = """

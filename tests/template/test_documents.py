@@ -44,6 +44,9 @@ WORKERS = ["procrastinate", "celery"]
 
 # Sections of a project's README that speak of production.
 PRODUCTION = ("Jobs", "Tasks", "Deploy")
+
+# Those that change the project: tests/project/test_recipes.py follows them.
+RECIPES = ("Add a page with a table", "Remove the example", "Remove `devserver/`")
 FAIL = """
 from app import create_app
 from app.tasks import count_words
@@ -93,7 +96,9 @@ def test_commands_of_a_project(
     project = bake(project_slug="app", worker=worker)
     typed = commands((project / "README.md").read_text())
     environ = {"PATH": path(tmp_path)} | BRIEFLY
-    type_all(project, [c for c in typed if c.section not in PRODUCTION], **environ)
+    type_all(
+        project, [c for c in typed if c.section not in PRODUCTION + RECIPES], **environ
+    )
     with production(shared, tmp_path) as settings:
         run(project / ".venv/bin/flask", "migrate", cwd=project, **settings)
         run(project / ".venv/bin/python", "-c", FAIL, cwd=project, **settings)

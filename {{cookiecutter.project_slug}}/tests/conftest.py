@@ -51,7 +51,8 @@ def server_url() -> str:
     from flask_devserver.postgres import ensure_database
 
     folder = Path(__file__).parents[1] / "instance" / "postgres"
-    return ensure_database(folder, "{{ cookiecutter.project_slug }}")
+    embedded: str = ensure_database(folder, "{{ cookiecutter.project_slug }}")
+    return embedded
 
 
 @pytest.fixture(scope="session")

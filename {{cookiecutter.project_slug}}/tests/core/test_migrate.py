@@ -5,6 +5,8 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from flask import Flask
+from flask.testing import FlaskCliRunner
 from psycopg2.extensions import connection
 
 from {{ cookiecutter.project_slug }} import create_app
@@ -23,26 +25,30 @@ def empty(empty_url: str) -> Iterator[connection]:
         yield conn
 
 
-def test_command_applies_what_is_missing_once(empty_url: str) -> None:
+@pytest.fixture
+def app(empty_url: str, tmp_path: Path) -> Flask:
+    """An application with a migration of its own, on an empty database."""
     app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
-    runner = app.test_cli_runner()
-    assert "Applied 0001_notes.sql\n" in runner.invoke(args=["migrate"]).output
+    (tmp_path / "0001_made.sql").write_text("CREATE TABLE made (a int)")
+    module.migrate(app, tmp_path)
+    return app
+
+
+def test_command_applies_what_is_missing_once(runner: FlaskCliRunner) -> None:
+    assert "Applied 0001_made.sql\n" in runner.invoke(args=["migrate"]).output
     assert runner.invoke(args=["migrate"]).output == "Nothing to apply\n"
 
 
-def test_command_lists_what_is_missing(empty_url: str) -> None:
-    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
-    runner = app.test_cli_runner()
+def test_command_lists_what_is_missing(runner: FlaskCliRunner) -> None:
     listed = ["migrate", "--status"]
-    assert "Missing 0001_notes.sql\n" in runner.invoke(args=listed).output
-    assert "Applied 0001_notes.sql\n" in runner.invoke(args=["migrate"]).output
-    assert "Applied 0001_notes.sql\n" in runner.invoke(args=listed).output
+    assert "Missing 0001_made.sql\n" in runner.invoke(args=listed).output
+    assert "Applied 0001_made.sql\n" in runner.invoke(args=["migrate"]).output
+    assert "Applied 0001_made.sql\n" in runner.invoke(args=listed).output
 
 
 def test_not_ready_while_some_are_missing(
-    empty_url: str, caplog: pytest.LogCaptureFixture
+    app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
     assert app.test_client().get("/readyz").status_code == 503
     assert "Not ready: run `flask migrate` to apply " in caplog.text
     app.test_cli_runner().invoke(args=["migrate"])
@@ -214,19 +220,18 @@ def test_forgotten_file_is_applied_again(empty_url: str, empty: connection) -> N
 
 
 def test_reset_makes_the_database_again(
-    empty_url: str, empty: connection, monkeypatch: pytest.MonkeyPatch
+    empty_url: str, empty: connection, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FLASK_DEBUG", "1")
-    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
+    monkeypatch.setattr(app, "debug", True)
     seeded = []
     app.cli.command("seed")(lambda: seeded.append(1))
     run(empty, "CREATE TABLE in_the_way (a int)")
     result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
-    assert "Applied 0001_notes.sql\n" in result.output
+    assert "Applied 0001_made.sql\n" in result.output
     assert seeded == [1]
     with closing(connect(empty_url)) as conn, conn.cursor() as cursor:
-        cursor.execute("SELECT to_regclass('in_the_way'), to_regclass('notes')")
-        assert cursor.fetchone() == (None, "notes")
+        cursor.execute("SELECT to_regclass('in_the_way'), to_regclass('made')")
+        assert cursor.fetchone() == (None, "made")
 
 
 def test_reset_is_for_development(empty_url: str, empty: connection) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 import psycopg2
 from flask import Flask
-from flask_devserver import postgres
 
 from .migrate import migrate
 
@@ -34,7 +33,11 @@ def init_app(app: Flask) -> None:
 
 def _start_database(app: Flask) -> str:
     """Start the embedded PostgreSQL, apply the migrations and return the URL."""
-    url = postgres.ensure_database(Path(app.instance_path) / "postgres", app.name)
+    # A project with a server of its own needs no `devserver`.
+    from flask_devserver import postgres
+
+    folder = Path(app.instance_path) / "postgres"
+    url: str = postgres.ensure_database(folder, app.name)
     command = click.get_current_context(silent=True)
     if not command or command.info_name != "migrate":  # It applies them by itself.
         with closing(psycopg2.connect(url)) as conn:

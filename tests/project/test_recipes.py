@@ -1,0 +1,114 @@
+"""The recipes of a project's README, followed to the letter."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from ..support.answers import choices
+from ..support.commands import PROGRAMS, run
+from ..support.documents import Terminal, commands
+from ..support.projects import Bake, embedded_server, install
+from ..support.repository import commit, start_repository
+
+ADD, REMOVE_EXAMPLE = "Add a page with a table", "Remove the example"
+REMOVE_DEVSERVER = "Remove `devserver/`"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("worker", ["none", "celery"])
+def test_page_with_a_table(bake: Bake, worker: str) -> None:
+    project = bake(project_slug="app", worker=worker)
+    programs = install(project)
+    assert follow(project, ADD) == 5
+    check(programs, project)
+    environ = {"PATH": f"{PROGRAMS}:/usr/bin:/bin"}
+    with Terminal(project, **environ) as terminal:
+        for command in commands((project / "README.md").read_text()):
+            if command.section == ADD:
+                terminal.type(command.text)
+    assert "/books/<int:book_id>" in run(programs / "flask", "routes", cwd=project)
+
+
+@pytest.mark.parametrize("worker", choices()["worker"])
+def test_example_can_be_removed(bake: Bake, worker: str) -> None:
+    project = bake(project_slug="app", worker=worker)
+    programs = install(project)
+    remove(project, REMOVE_EXAMPLE)
+    assert "notes" not in run(programs / "flask", "routes", cwd=project)
+    check(programs, project)
+    run(programs / "pytest", cwd=project)
+
+
+@pytest.mark.parametrize("worker", ["none", "celery"])
+def test_devserver_can_be_removed(bake: Bake, shared: Path, worker: str) -> None:
+    project = bake(project_slug="app", worker=worker, docker=False)
+    remove(project, REMOVE_DEVSERVER)
+    assert not (project / "devserver").exists()
+    programs = install(project)
+    check(programs, project)
+    with embedded_server(shared) as url:
+        run(programs / "pytest", "tests/core", cwd=project, DATABASE_URL=url)
+
+
+def check(programs: Path, project: Path) -> None:
+    run(programs / "ruff", "check", cwd=project)
+    run(programs / "ruff", "format", "--check", cwd=project)
+    run(programs / "mypy", cwd=project)
+
+
+def remove(project: Path, section: str) -> None:
+    """Type the commands of a section that removes files from git, and do its edits."""
+    start_repository(project)
+    for command in commands((project / "README.md").read_text()):
+        if command.section == section:
+            run(*command.text.split(), cwd=project)
+    assert follow(project, section) == 1
+    commit(project)
+
+
+def follow(project: Path, section: str) -> int:
+    """Write the files of a section of README, and do its edits; return how many.
+
+    The paragraph before a block names the file. That of an edit is named first, and
+    that of a new file last.
+    """
+    done = 0
+    for names, language, text in shown(project, section):
+        if language == "diff":
+            edit(project / names[0], text)
+        else:
+            (project / names[-1]).write_text(text)
+        done += 1
+    return done
+
+
+def shown(project: Path, section: str) -> Iterator[tuple[list[str], str, str]]:
+    """Yield the files that a paragraph names, and the language and text below it."""
+    heading = before = ""
+    names: list[str] = []
+    for token in MarkdownIt().parse((project / "README.md").read_text()):
+        if before == "heading_open":
+            heading = token.content
+        elif before == "paragraph_open":
+            names = re.findall(r"`([\w./]+\.\w+)`", token.content)
+        elif token.type == "fence" and heading == section:
+            yield names, token.info, token.content
+        before = token.type
+
+
+def edit(path: Path, diff: str) -> None:
+    """Replace each line with a minus by those with a plus below it."""
+    lines = path.read_text().splitlines()
+    for line in diff.splitlines():
+        if line.startswith("-"):
+            assert lines.count(line[1:]) == 1, f"{line[1:]!r} is not once in {path}"
+            at = lines.index(line[1:])
+            del lines[at]
+        else:
+            lines.insert(at, line[1:])
+            at += 1
+    path.write_text("\n".join(lines) + "\n")
