@@ -30,7 +30,7 @@ def app(empty_url: str, tmp_path: Path) -> Flask:
     """An application with a migration of its own, on an empty database."""
     app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
     (tmp_path / "0001_made.sql").write_text("CREATE TABLE made (a int)")
-    module.migrate(app, tmp_path)
+    module.add_folder(app, tmp_path)
     return app
 
 
@@ -222,7 +222,7 @@ def test_forgotten_file_is_applied_again(empty_url: str, empty: connection) -> N
 def test_reset_makes_the_database_again(
     empty_url: str, empty: connection, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "debug", True)
+    monkeypatch.setenv("FLASK_DEBUG", "1")
     seeded = []
     app.cli.command("seed")(lambda: seeded.append(1))
     run(empty, "CREATE TABLE in_the_way (a int)")
