@@ -66,6 +66,12 @@ def test_browser_is_told_to_use_tls_in_production_only(production: Flask) -> Non
     assert name not in debug.get("/healthz").headers
 
 
+def test_policy_allows_nothing_unsafe(production: Flask) -> None:
+    headers = production.test_client().get("/healthz").headers
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert "default-src 'self'" in headers["Content-Security-Policy"]
+
+
 def test_origin_of_another_scheme_is_rejected(production: Flask) -> None:
     client = production.test_client()
     for origin, status in (("https://localhost", 200), ("http://localhost", 403)):

@@ -30,12 +30,11 @@ SETTINGS: Settings = {
 
 # The headers of every response, unless the view sets them; see
 # https://cheatsheetseries.owasp.org/cheatsheets/HTTP_Headers_Cheat_Sheet.html
-# The policy rejects inline scripts, and everything from other sites, such as a CDN.
-# A view or a blueprint's `after_request` can set another one.
+# The policy rejects inline scripts and styles, and everything from other sites, such as
+# a CDN. A view sets another one for itself, `app.after_request` for all.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:;"
-    " style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none';"
-    " form-action 'self'; frame-ancestors 'none'",
+    " object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
