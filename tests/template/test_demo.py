@@ -1,0 +1,78 @@
+"""`make demo` bakes wherever the clone is, and says what is in its way."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ..support.commands import PROGRAMS, clean_environment
+from ..support.repository import copy_template
+
+PLAIN = "/usr/bin:/bin"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """Return a copy of the template whose path no shell leaves alone, with a .venv."""
+    folder = copy_template(tmp_path / 'a $HOME `id` "b"')
+    script = f'#!/bin/sh\nexec {shlex.quote(str(PROGRAMS / "python"))} "$@"\n'
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(script)
+    python.chmod(0o755)
+    (folder / ".venv" / "ready").touch()
+    return folder
+
+
+def make(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run make on the clone, without uv on the PATH."""
+    return subprocess.run(
+        ["make", *words],
+        cwd=folder,
+        env=clean_environment() | {"PATH": PLAIN} | environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_answers_come_from_the_command_line_or_the_environment(clone: Path) -> None:
+    assert make(clone, "bake", "POOL=sqlalchemy", WORKER="thread").returncode == 0
+    assert os.listdir(clone / ".demo") == ["demo_sqlalchemy_thread"]
+    assert "--port '5001'" in make(clone, "--dry-run", "demo", PORT="5001").stdout
+
+
+def test_slug_that_the_template_rejects_gets_its_sentence(clone: Path) -> None:
+    done = make(clone, "bake", "SLUG=flask")
+    assert done.returncode == 2
+    assert done.stdout.startswith("project_slug is 'flask', a name that Python,")
+    assert not (clone / ".demo" / "flask").exists()
+
+
+def test_folder_that_exists_gets_a_sentence(clone: Path) -> None:
+    (clone / ".demo" / "mine").mkdir(parents=True)
+    done = make(clone, "bake", "SLUG=mine")
+    assert done.returncode == 2
+    sentence = ".demo/mine exists: remove it, or choose another SLUG."
+    assert done.stdout.splitlines()[0] == sentence
+
+
+def test_uv_on_the_path_is_used(clone: Path, tmp_path: Path) -> None:
+    (clone / ".venv" / "ready").unlink()
+    (tmp_path / "uv").write_text("#!/bin/sh\necho uv was given $*\n")
+    (tmp_path / "uv").chmod(0o755)
+    done = make(clone, ".venv/ready", PATH=f"{tmp_path}:{PLAIN}")
+    assert "uv was given sync --quiet" in done.stdout
+    assert done.returncode == 0
+
+
+def test_python_without_ensurepip_gets_a_sentence(clone: Path, tmp_path: Path) -> None:
+    (clone / ".venv" / "ready").unlink()
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    done = make(clone, ".venv/ready", f"PYTHON={tmp_path / 'python'}")
+    assert done.returncode == 2
+    assert "install uv, or the package python3-venv." in done.stdout
