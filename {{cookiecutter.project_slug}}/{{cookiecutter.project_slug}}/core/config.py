@@ -141,7 +141,8 @@ def _parse_key(raw: str) -> str:
 SETTINGS: Settings = {
     "DATABASE_URL": Setting(
         _parse_url,
-        f"write a PostgreSQL URL like {URL_EXAMPLE}, and percent-encode @ / : # ? % in it.",
+        f"write a PostgreSQL URL like {URL_EXAMPLE}, "
+        "and percent-encode @ / : # ? % in it.",
         default="",
         example=URL_EXAMPLE,
         secret=True,

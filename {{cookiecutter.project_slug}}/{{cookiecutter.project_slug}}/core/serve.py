@@ -35,8 +35,8 @@ def serve_command(
     if app.debug:
         raise click.ClickException("FLASK_DEBUG is on: set it to 0 in production.")
     if sys.platform != "win32":
-        # Until granian handles SIGTERM in a worker, a fork has the handler of its parent,
-        # which would lose the signal.
+        # Until granian handles SIGTERM in a worker, a fork has the handler of its
+        # parent, which would lose the signal.
         os.register_at_fork(after_in_child=_reset_sigterm)
     Granian(
         info.app_import_path or "",
