@@ -203,15 +203,15 @@ class WebChild(Child):
         """
         if not server.finish_requests(GRACE):
             self._send(draining=True)
-            hurry = threading.Event()
             end = time.monotonic() + self.deadline
-            while time.monotonic() < end and not hurry.is_set():
-                with suppress(BlockingIOError):
-                    _set_at_end(hurry, signals)
-                if server.finish_requests(0.02):
+            while not server.finish_requests(0.02):
+                if time.monotonic() > end:
+                    for each in server.requests_in_flight():
+                        print(f" * {each} was aborted by the reload", file=sys.stderr)
                     return
-            for request in [] if hurry.is_set() else server.requests_in_flight():
-                print(f" * {request} was aborted by the reload", file=sys.stderr)
+                with suppress(BlockingIOError):
+                    if signal.SIGTERM in signals.recv(1024):
+                        return
 
     def _load(self) -> Any:
         try:

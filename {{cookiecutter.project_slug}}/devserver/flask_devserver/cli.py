@@ -67,7 +67,7 @@ def dev(info: ScriptInfo, /, **options: Any) -> None:
         raise click.ClickException(message)
     from .supervisor import WebSupervisor  # It needs what Windows does not have.
 
-    supervisor = WebSupervisor(info.app_import_path, **options, created=CREATED)
+    supervisor = WebSupervisor(info.app_import_path, CREATED, options)
     if child := supervisor.run():  # In a fork, which has left the supervisor's loop.
         child.run()
 

@@ -18,8 +18,7 @@ import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import cache_from_source
@@ -98,8 +97,7 @@ class Supervisor:
         self.started = float(os.environ.pop("_FLASK_DEV_CREATED", created))
         self.environ = _own_environment()
         self.packages = _packages_changed_at()
-        self.reload = reload
-        self.watch, self.exclude = watch, exclude
+        self.reload, self.watch, self.exclude = reload, watch, exclude
         self.terminal = _terminal_settings()
 
     def run(self) -> Child | None:
@@ -414,24 +412,9 @@ class WebSupervisor(Supervisor):
     """Serve the application and, if there is a `command`, run that beside it."""
 
     def __init__(
-        self,
-        app: str | None,
-        host: str,
-        port: int,
-        deadline: float,
-        fork: bool,
-        browser_reload: bool,
-        command: str | None,
-        created: float,
-        *,
-        cert: Any,
-        reload: bool | None,
-        debugger: bool | None,
-        with_threads: bool,
-        extra_files: list[str] | None,
-        exclude_patterns: list[str] | None,
-        watch: tuple[str, ...],
+        self, app: str | None, created: float, options: dict[str, Any]
     ) -> None:
+        host, port, cert = options["host"], options["port"], options["cert"]
         self.listener = _listen(host, port)
         self.url = _url(host, self.listener, "https" if cert else "http")
         if cert == "adhoc":
@@ -439,26 +422,27 @@ class WebSupervisor(Supervisor):
             cert = make_ssl_devcert(os.path.join(tempfile.mkdtemp(), "dev"), host)
         child = WebChild(
             app=app,
-            deadline=deadline,
+            deadline=options["deadline"],
             host=host,
             port=port,
             listener=self.listener.fileno(),
-            browser_reload=browser_reload,
-            debugger=debugger is not False,
-            threads=with_threads,
+            browser_reload=options["browser_reload"],
+            debugger=options["debugger"] is not False,
+            threads=options["with_threads"],
             cert=cert,
         )
-        files: dict[str, Any] = {
-            "reload": reload is not False,
-            "watch": (*watch, *(extra_files or ())),
-            "exclude": tuple(exclude_patterns or ()),
+        shared: dict[str, Any] = {
+            "fork": options["fork"],
+            "reload": options["reload"] is not False,
+            "watch": (*options["watch"], *(options["extra_files"] or ())),
+            "exclude": tuple(options["exclude_patterns"] or ()),
         }
-        super().__init__(child, fork, created, **files)
+        super().__init__(child, created=created, **shared)
         self.companion = 0
         self.companion_end = -1
-        if command:
+        if command := options["command"]:
             companion = CommandChild(app=app, deadline=COMMAND_DEADLINE, name=command)
-            self._start_companion({"child": asdict(companion), "fork": fork, **files})
+            self._start_companion(shared | {"child": asdict(companion)})
 
     def _start_companion(self, options: dict[str, Any]) -> None:
         # A process of its own, so that neither waits for the other to reload.
@@ -614,19 +598,11 @@ def _send_signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
+def _popen(command: list[str], fds: list[int], environ: dict[str, str] | None) -> int:
     """Start a process in which Ctrl-C waits until it is handled."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-
-
-def _popen(command: list[str], fds: list[int], environ: dict[str, str] | None) -> int:
-    with _no_interrupt():
-        process = subprocess.Popen(command, pass_fds=fds, env=environ)
+    process = subprocess.Popen(command, pass_fds=fds, env=environ)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     process.returncode = 0  # The supervisor waits for it, by its id.
     return process.pid
 
@@ -637,12 +613,9 @@ def _spawn(child: Child) -> int:
     return _popen(command, child.descriptors(), None)
 
 
-def _run_companion(options: dict[str, Any], pipe: int) -> None:
-    child = CommandChild(**options.pop("child"))
-    supervisor = CommandSupervisor(child, pipe, **options)
-    if forked := supervisor.run():
-        forked.run()
-
-
 if __name__ == "__main__":
-    _run_companion(json.loads(sys.argv[1]), int(sys.argv[2]))
+    arguments = json.loads(sys.argv[1])
+    command = CommandChild(**arguments.pop("child"))
+    forked = CommandSupervisor(command, int(sys.argv[2]), **arguments).run()
+    if forked:
+        forked.run()
