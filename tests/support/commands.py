@@ -22,13 +22,9 @@ DEADLINE = float(os.environ.get("DEADLINE", "120"))
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without what this machine or the tests set for Python.
-
-    uv makes environments of the Python that runs the tests.
-    """
+    """Return the environment without what this machine or the tests set for Python."""
     ours = ("PYTHON", "FLASK", "VIRTUAL_ENV", "DATABASE_URL", "SECRET_KEY", "PYTEST")
-    users = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    return users | {"UV_PYTHON": sys.executable}
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> str:

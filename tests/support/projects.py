@@ -25,8 +25,10 @@ sys.stdin.read()
 
 
 def install(project: Path, *options: str, **environ: str) -> Path:
-    """Make the environment of the project from its own files; return its programs."""
-    run(PROGRAMS / "uv", "sync", "--quiet", *options, cwd=project, **environ)
+    """Install the project with the Python of the tests; return its programs."""
+    sync = [PROGRAMS / "uv", "sync", "--quiet", *options]
+    # `uv pip` would change the tests' own environment if this were set elsewhere, too.
+    run(*sync, cwd=project, **{"UV_PYTHON": sys.executable} | environ)
     return project / ".venv" / PROGRAMS.name
 
 
