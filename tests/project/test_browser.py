@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -52,13 +53,13 @@ def test_page_shows_what_is_saved_and_comes_back(
         browser_page.get_by_role("button").click()
         expect(browser_page.get_by_text("Buy milk")).to_be_visible()
         for version in range(5):
-            replace(template, r"<h1>.*</h1>", f"<h1>Version {version}</h1>")
+            retitle(template, f"Version {version}")
             expect(heading).to_have_text(f"Version {version}")
         assert console == []
 
         browser_page.get_by_label("Note").fill(" ")
         browser_page.get_by_role("button").click()  # which is answered 400
-        replace(template, r"<h1>.*</h1>", "<h1>Version 5</h1>")
+        retitle(template, "Version 5")
         expect(notice).to_have_text(re.compile("There is a new version"))
         browser_page.goto(site.url + "notes")
         expect(heading).to_have_text("Version 5")
@@ -70,11 +71,57 @@ def test_page_shows_what_is_saved_and_comes_back(
         expect(notice).to_be_hidden()
 
     expect(notice).to_have_text(re.compile("The server does not answer"))
-    replace(template, r"<h1>.*</h1>", "<h1>Back</h1>")
+    retitle(template, "Back")
     with site.serve():
         expect(heading).to_have_text("Back")
         expect(notice).to_be_hidden()
 
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_readable_on_a_phone(
+    site: Site, browser_page: Page, scheme: Literal["light", "dark"]
+) -> None:
+    browser_page.set_viewport_size({"width": 320, "height": 640})
+    browser_page.emulate_media(color_scheme=scheme)
+    with site.serve():
+        for path in ("notes", "none"):
+            browser_page.goto(site.url + path)
+            expect(browser_page.locator("h1")).to_be_visible()
+            assert browser_page.evaluate("document.body.scrollWidth") <= 320
+            ratios = browser_page.evaluate(CONTRASTS)
+            assert len(ratios) > 2
+            assert min(ratios.values()) >= 4.5, ratios
+
+
+# By https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio, of each element with text or a
+# placeholder to the nearest background that is not transparent.
+CONTRASTS = """() => {
+  const settings = { willReadFrequently: true };
+  const canvas = document.createElement("canvas").getContext("2d", settings);
+  const luminance = color => {
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(value => {
+      value /= 255;
+      return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const background = element => {
+    const color = getComputedStyle(element).backgroundColor;
+    return /, 0\\)$/.test(color) ? background(element.parentElement) : color;
+  };
+  const ratios = {};
+  for (const element of document.querySelectorAll("main *")) {
+    const pseudo = element.placeholder ? "::placeholder" : null;
+    const text = [...element.childNodes].filter(node => node.nodeType === 3);
+    if (!pseudo && !text.some(node => node.data.trim())) continue;
+    const [low, high] = [getComputedStyle(element, pseudo).color, background(element)]
+      .map(luminance).sort((a, b) => a - b);
+    ratios[element.tagName] = (high + 0.05) / (low + 0.05);
+  }
+  return ratios;
+}"""
 
 ROUTE = """
 
@@ -184,6 +231,12 @@ def figure(page: Page, name: str) -> Locator:
 def append(file: Path, text: str) -> None:
     """Save `file` with `text` at its end."""
     file.write_text(file.read_text() + text)
+
+
+def retitle(template: Path, title: str) -> None:
+    """Save `template` with another title, which the heading repeats."""
+    pattern = r"{% block title %}.*?{%"
+    replace(template, pattern, f"{{% block title %}}{title}{{%")
 
 
 def replace(file: Path, pattern: str, text: str) -> None:

@@ -37,6 +37,8 @@ def _start_database(app: Flask) -> str:
     from flask_devserver import postgres
 
     folder = Path(app.instance_path) / "postgres"
+    if not folder.exists():
+        app.logger.info("Creating a PostgreSQL in %s", folder)
     url: str = postgres.ensure_database(folder, app.name)
     command = click.get_current_context(silent=True)
     if not command or command.info_name != "migrate":  # It applies them by itself.
