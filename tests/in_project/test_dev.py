@@ -16,6 +16,9 @@ from urllib.error import HTTPError
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from flask_devserver import supervisor
+from flask_devserver.cli import dev
 from psycopg2.extensions import connection
 from werkzeug import Request, Response
 from werkzeug.test import Client
@@ -292,3 +295,13 @@ def greets_with(server: Server, value: str) -> bool:
 
 def runs(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("host, warned", [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_other_interface_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, host: str, warned: bool
+) -> None:
+    monkeypatch.setattr(supervisor.WebSupervisor, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(supervisor.WebSupervisor, "run", lambda _: None)
+    result = CliRunner().invoke(dev, ["--host", host], catch_exceptions=False)
+    assert ("Others on the network" in result.stderr) == warned

@@ -36,6 +36,12 @@ def test_page_is_for_browsers_only(client: Client) -> None:
     assert client.get("/").status_code == 404
 
 
+def test_figures_are_not_for_a_rebound_name(client: Client) -> None:
+    path = "/_flask_dev/status"
+    assert client.get(path).status_code == 200
+    assert client.get(path, base_url="http://other.example").status_code == 400
+
+
 def test_page_gives_way_to_the_first_page(app: Flask, client: Client) -> None:
     app.add_url_rule("/", view_func=lambda: "Mine")
     assert client.get("/", headers=PAGE).text == "Mine"

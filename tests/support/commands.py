@@ -15,7 +15,11 @@ TEMPLATE = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 
 # The settings that every project demands in production, besides a database.
-SETTINGS = {"SECRET_KEY": "0123456789abcdef" * 2, "TRUSTED_HOSTS": "127.0.0.1"}
+SETTINGS = {
+    "FLASK_SKIP_DOTENV": "1",
+    "SECRET_KEY": "0123456789abcdef" * 2,
+    "TRUSTED_HOSTS": "127.0.0.1",
+}
 
 # Seconds for anything to happen: a wait is over as soon as it does.
 DEADLINE = float(os.environ.get("DEADLINE", "120"))

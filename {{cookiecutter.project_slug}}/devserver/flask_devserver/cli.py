@@ -67,6 +67,9 @@ def dev(info: ScriptInfo, /, **options: Any) -> None:
         raise click.ClickException(message)
     from .supervisor import WebSupervisor  # It needs what Windows does not have.
 
+    if not options["host"].startswith(("127.", "localhost", "::1")):
+        warning = " * Others on the network can use the application and its debugger."
+        click.secho(warning, err=True, fg="yellow")
     supervisor = WebSupervisor(info.app_import_path, CREATED, options)
     if child := supervisor.run():  # In a fork, which has left the supervisor's loop.
         child.run()

@@ -13,8 +13,10 @@ from typing import Any
 
 from flask import Flask
 from jinja2 import Environment, FileSystemLoader
+from werkzeug.exceptions import SecurityError
 from werkzeug.test import run_wsgi_app
 from werkzeug.wrappers import Response
+from werkzeug.wsgi import get_host
 
 from .browser import PREFIX, asks_for_page
 
@@ -37,6 +39,10 @@ class Welcome:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Respond to a request of the page, or let the application respond."""
+        try:  # A foreign site can make its name lead here.
+            get_host(environ, self.app.config["TRUSTED_HOSTS"])
+        except SecurityError as error:
+            return error(environ, start_response)
         path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
         if path == PREFIX + "welcome.js":
             script = (FOLDER / "welcome.js").read_text()
