@@ -49,6 +49,9 @@ class FairSemaphore:
         """Take a slot. Return whether one came free within `timeout` seconds."""
         waiter = object()
         with self._changed:
+            if self.free and not self.waiting:
+                self.free -= 1
+                return True
             self.waiting.append(waiter)
             try:
                 is_next = partial(self._is_next, waiter)
@@ -63,7 +66,8 @@ class FairSemaphore:
         """Return a slot."""
         with self._changed:
             self.free += 1
-            self._changed.notify_all()
+            if self.waiting:
+                self._changed.notify_all()
 
     def _is_next(self, waiter: object) -> bool:
         return self.free > 0 and self.waiting[0] is waiter

@@ -8,22 +8,15 @@ from contextlib import ExitStack
 from functools import cache
 from threading import Lock
 from time import monotonic
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 from weakref import finalize
 
 import psycopg2
 from flask import Flask, current_app, g
 from flask.typing import ResponseReturnValue
+from psycopg2 import extensions
 from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
-from psycopg2.extensions import (
-    STATUS_READY,
-    TRANSACTION_STATUS_IDLE,
-    TRANSACTION_STATUS_INERROR,
-    connection,
-    cursor,
-    parse_dsn,
-)
+from psycopg2.extensions import connection, cursor, parse_dsn
 from werkzeug.exceptions import ServiceUnavailable
 
 from .config import Settings, number_setting
@@ -56,7 +49,7 @@ class DatabaseUnavailable(Exception):
 class LoggedCursor(cursor):
     """Log the queries that take longer than `SLOW_QUERY`, without their parameters.
 
-    An error that a query raises does not quote them either: see `_redact`.
+    An error that a query raises does not quote them either: see `Connection.examine`.
     """
 
     def execute(self, query: Any, vars: Any = None) -> None:
@@ -95,8 +88,8 @@ class Connection(connection):
         self.slow_query: float = current_app.config["SLOW_QUERY"]
         self.quotes_data = current_app.debug or current_app.testing
         self.is_outdated = False  # The server takes no writes: another one does now.
-        self._encoding = self.encoding
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
+        self._as_opened = self._state()
 
     def cursor(  # type: ignore[override]
         self, name: Any = None, cursor_factory: Any = None, **options: Any
@@ -108,7 +101,7 @@ class Connection(connection):
 
     def commit(self) -> None:
         """Commit. Raises `InFailedSqlTransaction` if a query has failed."""
-        if self.get_transaction_status() == TRANSACTION_STATUS_INERROR:
+        if self.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR:
             self.rollback()
             message = "A query failed, so the transaction was rolled back"
             hint = "let its error leave the `with` block, or use a savepoint."
@@ -131,23 +124,18 @@ class Connection(connection):
             hint = "use its connection without another `with get_db()`."
             raise psycopg2.ProgrammingError(f"{message}: {hint}")
         self._autocommit_outside = self.autocommit
-        if self._has_default_session():  # The others are part of autocommit.
-            self.autocommit = False  # It forbids server-side cursors.
+        if not any(self._characteristics()):  # psycopg2 would not restore these.
+            self.autocommit = False  # In autocommit there are no server-side cursors.
         super().__enter__()
         self._on_commit = []
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        ended = self.get_transaction_status() == TRANSACTION_STATUS_IDLE
-        if ended and self.status != STATUS_READY:
+    def __exit__(self, *error: Any) -> None:
+        idle = extensions.TRANSACTION_STATUS_IDLE
+        if self.status == extensions.STATUS_BEGIN and self._state()[0] == idle:
             self._on_commit = []  # by a ROLLBACK that psycopg2 does not know of
         try:
-            super().__exit__(exc_type, exc, tb)
+            super().__exit__(*error)
         finally:
             callbacks, self._on_commit = self._on_commit or [], None
             if not self.closed:
@@ -159,18 +147,18 @@ class Connection(connection):
     def clean(self) -> bool:
         """Return whether nothing is open or changed, and drop the server's notices."""
         self.notices, self.notifies = [], []
-        kept: Any = (self.cursor_factory, self.string_types, self.binary_types)
-        return (
-            self.get_transaction_status() == TRANSACTION_STATUS_IDLE
-            and self.autocommit
-            and self._has_default_session()
-            and (*kept, self.encoding) == (None, {}, {}, self._encoding)
-            and not self.is_outdated
-        )
+        return self._state() == self._as_opened
 
     def examine(self, error: psycopg2.Error) -> None:
-        """Leave data out of the error, and note that the server takes no writes."""
-        _redact(self, error)
+        """Leave DETAIL, CONTEXT and the query out of the message, which the log quotes.
+
+        Note whether the server takes no writes any more.
+        """
+        if error.pgcode and not self.quotes_data:
+            # A data exception, of class 22, quotes the value in its primary message.
+            is_safe = not error.pgcode.startswith("22")
+            message = error.diag.message_primary if is_safe else "invalid data"
+            error.args = (f"{message} (SQLSTATE {error.pgcode})",)
         if isinstance(error, ReadOnlySqlTransaction) and not self.readonly:
             # Unless a query asked for it, the server was demoted in a failover.
             reports = map(self.get_parameter_status, READ_ONLY_REPORTS)
@@ -180,9 +168,13 @@ class Connection(connection):
         """Return whether the server closed it, or takes no writes any more."""
         return self.closed == 2 or self.is_outdated
 
-    def _has_default_session(self) -> bool:
-        session = (self.isolation_level, self.readonly, self.deferrable)
-        return session == (None, None, None)
+    def _state(self) -> tuple[object, ...]:
+        types = (self.cursor_factory, len(self.string_types), len(self.binary_types))
+        own = (self.autocommit, self.encoding, self.is_outdated)
+        return self.get_transaction_status(), *types, *own, *self._characteristics()
+
+    def _characteristics(self) -> tuple[object, ...]:
+        return self.isolation_level, self.readonly, self.deferrable
 
 
 class Pool(Protocol):
@@ -216,22 +208,25 @@ def get_db() -> Connection:
     connection; a forked process needs a context of its own. A lost connection is
     replaced, except in a transaction. Raises `DatabaseUnavailable`.
     """
-    db: Any = g.get("db")
+    context: Any = g._get_current_object()  # A proxy costs most of the time here.
+    db: Connection | None = context.get("db")
     if db is None or db.is_lost() and db._on_commit is None:
-        with g.setdefault("db_lock", Lock()):
-            if g.get("db") is db:  # No other thread of this context was faster.
-                close_db()
-                _check_out()
-    conn: Connection = g.db
-    return conn
+        with context.setdefault("db_lock", Lock()):
+            if context.get("db") is db:  # No other thread was faster.
+                if db:
+                    close_db()
+                _check_out(context)
+            db = context.db
+    return cast(Connection, db)
 
 
 def close_db() -> None:
     """Return the connection of this context to the pool, if it took one."""
-    if "db" in g:
-        if g.pop("db").is_outdated:
+    context: Any = g._get_current_object()
+    if db := context.pop("db", None):
+        if db.is_outdated:
             get_pool().close()  # The idle ones lead to the same server.
-        g.pop("return_db")()
+        context.pop("return_db")()
 
 
 def on_commit(function: Callable[[], object]) -> None:
@@ -271,9 +266,7 @@ def _connect(options: str) -> Connection:
     try:
         conn: Connection = psycopg2.connect(connection_factory=Connection, **parameters)
     except (psycopg2.OperationalError, UnicodeDecodeError) as error:
-        reason = str(error)
-        if isinstance(error, UnicodeDecodeError):  # It is in a code page of Windows.
-            reason = error.object.decode("ascii", "replace")
+        reason = str(getattr(error, "object", error))  # the bytes in another encoding
         reason = "; ".join(line.strip() for line in reason.splitlines())
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
     return conn
@@ -340,12 +333,13 @@ def _logged(factory: type[cursor]) -> type[cursor]:
     return type(factory.__name__, (LoggedCursor, factory), {})
 
 
-def _check_out() -> None:
+def _check_out(context: Any) -> None:
     began = monotonic()
     pool = get_pool()
-    g.db = conn = pool.getconn()
+    conn = pool.getconn()
     # A thread may ask after the context has ended. The last one to drop `g` returns it.
-    g.return_db = finalize(g._get_current_object(), pool.putconn, conn)
+    context.return_db = finalize(context, pool.putconn, conn)
+    context.db = conn
     _log_slow_checkout(monotonic() - began)
 
 
@@ -363,15 +357,6 @@ def _log_slow_query(conn: Any, query: object, seconds: float) -> None:
         text = query if isinstance(query, str) else f"of the type {type(query)}"
         text = " ".join(text.split())[:1000]
         logger.warning("A query took %d ms: %s", 1000 * seconds, text)
-
-
-def _redact(conn: Any, error: psycopg2.Error) -> None:
-    """Leave DETAIL, CONTEXT and the query out of the message, which the log quotes."""
-    if error.pgcode and not conn.quotes_data:
-        # A data exception, of class 22, quotes the value in its primary message, too.
-        is_safe = not error.pgcode.startswith("22")
-        message = error.diag.message_primary if is_safe else "invalid data"
-        error.args = (f"{message} (SQLSTATE {error.pgcode})",)
 
 
 def _service_unavailable(error: DatabaseUnavailable) -> ResponseReturnValue:
