@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction, signature
+from random import uniform
 from typing import (
     Any,
     Concatenate,
@@ -118,14 +119,15 @@ class Task(CeleryTask[P, R]):
             if count > MAX_REDELIVERIES:
                 message = f"{count} workers ended while they ran this job"
                 raise WorkerLostError(message)
-            self._send_again(redeliveries=count)
+            # The random delay separates it from the jobs that ran beside it.
+            self._send_again(countdown=uniform(0, 10 * count), redeliveries=count)
 
-    def _send_again(self, countdown: float = 0.0, **counts: int) -> NoReturn:
+    def _send_again(self, countdown: float, **counts: int) -> NoReturn:
         # Not by `retry`, whose limit is for the errors of the task.
         request: Any = self.request
         again = self.signature_from_request(
             retries=request.retries,
-            countdown=countdown or None,
+            countdown=countdown,
             headers=request.headers | counts,
         )
         again.apply_async()
