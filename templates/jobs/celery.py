@@ -120,7 +120,8 @@ class Task(CeleryTask[P, R]):
                 message = f"{count} workers ended while they ran this job"
                 raise WorkerLostError(message)
             # The random delay separates it from the jobs that ran beside it.
-            self._send_again(countdown=uniform(0, 10 * count), redeliveries=count)
+            delay = uniform(0, 10 * count)  # noqa: S311  # It is not a secret.
+            self._send_again(countdown=delay, redeliveries=count)
 
     def _send_again(self, countdown: float, **counts: int) -> NoReturn:
         # Not by `retry`, whose limit is for the errors of the task.

@@ -26,7 +26,8 @@ from .working import TABLES, create_app, fail, kill_worker, work
 
 JOBS = int(os.environ.get("JOBS", "1000"))
 CELERY = not hasattr(work, "defer")
-SECONDS = 30.0  # within which the jobs of a killed worker are taken up again
+# Within which a killed worker's jobs run again, with 15 s for the start of a worker.
+SECONDS = 45.0
 KILLS = 10
 AGAIN = (
     "(SELECT at - lag(at) OVER (PARTITION BY number ORDER BY at) AS after FROM runs) x"
