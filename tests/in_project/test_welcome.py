@@ -108,6 +108,17 @@ def test_page_answers_without_a_database(
     assert answer and "hidden-word" not in str(answer) and "problem" in answer
 
 
+def test_page_and_log_name_missing_migrations(
+    empty_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(SETTINGS | {"DATABASE_URL": empty_url})
+    sentence = "1 migration is missing: run `flask migrate`."
+    assert sentence in browser(app).get("/", headers=PAGE).text
+    assert sum(sentence in message for message in caplog.messages) == 1
+    app.test_cli_runner().invoke(args=["migrate"])
+    assert "Problem" not in browser(app).get("/", headers=PAGE).text
+
+
 def test_broken_worker_is_a_problem_and_no_error(app: Flask, client: Client) -> None:
     class Worker:
         def status(self) -> dict[str, int]:

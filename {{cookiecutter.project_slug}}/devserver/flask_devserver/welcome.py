@@ -79,8 +79,9 @@ class Welcome:
     def _figures(self, connect: bool) -> Figures:
         """Return the figures of this process and, with `connect`, of its database.
 
-        The application may keep a pool and a worker in `extensions`. Each connection
-        is returned before the next is taken, and an exhausted pool is not waited for.
+        The application may keep a pool, a worker, and a function that returns what is
+        wrong as "problem" in `extensions`. Each connection is returned before the next
+        is taken, and an exhausted pool is not waited for.
         """
         figures: Figures = {"process": {"id": os.getpid(), "reload": self.last_reload}}
         pool, worker = map(self.app.extensions.get, ("pool", "worker"))
@@ -89,6 +90,8 @@ class Welcome:
                 figures["pool"] = _stats(pool)
                 if connect and hasattr(pool, "getconn"):
                     figures["postgresql"] = {"version": _postgresql_version(pool)}
+                    if problem := self.app.extensions.get("problem", str)():
+                        figures["problem"] = {"sentence": problem}
                 if figures["pool"].get("in_use") != figures["pool"].get("size", -1):
                     figures["worker"] = _stats(worker)
         except Exception as error:  # The page reports a problem, whatever it is.

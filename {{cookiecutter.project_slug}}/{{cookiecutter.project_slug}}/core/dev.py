@@ -10,7 +10,8 @@ import click
 import psycopg2
 from flask import Flask
 
-from .migrate import migrate
+from .db import DatabaseUnavailable, connect
+from .migrate import MigrationError, migrate, missing
 
 
 def init_app(app: Flask) -> None:
@@ -27,8 +28,29 @@ def init_app(app: Flask) -> None:
         app.config["TRUSTED_HOSTS"] = trusted
     if not app.config["SECRET_KEY"]:
         app.config["SECRET_KEY"] = _secret_key(Path(app.instance_path) / "secret_key")
-    if not app.config["DATABASE_URL"]:
+    url = app.config["DATABASE_URL"]
+    if not url:
         app.config["DATABASE_URL"] = partial(_start_database, app)
+    elif app.debug:
+        app.extensions["problem"] = _find_problem
+        app.config["DATABASE_URL"] = partial(_check_database, app, url)
+
+
+def _find_problem() -> str:
+    """Return what the welcome page says of the database, or an empty string."""
+    with closing(connect()) as conn:
+        names = missing(conn)
+    count = "1 migration is" if len(names) == 1 else f"{len(names)} migrations are"
+    return f"{count} missing: run `flask migrate`." if names else ""
+
+
+def _check_database(app: Flask, url: str) -> str:
+    """Warn of missing migrations, once, and return the URL."""
+    app.config["DATABASE_URL"] = url
+    with suppress(DatabaseUnavailable, MigrationError):  # The next query tells.
+        if problem := _find_problem():
+            app.logger.warning(problem)
+    return url
 
 
 def _start_database(app: Flask) -> str:
