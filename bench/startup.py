@@ -1,8 +1,8 @@
-"""From the start of gunicorn to its first answer: a baked project beside bare Flask.
+"""From the start of the server to its first response: a project beside bare Flask.
 
-All have the gunicorn.conf.py of a project. Those with a database have asked it. In each
-round each has its turn, in random order. Makes the projects, their environment and a
-PostgreSQL in a temporary folder; prints a table in Markdown.
+All are served by granian with the settings of a project. In each round each has its
+turn, in random order. Makes the projects, their environment and a PostgreSQL in a
+temporary folder; prints a table in Markdown.
 """
 
 import os
@@ -19,7 +19,7 @@ from random import sample
 from urllib.request import urlopen
 
 from reload import remove_databases
-from requests import START, database, environment, install
+from throughput import START, database, environment, install
 
 ROUNDS = int(os.environ.get("ROUNDS", "30"))
 BARE = """
@@ -27,27 +27,33 @@ BARE = """
 @app.get("/healthz")
 def healthz():
     return {"status": "ok"}
+
+
+def create_app():
+    return app
 """
-TURNS = {  # what gunicorn is to serve in which project, and the path that is asked for
-    "bare Flask": ("app_none", "bare:app", "/healthz"),
-    "pool none": ("app_none", "app_none:create_app()", "/healthz"),
-    "pool psycopg2": ("app_psycopg2", "app_psycopg2:create_app()", "/healthz"),
+TURNS = {  # what is served in which project, and the path that is asked for
+    "bare Flask": ("app_none", "bare:create_app", "/healthz"),
+    "pool none": ("app_none", "app_none:create_app", "/healthz"),
+    "pool psycopg2": ("app_psycopg2", "app_psycopg2:create_app", "/healthz"),
     "the same, with its database": (
         "app_psycopg2",
-        "app_psycopg2:create_app()",
+        "app_psycopg2:create_app",
         "/readyz",
     ),
-    "pool sqlalchemy": ("app_sqlalchemy", "app_sqlalchemy:create_app()", "/healthz"),
+    "pool sqlalchemy": ("app_sqlalchemy", "app_sqlalchemy:create_app", "/healthz"),
 }
 
 
-def seconds_to_answer(gunicorn: Path, project: Path, app: str, path: str) -> float:
-    """Start gunicorn in the project; return after how many seconds it answers 200."""
+def seconds_to_answer(granian: Path, project: Path, app: str, path: str) -> float:
+    """Start the server in the project; return after how many seconds it answers 200."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = [gunicorn, "--bind", f"127.0.0.1:{port}", app]
+    command = [granian, "--interface", "wsgi", "--http", "1", "--workers", "2"]
+    command += ["--blocking-threads", "8", "--factory", "--port", str(port), app]
     began = time.monotonic()
-    process = subprocess.Popen(command, cwd=project, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=project, **quiet)
     try:
         while time.monotonic() < began + 60:
             with suppress(OSError), urlopen(f"http://127.0.0.1:{port}{path}"):
@@ -65,8 +71,8 @@ def measure(folder: Path, programs: Path) -> dict[str, list[float]]:
     for number in range(ROUNDS + 1):
         for name in sample(list(TURNS), len(TURNS)):
             project, app, path = TURNS[name]
-            gunicorn = programs / "gunicorn"
-            seconds = seconds_to_answer(gunicorn, folder / project, app, path)
+            granian = programs / "granian"
+            seconds = seconds_to_answer(granian, folder / project, app, path)
             found[name] += [seconds] if number else []
     return found
 

@@ -1,10 +1,10 @@
 """Requests a second and their latency: the template's pools beside other ways.
 
-Every application answers with the same row of a small table, found by its key, through
-gunicorn with 2 workers of 8 threads. In each round each has its turn, in random order
-and alone: all at once would have more connections than the server's 100. Makes the
-projects, their environment and a PostgreSQL in a temporary folder; prints a table in
-Markdown and draws docs/images/requests.svg.
+Every application responds with the same row of a small table, found by its key, through
+granian with 2 workers of 8 threads, as `flask serve` runs it. In each round each has its
+turn, in random order and alone: all at once would need more connections than the server
+has. Makes the projects, their environment and a PostgreSQL in a temporary folder; prints
+a table in Markdown and draws docs/images/requests.svg.
 """
 
 import json
@@ -102,13 +102,10 @@ def item(number):
 """
 # The pool of a project in a bare application, as all others have theirs.
 BAKED = """
-from importlib.util import find_spec
-from PACKAGE import db
-app.config.update(DATABASE_URL=URL, SLOW_QUERY=0.5)
+from PACKAGE.core import config, db, pool
+config.init_app(app, {}, db.SETTINGS, pool.SETTINGS)
 db.init_app(app)
-if find_spec("PACKAGE.pool"):
-    from PACKAGE import pool
-    pool.init_app(app)
+pool.init_app(app)
 
 
 @app.get("/items/<int:number>")
@@ -118,7 +115,7 @@ def item(number):
 # A project as it is, with its log of requests and its headers.
 PROJECT = """
 from PACKAGE import create_app
-from PACKAGE.db import get_db
+from PACKAGE.core.db import get_db
 app = create_app()
 
 
@@ -197,7 +194,7 @@ Results = dict[tuple[str, int], list[Found]]  # by name and number of clients
 
 def environment() -> dict[str, str]:
     """Return the environment without what would change the applications."""
-    ours = ("PYTHON", "FLASK", "DATABASE_URL", "SECRET_KEY", "POOL", "PG", "GUNICORN")
+    ours = ("PYTHON", "FLASK", "DATABASE_URL", "SECRET_KEY", "POOL", "PG", "GRANIAN")
     return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
 
@@ -250,25 +247,27 @@ def database(project: Path) -> Iterator[str]:
 
 
 @contextmanager
-def served(gunicorn: Path, folder: Path, module: str, dsn: str) -> Iterator[str]:
+def served(granian: Path, folder: Path, module: str, dsn: str) -> Iterator[str]:
     """Serve the module of the folder; yield the URL of its item once that is right.
 
     What it logs is printed if the measurement fails.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = [gunicorn, "--workers", "2", "--worker-class", "gthread"]
-    command += ["--threads", "8", "--bind", f"127.0.0.1:{port}", f"{module}:app"]
+    command = [granian, "--interface", "wsgi", "--http", "1", "--workers", "2"]
+    command += ["--blocking-threads", "8", "--backpressure", "65536", "--no-ws"]
+    command += ["--port", str(port), f"{module}:app"]
     environ = environment() | {
         "DATABASE_URL": dsn,
         "SECRET_KEY": "0123456789abcdef" * 2,
         "TRUSTED_HOSTS": "127.0.0.1",
     }
-    environ |= {"POOL_SIZE": "8", "XDG_RUNTIME_DIR": str(folder)}  # gunicorn.ctl's
+    environ["POOL_SIZE"] = "8"
     log = folder / f"{module}.log"
     with log.open("w") as output:
+        streams = {"stdout": output, "stderr": output}
         process = subprocess.Popen(
-            command, cwd=folder, env=environ, stderr=output, start_new_session=True
+            command, cwd=folder, env=environ, start_new_session=True, **streams
         )
     try:
         await_port(port)
@@ -320,11 +319,11 @@ def load(url: str, clients: int, seconds: int) -> Found:
 def measure(folder: Path, project: Path, dsn: str) -> Results:
     """Return what was found in rounds in which each application has a turn."""
     modules = write_modules(folder)
-    gunicorn = project / ".venv" / "bin" / "gunicorn"
+    granian = project / ".venv" / "bin" / "granian"
     results: Results = {(name, count): [] for name in modules for count in CLIENTS}
     for _ in range(ROUNDS):
         for name in sample(list(modules), len(modules)):
-            with served(gunicorn, folder / "served", modules[name], dsn) as url:
+            with served(granian, folder / "served", modules[name], dsn) as url:
                 load(url, max(CLIENTS), 1)  # to get warm
                 for count in sample(CLIENTS, len(CLIENTS)):
                     results[name, count].append(load(url, count, SECONDS))
