@@ -1,10 +1,10 @@
-"""Requests a second and their latency: the template's pools beside other ways.
+"""Requests per second and their latency: the template's pools beside other ways.
 
-Every application responds with the same row of a small table, found by its key, through
-granian with 2 workers of 8 threads, as `flask serve` runs it. In each round each has its
+Every application responds with the same row of a small table, found by its key. granian
+serves it with 2 workers of 8 threads, as `flask serve` does. In each round each has its
 turn, in random order and alone: all at once would need more connections than the server
-has. Makes the projects, their environment and a PostgreSQL in a temporary folder; prints
-a table in Markdown and draws docs/images/requests.svg.
+has. Makes the projects, their environment and a PostgreSQL in a temporary folder.
+Prints a table in Markdown and draws docs/images/requests.svg.
 """
 
 import json
