@@ -313,8 +313,17 @@ def test_project_from_before_core_takes_the_release(
     project = Project(repository, tmp_path, BEFORE_CORE, worker=worker)
     edit_before_core(project.folder)
     project.update()
-    assert project.conflicts() == ["app/__init__.py"]
-    move_into_core(project.folder)
+    # The people and the template changed neighboring lines, and both are shown.
+    assert set(project.conflicts()) <= {
+        "README.md",
+        "app/__init__.py",
+        "pyproject.toml",
+    }
+    assert "app.register_blueprint(hello.bp)" in read(project, "app/__init__.py")
+    assert "core.init_app(app, config)" in read(project, "app/__init__.py")
+    assert "flask-login" in read(project, "pyproject.toml")
+    assert "## Greetings" in read(project, "README.md")
+    move_into_core(project)
     expected = contents(edited(bake, worker=worker))
     assert contents(project.folder) == expected
 
@@ -407,16 +416,18 @@ def edit_before_core(folder: Path) -> None:
     replace(folder / "app/__init__.py", re.escape(old), new)
 
 
-def move_into_core(folder: Path) -> None:
+def move_into_core(project: Project) -> None:
     """Do what docs/updating.md says of the update to `core/`."""
-    git(folder, "checkout", "--theirs", "app/__init__.py")
-    replace(
-        folder / "app/__init__.py",
-        r"\.register_blueprint\(notes.bp\)\n",
-        rf"\g<0>{REGISTER}",
-    )
-    import_hello(folder / "app/__init__.py")
-    (folder / "app/hello.py").write_text(HELLO.lstrip())
+    for path in project.conflicts():
+        git(project.folder, "checkout", "--theirs", path)
+        pattern, addition = EDITS[path]
+        replace(project.folder / path, pattern, rf"\g<0>{addition}")
+    import_hello(project.folder / "app/__init__.py")
+    (project.folder / "app/hello.py").write_text(HELLO.lstrip())
+
+
+def read(project: Project, path: str) -> str:
+    return (project.folder / path).read_text()
 
 
 @pytest.fixture
