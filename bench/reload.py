@@ -55,7 +55,7 @@ def version():
 FLOOR = """
 import importlib, json, os, sys, time
 
-os.environ |= {"FLASK_DEBUG": "1", "WERKZEUG_RUN_MAIN": "true", "FLASK_DEV": "1"}
+os.environ |= {"FLASK_DEBUG": "1", "WERKZEUG_RUN_MAIN": "true", "_FLASK_DEV": "1"}
 
 
 def in_fork(function):
@@ -185,7 +185,7 @@ def environment(folder: Path, *packages: str) -> Path:
 
 def start_all(folder: Path) -> dict[str, Served]:
     """Start every reloader, each in a folder with a copy of the project's package."""
-    plain = environment(folder / "plain", "uvicorn", "a2wsgi")
+    plain = environment(folder / "plain", "uvicorn", "a2wsgi", "gunicorn")
     watched = environment(folder / "watchdog", "watchdog<7")
     run = ["--app", "served", "run", "--debug", "--port", "PORT"]
     dev = ["--app", "served", "dev", "--port", "PORT"]
