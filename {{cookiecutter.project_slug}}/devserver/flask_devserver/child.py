@@ -118,14 +118,16 @@ class Child:
     def _send_modules(self) -> None:
         """Report new modules: the supervisor imports some, and watches the files."""
         known: set[tuple[str, str]] = set()
+        count = 0
         while True:
             time.sleep(IDLE)  # The first request matters more now.
-            new = set(module_files()) - known
-            known |= new
-            imported = [name for name, path in new if is_library(path)]
-            files = [path for _, path in new if is_watched_module(path)]
-            if new:
-                self._send(modules=sorted(set(imported) - {"__main__"}), files=files)
+            if len(sys.modules) != count:
+                count = len(sys.modules)
+                new = set(module_files()) - known
+                known |= new
+                names = {name for name, path in new if is_library(path)}
+                files = [path for _, path in new if is_watched_module(path)]
+                self._send(modules=sorted(names - {"__main__"}), files=files)
 
 
 @dataclass(kw_only=True)

@@ -177,7 +177,7 @@ def module_files() -> Iterator[tuple[str, str]]:
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if isinstance(path, str):
-            yield name, os.path.abspath(path)
+            yield name, path if os.path.isabs(path) else os.path.abspath(path)
 
 
 def is_library(path: str) -> bool:

@@ -18,6 +18,7 @@ import termios
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
@@ -89,6 +90,7 @@ class Supervisor:
         self.changed: set[str] = set()  # files that no child has been started with
         self.reloaded: set[str] = set()  # those that this one was started for
         self.to_import: deque[str] = deque()
+        self.loaded: set[str] = set()  # files of the modules of this process
         self.saved = self.reload_at = 0.0
         self.began = time.monotonic()
         self.parent = os.getppid()
@@ -233,10 +235,11 @@ class Supervisor:
             self.selector.register(self.events.descriptor, EVENT_READ, self._on_event)
         since = int(self.started * 1e9)
         self.files = Files(os.getcwd(), since, self.watch, self.exclude)
-        self._add_modules([path for _, path in module_files()])
+        self.loaded = {path for _, path in module_files()}
+        self._add_modules(self.loaded)
         self._scan()
 
-    def _add_modules(self, paths: list[str]) -> None:
+    def _add_modules(self, paths: Iterable[str]) -> None:
         if self.reload:
             since = int(self.started * 1e9)
             self.files.add_modules(filter(is_watched_module, paths), since)
@@ -291,7 +294,8 @@ class Supervisor:
                 self.draining = True
             if "written" in message and self.reload:
                 self.files.written.add(message["written"])
-            self.to_import.extend(message.get("modules", []) if self.fork else [])
+            names = message.get("modules", []) if self.fork else []
+            self.to_import.extend(name for name in names if name not in sys.modules)
             self._add_modules(message.get("files", []))
 
     def _notify_ready(self) -> None:
@@ -308,13 +312,12 @@ class Supervisor:
         """Import one of the packages that the application uses, for the next fork."""
         if not self.to_import or self.ending:
             return
-        name = self.to_import.popleft()
-        if name not in sys.modules:
-            with suppress(BaseException):  # The application imports it again.
-                self.importing = True
-                import_module(name)
-            self.importing = False
+        with suppress(BaseException):  # The application imports it again.
+            self.importing = True
+            import_module(self.to_import.popleft())
+        self.importing = False
         if not self.to_import:
+            self.loaded = {path for _, path in module_files()}
             gc.freeze()  # A fork tells its own objects from these.
             if threading.active_count() > 1:
                 self.fork = False
@@ -332,9 +335,9 @@ class Supervisor:
         self.changed.clear()
         for path in self.reloaded:
             _forget_bytecode(path)
-        loaded = {path for _, path in module_files()}
         settings = any(os.path.basename(path) in SETTINGS for path in self.reloaded)
-        if settings or loaded & self.reloaded or _packages_changed_at() > self.packages:
+        packages = _packages_changed_at() > self.packages
+        if settings or packages or self.loaded & self.reloaded:
             self._reexec()
         return self._start()
 
