@@ -40,7 +40,7 @@ from .migrate import missing
 EngineError = ConnectorException
 HEARTBEAT_INTERVAL = 2.0  # seconds
 STALLED_AFTER = 20.0  # seconds without a heartbeat until others requeue a worker's jobs
-MAX_ATTEMPTS = 5  # starts of a job whose workers were killed
+MAX_ATTEMPTS = 6  # starts of a job whose workers were killed
 MAX_RECONNECT_DELAY = 30.0  # seconds, also for a query to wait for PostgreSQL
 
 STATUS = """
@@ -65,7 +65,7 @@ UPDATE procrastinate_jobs AS job SET
             OR EXISTS (SELECT FROM procrastinate_jobs AS other
                 WHERE other.status = 'todo' AND other.queueing_lock = job.queueing_lock)
         THEN 'failed' ELSE 'todo' END)::procrastinate_job_status,
-    scheduled_at = now() + attempts * 10 * random() * interval '1 second',
+    scheduled_at = now() + attempts * 3 * random() * interval '1 second',
     attempts = attempts + 1
 WHERE id = %(id)s AND status = 'doing'
     AND worker_id IS NOT DISTINCT FROM %(worker_id)s
