@@ -58,7 +58,7 @@ def test_page_shows_what_is_saved_and_comes_back(
         assert console == []
 
         browser_page.get_by_label("Note").fill(" ")
-        browser_page.get_by_role("button").click()  # which is answered 400
+        browser_page.get_by_role("button").click()  # The response is a 400.
         retitle(template, "Version 5")
         expect(notice).to_have_text(re.compile("There is a new version"))
         browser_page.goto(site.url + "notes")

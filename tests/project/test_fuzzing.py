@@ -54,7 +54,7 @@ PROBLEM = {
 
 
 def operation(status: int, media: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Describe an operation that is answered so, or refused with a problem."""
+    """Describe an operation: its success response, and a problem for the rest."""
     problem = {"application/problem+json": {"schema": PROBLEM}, "text/html": {}}
     responses = {
         str(status): {"description": "as asked", "content": media or problem},
