@@ -223,6 +223,20 @@ def test_other_users_can_neither_open_the_locks_nor_their_folder(
     assert folder.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_folder_of_an_older_version_is_named(folder: Path) -> None:
+    (folder / "data").mkdir(parents=True)
+    with pytest.raises(ClickException, match="is from an older version: remove it"):
+        postgres.ensure_database(folder, "app")
+
+
+@as_root
+def test_root_uses_no_folder_of_another_user(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    shutil.chown(folder, "nobody")
+    with pytest.raises(ClickException, match="is from an older version: remove it"):
+        postgres.ensure_database(folder, "app")
+
+
 @as_root
 def test_root_owns_all_but_the_data(folder: Path, start: StartClient) -> None:
     start().url()

@@ -201,7 +201,12 @@ def _make_home(server_dir: Path) -> Path:
         home.chmod(0o711)
         server_dir.unlink(missing_ok=True)  # a link to what is gone
         server_dir.symlink_to(home)
-    return server_dir.resolve()
+    home = server_dir.resolve()
+    is_old = (home / "data").exists() and not (home / SERVICES).exists()
+    if is_old or (_is_root() and home.stat().st_uid):  # It was nobody's.
+        hint = "remove it to start over"
+        raise ClickException(f"{server_dir} is from an older version: {hint}.")
+    return home
 
 
 def _initialize(home: Path) -> None:
