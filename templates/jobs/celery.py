@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from inspect import iscoroutinefunction, signature
 from random import uniform
 from typing import (
@@ -42,6 +43,8 @@ from .log import request_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+TASKS = f"{__name__.partition('.')[0]}.tasks"
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +259,7 @@ def init_app(app: Flask) -> None:
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
         control_exchange=app.name,  # Projects may share a broker.
-        imports=[f"{app.name}.tasks"],  # and others that have tasks
+        imports=[TASKS] if find_spec(TASKS) else [],  # and others that have tasks
         task_acks_late=True,
         task_default_queue=app.name,
         task_ignore_result=True,

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, update_wrapper
+from importlib.util import find_spec
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
@@ -93,9 +94,10 @@ def _unique(cursor: Any, locks: list[str]) -> Iterator[None]:
 
 
 # Tasks in modules other than tasks.py: name these here, too.
+TASKS = f"{__name__.partition('.')[0]}.tasks"
 queue = procrastinate.App(
     connector=ContextConnector(),
-    import_paths=[f"{__name__.partition('.')[0]}.tasks"],
+    import_paths=[TASKS] if find_spec(TASKS) else [],
 )
 
 

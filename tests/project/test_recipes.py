@@ -43,7 +43,7 @@ def test_example_can_be_removed(bake: Bake, worker: str) -> None:
     run(programs / "pytest", cwd=project)
 
 
-@pytest.mark.parametrize("worker", ["none", "celery"])
+@pytest.mark.parametrize("worker", ["none", "procrastinate"])
 def test_devserver_can_be_removed(bake: Bake, shared: Path, worker: str) -> None:
     project = bake(project_slug="app", worker=worker, docker=False)
     remove(project, REMOVE_DEVSERVER)
