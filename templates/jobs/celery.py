@@ -123,7 +123,7 @@ class Task(CeleryTask[P, R]):
                 message = f"{count} workers ended while they ran this job"
                 raise WorkerLostError(message)
             # The random delay separates it from the jobs that ran beside it.
-            delay = uniform(0, 10 * count)  # noqa: S311  # It is not a secret.
+            delay = uniform(0, 2 * count)  # noqa: S311  # It is not a secret.
             self._send_again(countdown=delay, redeliveries=count)
 
     def _send_again(self, countdown: float, **counts: int) -> NoReturn:
