@@ -65,7 +65,7 @@ class Terminal:
         self.environ = environ | {
             "FLASK_DEV_PORT": self.port,
             "FLASK_RUN_PORT": self.port,
-            "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{self.port}",
+            "PORT": self.port,
             "MAKEFLAGS": f"PORT={self.port}",
         }
         self.running: subprocess.Popen[bytes] | None = None

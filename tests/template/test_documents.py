@@ -61,6 +61,7 @@ PROJECT = ["docs/deploying.md"]
 UPDATING = ["docs/updating.md"]
 WITHOUT = [
     "CHANGELOG.md",
+    "SECURITY.md",
     "docs/benchmarks.md",
     "docs/choosing.md",
     "docs/reliability.md",
