@@ -162,6 +162,7 @@ def test_line_for_people_names_the_request(
         {"Sec-Fetch-Site": "same-origin"},
         {"Sec-Fetch-Site": "none", "Origin": "http://other.example"},
         {"Origin": "http://localhost"},
+        {"Origin": ""},
     ],
     ids=str,
 )

@@ -112,7 +112,7 @@ def _reject_cross_site() -> None:
         same = site in ("same-origin", "none")
     else:
         here = f"{request.scheme}://{request.host}"
-        same = request.origin in (None, here)
+        same = request.origin in (None, "", here)
     if not same:
         abort(403, "This request comes from another site.")
 
