@@ -82,7 +82,7 @@ def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
 
 
 def test_default_project_is_small(bake: Bake) -> None:
-    assert len(files(bake())) <= 54
+    assert len(files(bake())) <= 62
 
 
 def check_project(project: Path, answers: Answers) -> None:
