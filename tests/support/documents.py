@@ -36,7 +36,8 @@ def commands(markdown: str) -> list[Command]:
         if before == "heading_open":
             section = token.content
         elif token.type == "code_block":
-            lines = filter(None, token.content.splitlines())
+            whole = re.sub(r"\\\n\s*", "", token.content)  # what continues below
+            lines = filter(None, whole.splitlines())
             found += [Command(section, line) for line in lines]
         elif token.type == "fence":
             message = f"indent commands, or name the language:\n{token.content}"
