@@ -107,7 +107,7 @@ class Task(CeleryTask[P, R]):
             losses = request.headers.get("connection_losses", 0) + 1
             delay = min(2.0**losses, MAX_RETRY_DELAY)
             logger.warning("Retrying job in %d s: %s", delay, error)
-            self._send_again(countdown=delay, connection_losses=losses)
+            self._send_again(delay, connection_losses=losses)
 
     def on_failure(
         self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
@@ -122,11 +122,12 @@ class Task(CeleryTask[P, R]):
             if count > MAX_REDELIVERIES:
                 message = f"{count} workers ended while they ran this job"
                 raise WorkerLostError(message)
-            # The random delay separates it from the jobs that ran beside it.
+            # From the second time on, a random delay separates it from the jobs that
+            # ran beside it. A worker that is killed meanwhile would delay it again.
             delay = uniform(0, 2 * count)  # noqa: S311  # It is not a secret.
-            self._send_again(countdown=delay, redeliveries=count)
+            self._send_again(delay if count > 1 else None, redeliveries=count)
 
-    def _send_again(self, countdown: float, **counts: int) -> NoReturn:
+    def _send_again(self, countdown: float | None, **counts: int) -> NoReturn:
         # Not by `retry`, whose limit is for the errors of the task.
         request: Any = self.request
         again = self.signature_from_request(
