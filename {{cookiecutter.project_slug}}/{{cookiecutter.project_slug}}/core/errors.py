@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from typing import Any, cast
 
 from flask import Flask, after_this_request, render_template, request
 from flask.typing import ResponseReturnValue
@@ -24,9 +25,10 @@ def _vary(response: Response) -> Response:
 
 
 def _render_error(error: HTTPException) -> ResponseReturnValue:
-    response = error.get_response()
+    # Older Werkzeug declares a class without `data`.
+    response: Any = error.get_response()
     if error.response is not None:
-        return response
+        return cast(Response, response)
     if wants_json():
         # https://www.rfc-editor.org/rfc/rfc9457
         detail = {"title": error.name, "detail": error.description}
@@ -37,7 +39,7 @@ def _render_error(error: HTTPException) -> ResponseReturnValue:
         # remains, as it does in an application without the template.
         with suppress(TemplateNotFound):
             response.data = render_template("error.html", error=error)
-    return response
+    return cast(Response, response)
 
 
 def init_app(app: Flask) -> None:
