@@ -32,7 +32,7 @@ PROJECT = "{{cookiecutter.project_slug}}"
 # The release before this one: what stands in a file here, and what stood there then.
 BEFORE = {
     f"{PROJECT}/pyproject.toml": (r'"psycopg2-binary>=[\d.]+', '"psycopg2-binary>=2'),
-    f"{PROJECT}/README.md": (r"^Python [\d.]+ or later", "Python"),
+    f"{PROJECT}/README.md": (r"^You need Python [\d.]+ or later", "Python"),
     f"{PROJECT}/{PROJECT}/__init__.py": (r"Create the application", "Make it"),
     f"{PROJECT}/{PROJECT}/core/health.py": (r"\Z", "\n\nUNUSED = True\n"),
     "templates/pool/psycopg2.py": (r'\A"""[^\n]*', '"""A pool.'),

@@ -339,6 +339,8 @@ def _check_out(context: Any) -> None:
     conn = pool.getconn()
     # A thread may ask after the context has ended. The last one to drop `g` returns it.
     context.return_db = finalize(context, pool.putconn, conn)
+    # At exit, a query that still runs would block it.
+    context.return_db.atexit = False
     context.db = conn
     _log_slow_checkout(monotonic() - began)
 
