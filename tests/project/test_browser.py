@@ -137,9 +137,11 @@ def sleep() -> str:
 """
 FIRST_PAGE = """
 
-@bp.get("/")
 def first_page() -> str:
     return "<h1>Mine</h1>"
+
+
+bp.record_once(lambda state: state.app.add_url_rule("/", view_func=first_page))
 """
 TASK = """
 
