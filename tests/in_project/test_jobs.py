@@ -154,6 +154,10 @@ def all_done(app: Flask, database: Database, jobs: int = JOBS) -> bool:
     return count(database, "effects") == jobs and left == 0
 
 
+@pytest.mark.skipif(
+    CELERY and "WEEKLY" not in os.environ,
+    reason="Celery takes many minutes for it: the weekly workflow runs it",
+)
 def test_no_job_is_lost_whoever_is_killed(
     app: Flask, database: Database, server: Broker | Database, workers: Workers
 ) -> None:
