@@ -1,4 +1,4 @@
-"""What workers run that have a schedule: a job every two seconds."""
+"""Tasks of a worker with a schedule: one job every two seconds."""
 
 from app.core import jobs
 from app.core.db import get_db

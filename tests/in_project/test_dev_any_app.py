@@ -151,7 +151,7 @@ class Site:
 
     @property
     def log(self) -> str:
-        """What the server and the application wrote."""
+        """The output of the server and the application."""
         return (self.folder / "log").read_text(errors="backslashreplace")
 
 

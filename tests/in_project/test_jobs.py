@@ -94,7 +94,7 @@ def broker(tmp_path: Path) -> Iterator[Broker | None]:
 
 @pytest.fixture
 def server(database: Database, broker: Broker | None) -> Broker | Database:
-    """What the jobs wait at."""
+    """The server that holds the waiting jobs."""
     return broker or database
 
 

@@ -131,7 +131,7 @@ def responds(url: str) -> bool:
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Return whether a process runs, and is no zombie."""
+    """Return whether a process runs and is not a zombie."""
     with suppress(psutil.Error):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
