@@ -34,7 +34,8 @@ NOT_HERE = {
     "sudo": "needs a machine of one's own",
     "make test": "is what runs this",
     "make mutations": "takes seven minutes: test_mutations.py sees to its parts",
-    "uv run --no-dev celery": "runs for ever: test_jobs.py has the schedule",
+    "uv run celery": "lasts: test_jobs.py has Celery's own worker and schedule",
+    "uv run --no-dev celery": "as above",
 }
 
 # Commands that are run in full elsewhere, and here only begin.
