@@ -244,11 +244,11 @@ def test_file_that_is_to_be_skipped_stays_as_it_is(
 def test_package_that_was_renamed_takes_the_release(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
-    project = Project(repository, tmp_path, "before", project_slug="journal")
-    git(project.folder, "mv", "journal", "diary")
+    project = Project(repository, tmp_path, "before", project_slug="travelogue")
+    git(project.folder, "mv", "travelogue", "diary")
     for path in git(project.folder, "ls-files").splitlines():
         text = (project.folder / path).read_text()
-        (project.folder / path).write_text(text.replace("journal", "diary"))
+        (project.folder / path).write_text(text.replace("travelogue", "diary"))
     project.update()
     assert contents(project.folder) == contents(bake(project_slug="diary"))
 
