@@ -56,9 +56,10 @@ with create_app().app_context():
     count_words.delay("no number")
 """
 
-# The documents, by what their commands are typed into: a copy of the repository, a
-# project that goes to production, or what test_updating.py makes.
+# The documents, by where their commands are typed: in a copy of the repository, in a
+# project in development or in production, or in a project of test_updating.py.
 REPOSITORY = ["README.md", "CONTRIBUTING.md"]
+DEVELOPMENT = ["docs/development.md"]
 PROJECT = ["docs/deploying.md"]
 UPDATING = ["docs/updating.md"]
 WITHOUT = [
@@ -74,7 +75,7 @@ WITHOUT = [
 def test_every_document_is_known() -> None:
     found = {path.relative_to(TEMPLATE) for path in TEMPLATE.glob("*.md")}
     found |= {path.relative_to(TEMPLATE) for path in TEMPLATE.glob("docs/*.md")}
-    known = {*REPOSITORY, *PROJECT, *UPDATING, *WITHOUT}
+    known = {*REPOSITORY, *DEVELOPMENT, *PROJECT, *UPDATING, *WITHOUT}
     assert {path.as_posix() for path in found} == known
     assert [read(name) for name in WITHOUT if commands(read(name))] == []
 
@@ -99,9 +100,10 @@ def test_commands_of_a_project(
     project = bake(project_slug="app", worker=worker)
     typed = commands((project / "README.md").read_text())
     environ = {"PATH": path(tmp_path)} | BRIEFLY
-    type_all(
-        project, [c for c in typed if c.section not in PRODUCTION + RECIPES], **environ
-    )
+    in_development = [c for c in typed if c.section not in PRODUCTION + RECIPES]
+    if worker == WORKERS[0]:
+        in_development += [c for name in DEVELOPMENT for c in commands(read(name))]
+    type_all(project, in_development, **environ)
     with production(shared, tmp_path) as settings:
         run(project / ".venv/bin/flask", "migrate", cwd=project, **settings)
         run(project / ".venv/bin/python", "-c", FAIL, cwd=project, **settings)
@@ -121,7 +123,8 @@ def test_other_answers_bring_no_other_command(bake: Bake) -> None:
 
 
 def test_python_in_documents_is_python(bake: Bake) -> None:
-    texts = [read(name) for name in [*REPOSITORY, *PROJECT, *UPDATING, *WITHOUT]]
+    names = [*REPOSITORY, *DEVELOPMENT, *PROJECT, *UPDATING, *WITHOUT]
+    texts = [read(name) for name in names]
     for answers in combinations("worker"):
         texts.append(readme(bake, **answers))
     found = [code for text in texts for code in blocks(text, "python")]
