@@ -26,7 +26,7 @@ DEADLINE = float(os.environ.get("DEADLINE", "120"))
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without the variables of Python, Flask, pytest and make."""
+    """Return the environment without settings of Python, Flask, pytest and make."""
     ours = ("PYTHON", "FLASK", "VIRTUAL_ENV", "DATABASE_URL", "SECRET_KEY", "PYTEST")
     ours += ("MAKE", "MFLAGS")  # The tests may run under `make test`.
     return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
