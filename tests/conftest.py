@@ -16,13 +16,13 @@ collect_ignore = ["in_project"]  # These run inside a baked project.
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the template to bake from."""
+    """A copy of the template to bake from."""
     return copy_template(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture(scope="session")
 def render(cookies_session: Cookies, template: Path) -> Bake:
-    """Return a function that bakes a project once for each set of answers."""
+    """A function that bakes a project once per set of answers."""
     projects: dict[str, Path] = {}
 
     def render(**answers: Any) -> Path:
@@ -39,7 +39,7 @@ def render(cookies_session: Cookies, template: Path) -> Bake:
 
 @pytest.fixture
 def bake(render: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bake]:
-    """Bake a project with the answers given as keywords, and return its folder."""
+    """A function that bakes a project with the given answers and returns its folder."""
     projects = []
 
     def bake(**answers: Any) -> Path:
@@ -55,9 +55,9 @@ def bake(render: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bak
 
 @pytest.fixture(scope="session")
 def shared(render: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return the default project, installed, with the tests of tests/in_project.
+    """The default project, installed, with the tests of tests/in_project.
 
-    Tests run it and change none of its files.
+    Tests that use it must not change its files.
     """
     project = tmp_path_factory.mktemp("shared") / "app"
     shutil.copytree(render(project_slug="app"), project)

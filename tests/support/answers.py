@@ -12,7 +12,7 @@ Answers = dict[str, Any]
 
 
 def choices() -> dict[str, list[Any]]:
-    """Return the questions with a fixed set of answers, and these answers."""
+    """Return the answers to choose from, by question."""
     fixed = {}
     for name, default in QUESTIONS.items():
         if isinstance(default, list) and not name.startswith("_"):
@@ -23,7 +23,7 @@ def choices() -> dict[str, list[Any]]:
 
 
 def combinations(*names: str) -> list[Answers]:
-    """Return every combination of the answers to `names`, or to all the choices."""
+    """Return every combination of the answers to `names`, or to all of `choices()`."""
     wanted = {name: choices()[name] for name in names} or choices()
     return [
         dict(zip(wanted, values, strict=True))

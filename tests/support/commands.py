@@ -1,4 +1,4 @@
-"""Commands, run as a user would run them, and waits for what they do."""
+"""Run commands as a user would, and wait for conditions."""
 
 import os
 import subprocess
@@ -14,14 +14,14 @@ import pytest
 TEMPLATE = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 
-# The settings that every project demands in production, besides a database.
+# The settings that every project requires in production, besides a database.
 SETTINGS = {
     "FLASK_SKIP_DOTENV": "1",
     "SECRET_KEY": "0123456789abcdef" * 2,
     "TRUSTED_HOSTS": "127.0.0.1",
 }
 
-# Seconds for anything to happen: a wait is over as soon as it does.
+# Seconds until a wait fails. A wait ends as soon as its condition holds.
 DEADLINE = float(os.environ.get("DEADLINE", "120"))
 
 
@@ -33,7 +33,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> str:
-    """Run a command as a user would and return its output; fail with it if it fails."""
+    """Run a command and return its output. If the command fails, fail the test."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -45,18 +45,18 @@ def run(*command: str | Path, cwd: Path, **environ: str) -> str:
         timeout=15 * DEADLINE,
     )
     if done.returncode:
-        pytest.fail(f"{command} ended with {done.returncode}:\n{done.stdout}")
+        pytest.fail(f"{command} exited with {done.returncode}:\n{done.stdout}")
     return done.stdout
 
 
 def command_lines() -> list[str]:
-    """Return the command lines of all processes of this machine."""
+    """Return the command lines of all processes on this machine."""
     found = psutil.process_iter(["cmdline"])
     return [" ".join(process.info["cmdline"] or []) for process in found]
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
-    """Wait until `condition` is true and return it; fail when it does not come true."""
+    """Wait until `condition` returns a true value, and return that value."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > end:

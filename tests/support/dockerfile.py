@@ -1,4 +1,4 @@
-"""The steps of a Dockerfile taken by hand, in a folder that stands for `/`."""
+"""Execute a Dockerfile without a container engine, in a folder that stands for `/`."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from .commands import run
 
 
 class Image:
-    """The image that the Dockerfile of `project` builds, with `python` for its base.
+    """The image that the Dockerfile of `project` builds, with `python` as its base.
 
-    It knows the instructions of these Dockerfiles only; others raise
-    `AttributeError`. Its folder /app is a folder of the same name below `folder`.
+    Instructions that these Dockerfiles do not use raise `AttributeError`. The folder
+    /app of the image is `root/app` in `folder`.
     """
 
     def __init__(self, project: Path, folder: Path, python: str) -> None:
@@ -24,7 +24,7 @@ class Image:
         self.stage = ""
 
     def build(self) -> None:
-        """Take all the steps. Fails with what a program said when that fails."""
+        """Execute all instructions. A program that fails, fails the test."""
         text = (self.project / "Dockerfile").read_text()
         for line in text.replace("/app", f"{self.root}/app").splitlines():
             instruction, _, rest = line.partition(" ")
@@ -32,7 +32,7 @@ class Image:
                 getattr(self, f"take_{instruction.lower()}")(rest)
 
     def command(self, *words: str, **environ: str) -> dict[str, Any]:
-        """Return how to start a program in a container, for `subprocess`."""
+        """Return arguments for `subprocess` that start a program in a container."""
         user = {"user": self.user, "group": self.user, "extra_groups": []}
         return {
             "args": words or self.cmd,
@@ -97,7 +97,7 @@ class Image:
 
 
 def copy(path: Path, target: Path, mode: int | None) -> None:
-    """Copy a file into a folder, or what is in a folder into another."""
+    """Copy a file into a folder, or the contents of a folder into another."""
     if path.is_dir():
         shutil.copytree(path, target, symlinks=True)
         copied = [target, *target.rglob("*")]

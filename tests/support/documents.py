@@ -18,7 +18,7 @@ LASTS = re.compile(r"(^make demo.*| flask (dev|run --debug|worker)| serve)$")
 
 
 class Command(NamedTuple):
-    """A command, and the heading that it stands under."""
+    """A command and the heading above it."""
 
     section: str
     text: str
@@ -27,8 +27,8 @@ class Command(NamedTuple):
 def commands(markdown: str) -> list[Command]:
     """Return the commands of a document, in order.
 
-    An indented block holds one command per line. Everything else is fenced, with the
-    name of its language.
+    An indented block holds one command per line. Fence everything else, with the name
+    of its language.
     """
     found: list[Command] = []
     section = before = ""
@@ -36,27 +36,27 @@ def commands(markdown: str) -> list[Command]:
         if before == "heading_open":
             section = token.content
         elif token.type == "code_block":
-            whole = re.sub(r"\\\n\s*", "", token.content)  # what continues below
+            whole = re.sub(r"\\\n\s*", "", token.content)  # Join continued lines.
             lines = filter(None, whole.splitlines())
             found += [Command(section, line) for line in lines]
         elif token.type == "fence":
-            message = f"indent commands, or name the language:\n{token.content}"
+            message = f"Indent commands, or name the language:\n{token.content}"
             assert token.info not in ("", "sh", "bash", "shell", "console"), message
         before = token.type
     return found
 
 
 def blocks(markdown: str, language: str) -> list[str]:
-    """Return what is fenced as of that language."""
+    """Return the contents of the fenced blocks in that language."""
     tokens = MarkdownIt().parse(markdown)
     return [token.content for token in tokens if token.info == language]
 
 
 class Terminal:
-    """A terminal that runs commands one after the other, from `folder` on.
+    """A terminal that runs commands one after the other and starts in `folder`.
 
-    A command that lasts, such as a server, must respond. It runs until the next such
-    command or the end of the `with` block.
+    A server or a worker must respond. It runs until the next server or worker, or
+    until the end of the `with` block.
     """
 
     def __init__(self, folder: Path, **environ: str) -> None:
@@ -83,7 +83,7 @@ class Terminal:
         self.end()
 
     def type(self, command: str) -> None:
-        """Run a command; to what it asks, the answer is the default."""
+        """Run a command. Answer its questions with the defaults."""
         if command.startswith("cd "):
             self.folder /= command.removeprefix("cd ")
         elif LASTS.search(command):
@@ -93,11 +93,11 @@ class Terminal:
             print(self.run(f"yes '' | head -n 20 | {{ {command}; }}"))
 
     def run(self, command: str) -> str:
-        """Run a command to its end and return what it says."""
+        """Run a command until it exits, and return its output."""
         return run("bash", "-c", command, cwd=self.folder, **self.environ)
 
     def start(self, command: str) -> None:
-        """Start what lasts, and wait until it is at work."""
+        """Start a server or a worker, and wait until it responds."""
         with self.log.open("w") as output:
             self.running = subprocess.Popen(
                 ["bash", "-c", command],
@@ -116,16 +116,16 @@ class Terminal:
         return self.running is None or self.running.poll() is not None
 
     def serves(self) -> bool:
-        """Return whether the notes, which are in the database, are shown."""
+        """Return whether the server shows the notes from the database."""
         return "<h1>Notes</h1>" in page(f"http://127.0.0.1:{self.port}/notes")
 
     def works(self) -> bool:
-        """Return whether a worker has done what there was to do."""
+        """Return whether a worker has run all jobs."""
         said = self.run("uv run flask worker --status")
         return {"waiting: 0", "running: 0", "workers: 1"} <= set(said.splitlines())
 
     def end(self) -> None:
-        """End what was started, as Ctrl-C does."""
+        """Stop the running server or worker as Ctrl-C does."""
         if self.running:
             with suppress(ProcessLookupError):
                 os.killpg(self.running.pid, signal.SIGINT)

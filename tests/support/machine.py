@@ -1,6 +1,6 @@
 """Programs that the machine may lack: a broker for Celery, and a browser.
 
-`python -m tests.support.machine` fetches a browser where there is none.
+`python -m tests.support.machine` downloads a browser if none is installed.
 """
 
 import os
@@ -27,15 +27,15 @@ NO_BROKER = "BROKER is {!r} and {} is not on the PATH: install it, or unset BROK
 
 
 def lack(sentence: str) -> NoReturn:
-    """Skip the test because the machine lacks something; with CI set, fail it."""
+    """Skip the test because the machine lacks a program. If CI is set, fail it."""
     if os.environ.get("CI"):
         pytest.fail(sentence, pytrace=False)
-    # Outside of the tests, so that pytest counts all skips in one line.
+    # Without a location inside the tests, pytest counts all skips in one line.
     raise pytest.skip.Exception(sentence, _use_item_location=False)
 
 
 def broker_server() -> str:
-    """Return the server that speaks Redis' protocol: a wheel's Valkey by default."""
+    """Return the path of a Redis or Valkey server: by default, that of the wheel."""
     broker = os.environ.get("BROKER") or "valkey"
     if broker == "redis":
         return shutil.which("redis-server") or lack(
@@ -52,7 +52,7 @@ def broker_server() -> str:
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Open a browser that the machine has, and close it at the end of the block."""
+    """Open an installed browser, and close it at the end of the block."""
     with sync_playwright() as playwright:
         browser = _launch(playwright) or lack(NO_BROWSER)
         try:
@@ -73,7 +73,7 @@ def _launch(playwright: Playwright) -> Browser | None:
 
 
 def fetch_browser() -> None:
-    """Let Playwright fetch its Chromium if no browser can be opened here."""
+    """Let Playwright download its Chromium if no browser can be opened."""
     with sync_playwright() as playwright:
         if browser := _launch(playwright):
             return browser.close()

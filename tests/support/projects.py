@@ -25,15 +25,15 @@ sys.stdin.read()
 
 
 def install(project: Path, *options: str, **environ: str) -> Path:
-    """Install the project with the Python of the tests; return its programs."""
+    """Install the project with the Python of the tests; return its `bin` folder."""
     sync = [PROGRAMS / "uv", "sync", "--quiet", *options]
-    # `uv pip` would change the tests' own environment if this were set elsewhere, too.
+    # Set only here: with UV_PYTHON set, `uv pip` would change the tests' environment.
     run(*sync, cwd=project, **{"UV_PYTHON": sys.executable} | environ)
     return project / ".venv" / PROGRAMS.name
 
 
 def put_inside(project: Path) -> None:
-    """Put the tests of tests/in_project into the project."""
+    """Copy tests/in_project into the tests of the project."""
     inside = TEMPLATE / "tests" / "in_project"
     shutil.copytree(inside, project / "tests", dirs_exist_ok=True)
 
@@ -43,21 +43,21 @@ def files(project: Path) -> list[Path]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return the text of every file, apart from what git and cruft keep there."""
+    """Return the text of every file, except for those of git and cruft."""
     paths = {path.relative_to(folder).as_posix(): path for path in files(folder)}
     ours = {name for name in paths if not re.match(r"\.git/|\.cruft\.json", name)}
     return {name: paths[name].read_text() for name in ours}
 
 
 def check_style(project: Path) -> None:
-    """Check the style. Only the owners' lines may be longer than the formatter's."""
+    """Check the style. Unlike in the project's own check, no line may be too long."""
     run(PROGRAMS / "ruff", "check", "--no-cache", "--extend-select=E501", cwd=project)
     run(PROGRAMS / "ruff", "format", "--check", "--no-cache", cwd=project)
 
 
 @contextmanager
 def embedded_server(project: Path) -> Iterator[str]:
-    """Run a PostgreSQL for others to use, in a folder beside the project."""
+    """Run an embedded PostgreSQL in a folder beside the project, and yield its URL."""
     folder = project.parent / "server" / "postgres"
     with subprocess.Popen(
         [project / ".venv" / PROGRAMS.name / "python", "-c", SERVE, folder],
@@ -74,7 +74,7 @@ def embedded_server(project: Path) -> Iterator[str]:
 
 
 def remove_database(folder: Path) -> None:
-    """Remove an embedded PostgreSQL, which as root is not where the folder is."""
+    """Remove an embedded PostgreSQL. For root, `folder` is a link to its data."""
     home = folder.resolve()
     wait_for(
         lambda: not (home / "data" / "postmaster.pid").exists(), "end of the server"
@@ -83,9 +83,9 @@ def remove_database(folder: Path) -> None:
 
 
 def reachable_python(user: dict[str, str]) -> str:
-    """Return a Python that the user can run: not one in the home of root."""
+    """Return a Python that the user can run, so not one in the home of root."""
     for python in (os.path.realpath(sys.executable), "/usr/bin/python3"):
         with suppress(PermissionError, subprocess.CalledProcessError):
             subprocess.run([python, "-c", "import ensurepip"], check=True, **user)
             return python
-    pytest.fail("no Python that an ordinary user can run: install python3-venv")
+    pytest.fail("An ordinary user can run no Python here: install python3-venv.")

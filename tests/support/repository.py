@@ -1,4 +1,4 @@
-"""Copies of the template, and repositories of git."""
+"""Copy the template, and use git."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .commands import TEMPLATE, run
 
-# Who commits, and what a document calls the repository and its releases.
+# The author of the commits.
 PERSON = {
     "GIT_AUTHOR_NAME": "Nobody",
     "GIT_AUTHOR_EMAIL": "nobody@example.com",
@@ -16,7 +16,7 @@ PERSON = {
 
 
 def copy_template(folder: Path) -> Path:
-    """Copy what git does not ignore here, and nothing else, into the folder."""
+    """Copy the template into the folder, without the files that git ignores."""
     ignored = (TEMPLATE / ".gitignore").read_text().replace("/", "").split()
     ignore = shutil.ignore_patterns(".git", *ignored)
     return shutil.copytree(TEMPLATE, folder, ignore=ignore, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""`flask dev` on a baked project, and what is left when it has ended."""
+"""Serve a baked project with `flask dev`, and request its pages."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from .projects import install
 
 
 class Site:
-    """What `flask dev` serves on `port`: the project in `folder`, once installed."""
+    """The project in `folder`, installed, which `flask dev` serves on `port`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,7 +28,7 @@ class Site:
 
     @contextmanager
     def serve(self, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-        """Serve it until the end of the block, as from a terminal of its own."""
+        """Serve it until the end of the block, in a session of its own."""
         with self.log.open("ab") as output:
             server = subprocess.Popen(
                 self.command,
@@ -47,11 +47,11 @@ class Site:
             server.wait(DEADLINE)
 
     def page(self, path: str, **form: str) -> str:
-        """Return what `path` answers, or what posting the form there does, if any."""
+        """Return the response to a GET of `path`, or to a POST of the form if given."""
         return page(self.url + path, **form)
 
     def is_gone(self) -> bool:
-        """Return whether no process of the project runs and its port is free."""
+        """Return whether no process of the project runs, and its port is free."""
         runs = any(str(self.folder) in line for line in command_lines())
         postmaster = self.folder / "instance" / "postgres" / "data" / "postmaster.pid"
         with suppress(OSError), socket.create_server(("127.0.0.1", self.port)):
@@ -60,17 +60,17 @@ class Site:
 
 
 def page(url: str, **form: str) -> str:
-    """Return what `url` answers, or what posting the form there does, if any."""
+    """Return the response to a GET of `url`, or to a POST of the form if given."""
     data = urlencode(form).encode() if form else None
     with (
         suppress(URLError, ConnectionError),
-        urlopen(url, data, timeout=DEADLINE) as answer,
+        urlopen(url, data, timeout=DEADLINE) as response,
     ):
-        return str(answer.read().decode())
+        return str(response.read().decode())
     return ""
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
