@@ -340,7 +340,7 @@ DEFECTS = [
         old="{{ cookiecutter.description | replace('\\\\\\\\', '\\\\\\\\\\\\\\\\') | "
         "replace('\\\"', '\\\\\\\\\\\"') }}",
         new="{{ cookiecutter.description }}",
-        test="tests/template/test_answers.py::test_odd_text_is_shown_unharmed",
+        test="tests/template/test_answers.py::test_odd_text_arrives_unchanged",
         sign="TOMLDecodeError",
         answers=TEMPLATE,
     ),

@@ -1,4 +1,4 @@
-"""Bad answers stop the bake with one sentence; odd ones come out as they were typed."""
+"""Invalid answers stop the bake with one message; odd answers arrive unchanged."""
 
 import keyword
 import subprocess
@@ -43,7 +43,7 @@ SLUGS = {
     "n" * 41: SHAPE,
     "a___b": SHAPE,  # Docker rejects it as a tag.
     "nоtes": SHAPE,  # a Cyrillic о
-    "ｎotes": SHAPE,  # a full-width n, which Python takes for an n
+    "ｎotes": SHAPE,  # a full-width n, which Python reads as n
     "notes٣": SHAPE,  # an Arabic digit
     'notes"': SHAPE,
     "class": RESERVED,
@@ -91,7 +91,7 @@ ODD = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder in an empty folder, which both are to stay so."""
+    """An empty folder in an empty folder. A rejected bake leaves both empty."""
     folder = tmp_path / "parent" / "output"
     folder.mkdir(parents=True)
     return folder
@@ -101,7 +101,7 @@ def folder(tmp_path: Path) -> Path:
 def refusal(
     template: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Bake with answers that will not do, and return the sentence about them."""
+    """A function that bakes with invalid answers and returns the error message."""
 
     def refusal(**answers: str) -> str:
         with pytest.raises(FailedHookException):
@@ -116,7 +116,7 @@ def refusal(
 def bake_in(
     folder: Path, template: Path, answers: dict[str, str], **options: Any
 ) -> None:
-    """Bake without a question."""
+    """Bake without asking questions."""
     cookiecutter(
         str(template),
         no_input=True,
@@ -137,7 +137,7 @@ def test_bad_slug_is_rejected(refusal: Callable[..., str], slug: str) -> None:
 
 
 @pytest.mark.parametrize("slug", ["", ".", "..", "../notes", "a/b", "a\\b", "{}/notes"])
-def test_slug_that_leaves_the_folder_is_rejected_without_hooks(
+def test_slug_outside_the_folder_is_rejected_without_hooks(
     template: Path, folder: Path, slug: str
 ) -> None:
     answers = {"project_slug": slug.format(folder.parent)}
@@ -160,7 +160,7 @@ def test_default_slug_of_every_name_is_accepted(template: Path, folder: Path) ->
         run_script_with_context(script, folder, context)
 
 
-def test_reserved_names_hold_those_of_python() -> None:
+def test_reserved_names_include_names_of_python() -> None:
     python = {*sys.stdlib_module_names, *keyword.kwlist, *keyword.softkwlist}
     lower = {name for name in python if name[0].islower() and name == name.lower()}
     assert lower - set(QUESTIONS["_reserved_names"].split()) == set()
@@ -179,7 +179,7 @@ def test_control_character_is_rejected(
 
 
 @pytest.mark.parametrize("name", ["project_name", "description", "author_name"])
-def test_too_long_a_text_is_rejected(refusal: Callable[..., str], name: str) -> None:
+def test_long_text_is_rejected(refusal: Callable[..., str], name: str) -> None:
     answers = {"project_slug": "notes", name: "x" * 501}
     sentence = refusal(**answers)
     assert sentence == f"{name} has 501 characters: use at most 500."
@@ -199,7 +199,7 @@ def test_bad_email_is_rejected(refusal: Callable[..., str], email: str) -> None:
 
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text[:12]))
-def test_odd_text_is_shown_unharmed(template: Path, tmp_path: Path, text: str) -> None:
+def test_odd_text_arrives_unchanged(template: Path, tmp_path: Path, text: str) -> None:
     questions = [name for name in QUESTIONS if not name.startswith("_")]
     typed = {"project_name": text, "description": text, "author_name": text}
     answers = typed | {"project_slug": "notes"}
@@ -222,13 +222,15 @@ def test_odd_text_is_shown_unharmed(template: Path, tmp_path: Path, text: str) -
 
 
 @pytest.mark.parametrize("email", EMAILS)
-def test_odd_email_is_built(template: Path, folder: Path, email: str) -> None:
+def test_odd_email_passes_the_build_backend(
+    template: Path, folder: Path, email: str
+) -> None:
     bake_in(folder, template, {"project_slug": "notes", "author_email": email})
     build(folder / "notes")
 
 
 @pytest.mark.parametrize("license", choices()["license"])
-def test_only_proprietary_project_cannot_be_uploaded(bake: Bake, license: str) -> None:
+def test_proprietary_project_rejects_upload(bake: Bake, license: str) -> None:
     classifiers = build(bake(project_slug="notes", license=license)).get_all(
         "Classifier", []
     )
@@ -245,7 +247,7 @@ def build(project: Path) -> Message:
 
 
 def prompt(name: str) -> str:
-    """Return what is asked, as a reader sees it."""
+    """Return the wording of a question, as a user sees it."""
     wording = QUESTIONS["__prompts__"][name]
     return str(wording["__prompt__"] if isinstance(wording, dict) else wording)
 

@@ -1,4 +1,4 @@
-"""The CI of a project: linters find nothing in it, and its steps pass at home."""
+"""The CI of a project passes linters, and its steps pass on this machine."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ print(cursor.fetchall())
 
 
 @pytest.mark.parametrize("answers", combinations("ci", "docker"), ids=label)
-def test_files_follow_the_published_schemas(bake: Bake, answers: Answers) -> None:
+def test_ci_files_match_the_published_schemas(bake: Bake, answers: Answers) -> None:
     project = bake(project_slug="app", **answers)
     for file, schema in SCHEMAS[answers["ci"]].items():
         option = f"--builtin-schema=vendor.{schema}"
@@ -36,7 +36,7 @@ def test_files_follow_the_published_schemas(bake: Bake, answers: Answers) -> Non
 
 
 @pytest.mark.parametrize("answers", combinations("docker"), ids=label)
-def test_linters_of_workflows_find_nothing(bake: Bake, answers: Answers) -> None:
+def test_workflow_passes_its_linters(bake: Bake, answers: Answers) -> None:
     project = bake(project_slug="app", ci="github", **answers)
     run(PROGRAMS / "actionlint", GITHUB, cwd=project)
     run(PROGRAMS / "zizmor", "--offline", ".", cwd=project)
@@ -50,7 +50,7 @@ def test_github_and_gitlab_run_the_same(bake: Bake, answers: Answers) -> None:
 
 
 @pytest.mark.slow
-def test_steps_pass_at_home_and_clean_up(bake: Bake, shared: Path) -> None:
+def test_steps_pass_locally_and_clean_up(bake: Bake, shared: Path) -> None:
     project = bake(project_slug="app")
     jobs = github(project)
     assert jobs.pop("container") == ["docker build ."]  # See test_docker.py.
@@ -70,7 +70,7 @@ def databases(project: Path, url: str) -> str:
 
 
 def take(step: str, project: Path, url: str) -> str:
-    """Run a step as CI does, on the database at `url`, and return what it says."""
+    """Run a step as CI does, on the database at `url`, and return its output."""
     environ = workflow(project)["env"] | {
         "DATABASE_URL": url,
         "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
@@ -81,17 +81,17 @@ def take(step: str, project: Path, url: str) -> str:
 
 
 def workflow(project: Path) -> Any:
-    """Return what the workflow says."""
+    """Return the parsed workflow."""
     return yaml.safe_load((project / GITHUB).read_text())
 
 
 def github(project: Path) -> dict[str, list[str]]:
-    """Return the jobs of the workflow, each as what it runs."""
+    """Return the commands of each job of the workflow."""
     jobs = workflow(project)["jobs"].items()
     return {name: [s["run"] for s in job["steps"] if "run" in s] for name, job in jobs}
 
 
 def gitlab(project: Path) -> dict[str, list[str]]:
-    """Return the jobs of the pipeline, each as what it runs."""
+    """Return the commands of each job of the pipeline."""
     pipeline = yaml.safe_load((project / ".gitlab-ci.yml").read_text())
     return {name: job["script"] for name, job in pipeline.items() if "script" in job}

@@ -1,4 +1,4 @@
-"""Every combination of all choices: the right files, and nothing wrong in them."""
+"""Every combination of answers generates the right files without errors."""
 
 import json
 import tomllib
@@ -49,12 +49,12 @@ CI = {
 }
 
 
-# No answer but the license decides anything in its file: see `test_license`.
+# The license changes only its own file: see `test_license`.
 EVERY = combinations(*(name for name in choices() if name != "license"))
 
 
 def expected(answers: Answers) -> set[str]:
-    """Return the files that the answers ask for."""
+    """Return the names of the files that the answers should generate."""
     names = ALWAYS + CI[answers["ci"]]
     names += f" {WITH_POOL}" if answers["pool"] != "none" else ""
     names += f" {WITH_WORKER}" if answers["worker"] != "none" else ""
@@ -74,7 +74,7 @@ def test_license(bake: Bake, license: str) -> None:
     check_project(bake(project_slug="app", license=license), EVERY[0])
 
 
-# A slug is first or last among the packages that a module imports.
+# Imports stay sorted whether the slug comes first or last.
 @pytest.mark.parametrize("slug", ["a", "z" * 40], ids=len)
 @pytest.mark.parametrize("answers", combinations("pool", "worker"), ids=label)
 def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
@@ -86,7 +86,7 @@ def test_default_project_is_small(bake: Bake) -> None:
 
 
 def check_project(project: Path, answers: Answers) -> None:
-    """Check that the project has the files of the answers, and nothing is wrong."""
+    """Check that the project has the right files, and that they are valid."""
     found = {path.relative_to(project).as_posix() for path in files(project)}
     assert found == expected(answers)
     assert [path for path in project.rglob("*") if not any_file(path)] == []
@@ -96,7 +96,7 @@ def check_project(project: Path, answers: Answers) -> None:
 
 
 def any_file(path: Path) -> bool:
-    """Return whether the path is a file or a folder that leads to one."""
+    """Return whether the path is a file, or a folder that contains one."""
     return path.is_file() or bool(files(path))
 
 
@@ -104,7 +104,7 @@ def check_text(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text == "" or text.endswith("\n") and not text.endswith("\n\n"), path
     assert "cookiecutter" not in text.lower(), path
-    if path.suffix not in (".html", ".md"):  # README shows a template of Jinja.
+    if path.suffix not in (".html", ".md"):  # README shows a Jinja template.
         assert "{%" not in text, path
     if path.suffix == ".toml":
         tomllib.loads(text)

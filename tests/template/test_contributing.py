@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of a new choice and of a release holds."""
+"""A new choice and a release work as CONTRIBUTING.md describes."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ WORKERS = len(choices()["worker"])
         ("pool", "fourth", "test_combination and gitlab and True", WORKERS),
     ],
 )
-def test_new_choice_is_a_line_and_a_file_and_is_tested_by_itself(
+def test_new_choice_is_tested_without_further_changes(
     tmp_path: Path, name: str, value: str, tests: str, number: int
 ) -> None:
     copy = copy_template(tmp_path)
@@ -39,7 +39,7 @@ def test_new_choice_is_a_line_and_a_file_and_is_tested_by_itself(
 
 
 def run_tests(copy: Path, *options: str) -> str:
-    """Run some of the tests of a copy of the template, and return what pytest says."""
+    """Run tests of a copy of the template, and return the output of pytest."""
     return subprocess.run(
         [PROGRAMS / "pytest", "-n0", "--tb=line", *options],
         cwd=copy,
@@ -55,7 +55,7 @@ def test_every_variant_is_a_choice(name: str) -> None:
     assert variants == set(choices()[name])
 
 
-def test_changelog_begins_with_the_version() -> None:
+def test_changelog_starts_with_the_current_version() -> None:
     project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]
     heading = re.search(r"^## \[(.+?)\]", (TEMPLATE / "CHANGELOG.md").read_text(), re.M)
     assert heading and heading[1] == project["version"]

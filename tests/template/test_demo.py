@@ -1,4 +1,4 @@
-"""`make demo` bakes wherever the clone is, and says what is in its way."""
+"""`make demo` works at any path, and explains its failures."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ PLAIN = "/usr/bin:/bin"
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """Return a copy of the template whose path no shell leaves alone, with a .venv."""
+    """A copy of the template with a .venv, at a path that a shell would expand."""
     folder = copy_template(tmp_path / 'a $HOME `id` "b"')
     script = f'#!/bin/sh\nexec {shlex.quote(str(PROGRAMS / "python"))} "$@"\n'
     python = folder / ".venv" / "bin" / "python"
@@ -39,20 +39,20 @@ def make(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProce
     )
 
 
-def test_answers_come_from_the_command_line_or_the_environment(clone: Path) -> None:
+def test_demo_takes_answers_from_arguments_or_environment(clone: Path) -> None:
     assert make(clone, "bake", "POOL=sqlalchemy", WORKER="thread").returncode == 0
     assert os.listdir(clone / ".demo") == ["demo_sqlalchemy_thread"]
     assert "--port '5001'" in make(clone, "--dry-run", "demo", PORT="5001").stdout
 
 
-def test_slug_that_the_template_rejects_gets_its_sentence(clone: Path) -> None:
+def test_demo_shows_the_message_about_a_rejected_slug(clone: Path) -> None:
     done = make(clone, "bake", "SLUG=flask")
     assert done.returncode == 2
     assert done.stdout.startswith("project_slug is 'flask', a name that Python,")
     assert not (clone / ".demo" / "flask").exists()
 
 
-def test_folder_that_exists_gets_a_sentence(clone: Path) -> None:
+def test_demo_explains_that_the_folder_exists(clone: Path) -> None:
     (clone / ".demo" / "mine").mkdir(parents=True)
     done = make(clone, "bake", "SLUG=mine")
     assert done.returncode == 2
@@ -60,7 +60,7 @@ def test_folder_that_exists_gets_a_sentence(clone: Path) -> None:
     assert done.stdout.splitlines()[0] == sentence
 
 
-def test_uv_on_the_path_is_used(clone: Path, tmp_path: Path) -> None:
+def test_demo_uses_uv_on_the_path(clone: Path, tmp_path: Path) -> None:
     (clone / ".venv" / "ready").unlink()
     (tmp_path / "uv").write_text("#!/bin/sh\necho uv was given $*\n")
     (tmp_path / "uv").chmod(0o755)
@@ -69,7 +69,7 @@ def test_uv_on_the_path_is_used(clone: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_python_without_ensurepip_gets_a_sentence(clone: Path, tmp_path: Path) -> None:
+def test_demo_explains_how_to_replace_ensurepip(clone: Path, tmp_path: Path) -> None:
     (clone / ".venv" / "ready").unlink()
     (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "python").chmod(0o755)

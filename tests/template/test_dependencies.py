@@ -1,4 +1,4 @@
-"""The bounds of a project's dependencies: the lowest versions do, one is shut out."""
+"""The bounds of a project's dependencies admit working versions only."""
 
 import tomllib
 
@@ -20,7 +20,7 @@ def test_lowest_versions_pass_the_tests(bake: Bake) -> None:
     run(programs / "pytest", "-m", "", cwd=project, RELOADS="2")
 
 
-def test_a_watchdog_that_stops_reloads_is_not_installed(bake: Bake) -> None:
+def test_watchdog_7_is_not_installed(bake: Bake) -> None:
     project = bake(project_slug="app")
     run(PROGRAMS / "uv", "add", "--no-sync", "watchdog", cwd=project)
     packages = tomllib.loads((project / "uv.lock").read_text())["package"]
@@ -28,10 +28,10 @@ def test_a_watchdog_that_stops_reloads_is_not_installed(bake: Bake) -> None:
     assert int(versions["watchdog"].partition(".")[0]) < 7
 
 
-def test_lock_records_the_index_that_deploying_names(bake: Bake) -> None:
+def test_lock_records_the_documented_index(bake: Bake) -> None:
     project = bake(project_slug="app")
     [index] = blocks((TEMPLATE / "docs" / "deploying.md").read_text(), "toml")
-    # With the slash it is PyPI by another name.
+    # uv takes the URL with a slash for another index.
     mirror = index.replace(
         "https://pypi.example.com/simple", "https://pypi.org/simple/"
     )

@@ -1,4 +1,4 @@
-"""The files that docs/deploying.md shows, as the programs read them."""
+"""systemd and nginx accept the files that docs/deploying.md shows."""
 
 import re
 import shutil
@@ -19,16 +19,16 @@ def block(language: str) -> str:
     return found[1]
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
-def test_unit_is_rated_ok(tmp_path: Path) -> None:
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
+def test_systemd_rates_the_unit_ok(tmp_path: Path) -> None:
     unit = tmp_path / "my_flask_app.service"
     unit.write_text(block("ini"))
     rate = ["security", "--offline=true", "--threshold=20", str(unit)]
     assert "OK" in run("systemd-analyze", *rate, cwd=tmp_path)
 
 
-@pytest.mark.skipif(not shutil.which("nginx"), reason="there is no nginx")
-def test_nginx_takes_the_configuration(tmp_path: Path) -> None:
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+def test_nginx_accepts_the_configuration(tmp_path: Path) -> None:
     key, certificate = tmp_path / "notes.key", tmp_path / "notes.pem"
     subject = ["-subj", "/CN=notes.example.com", "-nodes", "-days", "1"]
     files = ["-keyout", str(key), "-out", str(certificate)]

@@ -1,4 +1,4 @@
-"""The Dockerfile and compose.yaml, without an engine: linted, and run step by step."""
+"""The Dockerfile and compose.yaml, linted and executed without a container engine."""
 
 import os
 import shutil
@@ -28,20 +28,20 @@ SERVICES = {
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that every user can look into, as `/` is."""
+    """A folder that every user can read, such as `/`."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 def image(bake: Bake, folder: Path, **answers: str) -> Image:
-    """Return the image of a project, to be built."""
+    """Return the image of a project, not yet built."""
     user = {"user": "nobody"} if os.geteuid() == 0 else {}
     return Image(bake(project_slug="app", **answers), folder, reachable_python(user))
 
 
 @pytest.mark.parametrize("answers", combinations("worker"), ids=label)
-def test_linters_find_nothing(bake: Bake, answers: Answers) -> None:
+def test_docker_files_pass_their_linters(bake: Bake, answers: Answers) -> None:
     project = bake(project_slug="app", **answers)
     schema = "--builtin-schema=vendor.compose-spec"
     run(PROGRAMS / "hadolint", "Dockerfile", cwd=project)
@@ -49,7 +49,7 @@ def test_linters_find_nothing(bake: Bake, answers: Answers) -> None:
 
 
 @pytest.mark.parametrize("answers", combinations("worker"), ids=label)
-def test_services_are_those_of_the_worker(bake: Bake, answers: Answers) -> None:
+def test_services_match_the_worker(bake: Bake, answers: Answers) -> None:
     compose = load(bake(project_slug="app", **answers))
     services = compose["services"]
     assert set(services) == SERVICES[answers["worker"]]
@@ -59,7 +59,9 @@ def test_services_are_those_of_the_worker(bake: Bake, answers: Answers) -> None:
 
 
 @pytest.mark.parametrize("answers", combinations("worker"), ids=label)
-def test_secrets_are_required_and_not_written(bake: Bake, answers: Answers) -> None:
+def test_compose_requires_secrets_and_contains_none(
+    bake: Bake, answers: Answers
+) -> None:
     for service in load(bake(project_slug="app", **answers))["services"].values():
         for name, value in service.get("environment", {}).items():
             if name.endswith(("PASSWORD", "KEY")):
@@ -69,7 +71,7 @@ def test_secrets_are_required_and_not_written(bake: Bake, answers: Answers) -> N
 
 
 @pytest.mark.parametrize("answers", combinations("worker"), ids=label)
-def test_services_can_do_no_more_than_they_must(bake: Bake, answers: Answers) -> None:
+def test_services_have_minimal_privileges(bake: Bake, answers: Answers) -> None:
     for service in load(bake(project_slug="app", **answers))["services"].values():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
@@ -78,8 +80,8 @@ def test_services_can_do_no_more_than_they_must(bake: Bake, answers: Answers) ->
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("psql"), reason="there is no psql")
-def test_role_of_the_application_is_not_a_superuser(bake: Bake, shared: Path) -> None:
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_application_role_is_not_a_superuser(bake: Bake, shared: Path) -> None:
     project = bake(project_slug="app")
     script = load(project)["configs"]["role"]["content"]
     with embedded_server(shared) as url:
@@ -98,15 +100,13 @@ def test_role_of_the_application_is_not_a_superuser(bake: Bake, shared: Path) ->
 
 
 @pytest.mark.slow
-def test_build_without_the_lock_file_says_what_writes_it(
-    bake: Bake, folder: Path
-) -> None:
+def test_build_without_lock_file_names_the_command(bake: Bake, folder: Path) -> None:
     with pytest.raises(pytest.fail.Exception, match="run `uv lock` or `uv sync`"):
         image(bake, folder).build()
 
 
 @pytest.mark.slow
-def test_image_holds_what_production_needs(bake: Bake, folder: Path) -> None:
+def test_image_contains_only_production_files(bake: Bake, folder: Path) -> None:
     built = image(bake, folder)
     install(built.project)
     built.build()
@@ -117,11 +117,11 @@ def test_image_holds_what_production_needs(bake: Bake, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_image_is_readable_though_the_checkout_is_not(bake: Bake, folder: Path) -> None:
+def test_image_is_readable_when_the_checkout_is_not(bake: Bake, folder: Path) -> None:
     built = image(bake, folder)
     install(built.project)
     for path in (built.project, *built.project.rglob("*")):
-        # The files in .venv are links to those in uv's cache, which others use.
+        # The files in .venv are links to those in uv's cache: leave their modes alone.
         if not path.is_symlink() and ".venv" not in path.parts:
             path.chmod(path.stat().st_mode & 0o700)
     built.build()
@@ -142,12 +142,12 @@ def test_services_migrate_serve_and_stop(bake: Bake, folder: Path) -> None:
 
 
 def load(project: Path) -> Any:
-    """Return what compose.yaml says."""
+    """Return the parsed compose.yaml."""
     return yaml.safe_load((project / "compose.yaml").read_text())
 
 
 def run_sql(database: str, script: str, **environ: str) -> None:
-    """Run the script as the image of PostgreSQL does."""
+    """Run the script as the image of PostgreSQL runs it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "script.sql")
         path.write_text(script)
@@ -164,7 +164,7 @@ def assert_conditions_can_come_true(wanted: Any, services: Any) -> None:
 
 
 def volumes_used(services: Any) -> set[str]:
-    """Return the names of the volumes that the services put somewhere."""
+    """Return the names of the volumes that the services mount."""
     volumes = [
         each for service in services.values() for each in service.get("volumes", [])
     ]
@@ -172,7 +172,7 @@ def volumes_used(services: Any) -> set[str]:
 
 
 def service(image: Image, name: str, url: str, *words: str) -> dict[str, Any]:
-    """Return how to start a service of compose.yaml, its database put at `url`."""
+    """Return arguments that start a service of compose.yaml with the database `url`."""
     says = load(image.project)["services"][name]
     environ = says["environment"]
     at = urlsplit(url)
@@ -189,7 +189,7 @@ def service(image: Image, name: str, url: str, *words: str) -> dict[str, Any]:
 
 
 def end_of(command: dict[str, Any]) -> str:
-    """Run the command to its end and return its output; fail with it if it fails."""
+    """Run the command and return its output. If it fails, fail the test."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(**command, **streams, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""Every command of every document is typed, as it is written there, and does it."""
+"""Every command in a document works as it is written there."""
 
 import os
 from collections.abc import Iterator
@@ -18,36 +18,36 @@ from ..support.projects import Bake, embedded_server, remove_database
 from ..support.repository import copy_template, start_repository
 from ..support.serving import free_port
 
-# What is typed here in place of a part of a command, and why.
+# Parts of commands, and their replacements in these tests.
 INSTEAD = {
-    # Where it will be published.
+    # The template is not published yet.
     "gh:org/flask-db-template": "../published",
-    # What the name of the package stands for.
+    # The package of the project in these tests.
     "--app my_flask_app": "--app app",
-    # A job that has failed.
+    # The id of a failed job.
     "--retry ID": "--retry $(uv run flask worker --failed | cut -d' ' -f1)",
 }
 
-# What cannot be typed here, and what is done about it.
+# Commands that these tests cannot run, and the reason.
 NOT_HERE = {
-    "docker": "needs an engine: test_docker.py takes the steps of its files by hand",
-    "sudo": "needs a machine of one's own",
-    "make test": "is what runs this",
-    "make mutations": "takes seven minutes: test_mutations.py sees to its parts",
+    "docker": "needs an engine: test_docker.py executes the files without one",
+    "sudo": "would restart services of this machine",
+    "make test": "runs these tests",
+    "make mutations": "takes ten minutes: test_mutations.py tests its parts",
     "uv run celery": "lasts: test_jobs.py has Celery's own worker and schedule",
     "uv run --no-dev celery": "as above",
 }
 
-# Commands that are run in full elsewhere, and here only begin.
+# Other tests run these commands in full.
 BRIEFLY = {"PYTEST_ADDOPTS": "--collect-only --quiet"}
 
-# Whose README has all the commands.
+# The READMEs of these workers have all the commands.
 WORKERS = ["procrastinate", "celery"]
 
-# Sections of a project's README that speak of production.
+# Sections of a project's README whose commands need the settings of production.
 PRODUCTION = ("Jobs", "Tasks", "Deploy")
 
-# Those that change the project: tests/project/test_recipes.py follows them.
+# Sections that change the project: tests/project/test_recipes.py follows them.
 RECIPES = ("Add a page with a table", "Remove the example", "Remove `devserver/`")
 FAIL = """
 from app import create_app
@@ -113,7 +113,7 @@ def test_commands_of_a_project(
         type_all(project, typed, **environ | settings)
 
 
-def test_other_answers_bring_no_other_command(bake: Bake) -> None:
+def test_other_answers_add_no_command(bake: Bake) -> None:
     readmes = [readme(bake, worker=worker) for worker in WORKERS]
     typed = {command for text in readmes for command in commands(text)}
     for answers in combinations("worker") + combinations("ci", "docker"):
@@ -144,7 +144,7 @@ def read(name: str) -> str:
 
 
 def path(folder: Path) -> str:
-    """Return a PATH with what a user of these documents has installed."""
+    """Return a PATH with the programs that these documents require."""
     programs = folder / "bin"
     programs.mkdir()
     for name in ("cookiecutter", "uv", "uvx"):
@@ -153,7 +153,7 @@ def path(folder: Path) -> str:
 
 
 def type_all(folder: Path, typed: list[Command], **environ: str) -> None:
-    """Type the commands, each section in a terminal of its own."""
+    """Run the commands, with a new terminal for each section."""
     for _, section in groupby(typed, lambda command: command.section):
         with Terminal(folder, **environ) as terminal:
             for _, command in section:
@@ -165,7 +165,7 @@ def type_all(folder: Path, typed: list[Command], **environ: str) -> None:
 
 @contextmanager
 def production(shared: Path, folder: Path) -> Iterator[dict[str, str]]:
-    """Run the servers that a project in production has, and yield its settings."""
+    """Run PostgreSQL and a broker, and yield the settings of production."""
     port = free_port()
     redis = [broker_server(), "--port", str(port), "--save", "", "--dir", str(folder)]
     with embedded_server(shared) as url, Popen(redis) as broker:

@@ -22,7 +22,7 @@ def test_imports_run_one_way(bake: Bake, answers: Answers) -> None:
             assert [name for name in imported if not name.startswith("app.core")] == []
 
 
-def test_cycle_and_import_of_the_owner_are_noticed(tmp_path: Path) -> None:
+def test_cycle_and_import_of_owner_module_are_detected(tmp_path: Path) -> None:
     (tmp_path / "core").mkdir()
     (tmp_path / "__init__.py").write_text("from . import core")
     (tmp_path / "notes.py").write_text("from .core.db import get_db")
@@ -36,7 +36,7 @@ def test_cycle_and_import_of_the_owner_are_noticed(tmp_path: Path) -> None:
 
 
 def imports(package: Path) -> Graph:
-    """Return what each module of the package imports of it, also within functions."""
+    """Return the modules of the package that each one imports, even in functions."""
     modules = {name(path, package): path for path in package.rglob("*.py")}
     return {
         module: imported(module, path) & modules.keys() - {module}

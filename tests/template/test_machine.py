@@ -1,4 +1,4 @@
-"""The suite assumes nothing of the machine but make and Python."""
+"""The tests need only make and Python on the machine."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def test_browser_opens_a_page() -> None:
 
 @pytest.fixture
 def bare_path(tmp_path: Path) -> str:
-    """Return a PATH with all there is on this machine, apart from LACKING."""
+    """A PATH with all programs of this machine except for LACKING."""
     for folder in os.environ["PATH"].split(os.pathsep):
         for program in Path(folder).glob("*"):
             link = tmp_path / program.name
@@ -39,9 +39,9 @@ def bare_path(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such links")
+@pytest.mark.skipif(os.name == "nt", reason="Windows lacks symbolic links")
 @pytest.mark.parametrize("ci", ["", "true"])
-def test_suite_needs_no_browser_and_no_broker(bare_path: str, ci: str) -> None:
+def test_suite_runs_without_browser_and_broker(bare_path: str, ci: str) -> None:
     done = subprocess.run(
         [PROGRAMS / "pytest", "-n0", "-m", "machine", "tests/template"],
         cwd=TEMPLATE,
@@ -49,7 +49,7 @@ def test_suite_needs_no_browser_and_no_broker(bare_path: str, ci: str) -> None:
         capture_output=True,
         text=True,
     )
-    if NO_BROWSER not in done.stdout:  # Chrome may be where the PATH does not lead.
+    if NO_BROWSER not in done.stdout:  # Chrome may be outside the PATH.
         assert " 2 passed" in done.stdout, done.stdout
     elif ci:
         assert " 1 failed, 1 passed" in done.stdout, done.stdout

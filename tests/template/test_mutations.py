@@ -1,4 +1,4 @@
-"""The seeded defects can be put in, and name tests that there are."""
+"""Each seeded defect matches the code, and names a test that exists."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ FOLDERS = [
 DEFECT = DEFECTS[0]
 
 
-def test_every_defect_can_be_put_in_once(tmp_path: Path) -> None:
+def test_every_defect_matches_the_code_once(tmp_path: Path) -> None:
     copy = copy_template(tmp_path)
     for defect in DEFECTS:
         defect.put_into(copy)
@@ -29,7 +29,7 @@ def test_every_defect_can_be_put_in_once(tmp_path: Path) -> None:
         DEFECT.put_into(copy)
 
 
-def test_every_defect_names_a_test_that_there_is() -> None:
+def test_every_defect_names_an_existing_test() -> None:
     modules = [path for name in FOLDERS for path in (TEMPLATE / name).glob("*.py*")]
     text = "\n".join(path.read_text() for path in modules)
     there = set(re.findall(r"^def (test_\w+)", text, re.MULTILINE))
@@ -44,7 +44,7 @@ def test_every_defect_names_a_test_that_there_is() -> None:
         (DEFECT.function, "    assert 1 == 2\nE   SyntaxError", False),
     ],
 )
-def test_defect_is_noticed_by_its_own_test_with_its_own_error(
+def test_defect_counts_as_noticed_only_by_its_test(
     name: str, error: str, noticed: bool
 ) -> None:
     report = Report(passed=0, failures={name: error}, seconds=1.0)

@@ -1,4 +1,4 @@
-"""Each action and each image has one pin, which Dependabot can see and raise."""
+"""Each action and each image has one pin, which Dependabot updates."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import yaml
 
 from ..support.commands import PROGRAMS, TEMPLATE, run
 
-# What Dependabot reads, and what must have the same pins.
+# Dependabot reads SEEN. The files in UNSEEN must have the same pins.
 SEEN = [".github/workflows/*.yml", ".github/images/Dockerfile"]
 UNSEEN = ["{{cookiecutter.project_slug}}/**/*", "docs/*.md", "tests/support/*.py"]
 
@@ -18,7 +18,7 @@ KINDS = {"action": ACTION, "image": IMAGE}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pins_of_projects_are_those_that_dependabot_sees(kind: str) -> None:
+def test_project_pins_match_those_dependabot_updates(kind: str) -> None:
     seen = {(name, pin) for _, name, pin in pins(kind, SEEN)}
     assert len({name for name, _ in seen}) == len(seen) > 1
     found = list(pins(kind, UNSEEN))

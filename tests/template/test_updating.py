@@ -1,4 +1,4 @@
-"""A project takes later changes of the template, and other answers, with cruft."""
+"""`cruft update` merges later releases and other answers into a project."""
 
 import json
 import os
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 PROJECT = "{{cookiecutter.project_slug}}"
 
-# The release before this one: what stands in a file here, and what stood there then.
+# The release before this one: a pattern in each file, and its text in that release.
 BEFORE = {
     f"{PROJECT}/pyproject.toml": (r'"psycopg2-binary>=[\d.]+', '"psycopg2-binary>=2'),
     f"{PROJECT}/README.md": (r"^You need Python [\d.]+ or later", "Python"),
@@ -63,7 +63,7 @@ def test_greeting(client: FlaskClient) -> None:
     assert client.get("/hello").text == "Hello! " * 3
 """
 
-# The last commit before the machinery moved into `core/`, and the module of its people.
+# The last commit before the machinery moved into `core/`, and an owner's module.
 BEFORE_CORE = "79b94f205a4617f2716a372acdae2facc358ec66"
 HELLO_BEFORE_CORE = """
 from flask import Blueprint, current_app
@@ -102,7 +102,7 @@ class Later(datetime.datetime):
 datetime.datetime = Later
 """
 
-# What the project's people do to it: files of their own, and lines after others.
+# The owner's changes to a project: new files, and lines after existing ones.
 OWN = {"app/hello.py": HELLO.lstrip(), "tests/test_hello.py": TEST_HELLO.lstrip()}
 REGISTER = "    app.register_blueprint(hello.bp)\n"
 EDITS = {
@@ -133,9 +133,9 @@ class Project:
         start_repository(self.folder)
 
     def update(self, environ: dict[str, str] | None = None, **answers: object) -> str:
-        """Take what the template has by now, and other answers, if any are given.
+        """Update to the newest release, with other answers if any are given.
 
-        Return what cruft says.
+        Return the output of cruft.
         """
         commit(self.folder)
         other = ["--variables-to-update", json.dumps(answers)] if answers else []
@@ -152,7 +152,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of the template: the release `before`, and what is here as `now`."""
+    """A repository with two releases: `before`, and `now` with the current files."""
     folder = copy_template(tmp_path_factory.mktemp("template"))
     now = {path: (folder / path).read_text() for path in [*BEFORE, ADDED]}
     for path, (pattern, then) in BEFORE.items():
@@ -173,13 +173,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what the user of this machine has configured out of the tests."""
+    """Keep the user's configuration of Cookiecutter out of the tests."""
     path = tmp_path / "cookiecutterrc"
     path.write_text(f"replay_dir: {tmp_path}\ncookiecutters_dir: {tmp_path}\n")
     monkeypatch.setenv("COOKIECUTTER_CONFIG", str(path))
 
 
-def test_project_as_it_was_made_becomes_that_of_the_release(
+def test_unchanged_project_becomes_that_of_the_release(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
     project = Project(repository, tmp_path, "before")
@@ -190,7 +190,7 @@ def test_project_as_it_was_made_becomes_that_of_the_release(
     assert contents(project.folder) == contents(bake(project_slug="app"))
 
 
-def test_own_edits_are_kept_and_pass_the_tests_with_the_release(
+def test_update_keeps_own_changes_and_passes_tests(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
     project = Project(repository, tmp_path, "before")
@@ -203,7 +203,7 @@ def test_own_edits_are_kept_and_pass_the_tests_with_the_release(
     run(programs / "pytest", "tests/test_hello.py", *core, cwd=project.folder)
 
 
-def test_line_that_both_have_changed_is_the_only_conflict(
+def test_line_changed_by_both_is_the_only_conflict(
     repository: Path, tmp_path: Path
 ) -> None:
     project = Project(repository, tmp_path, "before")
@@ -217,7 +217,7 @@ def test_line_that_both_have_changed_is_the_only_conflict(
     assert line in text.split("=======")[0]
 
 
-def test_file_that_was_deleted_stays_so(repository: Path, tmp_path: Path) -> None:
+def test_deleted_file_stays_deleted(repository: Path, tmp_path: Path) -> None:
     project = Project(repository, tmp_path, "before")
     gone = project.folder / "app" / "core" / "health.py"
     gone.unlink()
@@ -227,9 +227,7 @@ def test_file_that_was_deleted_stays_so(repository: Path, tmp_path: Path) -> Non
     assert (project.folder / "tests" / "core" / "test_migrate.py").exists()
 
 
-def test_file_that_is_to_be_skipped_stays_as_it_is(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_skipped_file_stays_unchanged(repository: Path, tmp_path: Path) -> None:
     project = Project(repository, tmp_path, "before")
     before = contents(project.folder)
     settings = project.folder / ".cruft.json"
@@ -241,7 +239,7 @@ def test_file_that_is_to_be_skipped_stays_as_it_is(
     assert after["README.md"] != before["README.md"]
 
 
-def test_package_that_was_renamed_takes_the_release(
+def test_renamed_package_takes_the_release(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
     project = Project(repository, tmp_path, "before", project_slug="travelogue")
@@ -254,7 +252,7 @@ def test_package_that_was_renamed_takes_the_release(
 
 
 @pytest.mark.parametrize("name", choices())
-def test_answer_is_changed_to_every_other_one_and_back(
+def test_answer_can_be_changed_and_restored(
     repository: Path, tmp_path: Path, bake: Bake, name: str
 ) -> None:
     default, *others = choices()[name]
@@ -266,7 +264,7 @@ def test_answer_is_changed_to_every_other_one_and_back(
         assert contents(project.folder) == contents(edited(bake, **{name: value}))
 
 
-def test_release_and_other_answers_at_once(
+def test_release_and_answers_can_change_together(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
     project = Project(repository, tmp_path, "before", pool="none", worker="thread")
@@ -295,7 +293,7 @@ def test_updates_over_two_years_reject_nothing(
         assert "/LICENSE" not in difference
 
 
-def test_shifted_clock_is_that_of_templates(tmp_path: Path) -> None:
+def test_shifted_clock_applies_to_templates(tmp_path: Path) -> None:
     code = "import arrow; print(arrow.utcnow().year)"
     python = PROGRAMS / "python"
     now, later = (
@@ -313,7 +311,7 @@ def test_project_from_before_core_takes_the_release(
     project = Project(repository, tmp_path, BEFORE_CORE, worker=worker)
     edit_before_core(project.folder)
     project.update()
-    # The people and the template changed neighboring lines, and both are shown.
+    # The owner and the template changed neighboring lines: git shows both.
     assert set(project.conflicts()) <= {
         "README.md",
         "app/__init__.py",
@@ -328,7 +326,7 @@ def test_project_from_before_core_takes_the_release(
     assert contents(project.folder) == expected
 
 
-def test_project_that_was_made_without_cruft_is_linked(
+def test_project_made_without_cruft_can_be_linked(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
     project = Project(repository, tmp_path, "before", pool="none")
@@ -341,7 +339,7 @@ def test_project_that_was_made_without_cruft_is_linked(
     assert contents(project.folder) == contents(edited(bake, pool="none"))
 
 
-def test_no_secret_is_made_by_a_bake_or_touched_by_an_update(
+def test_bake_and_update_leave_secrets_alone(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
     assert contents(bake(project_slug="app")) == contents(bake(project_slug="app"))
@@ -355,7 +353,7 @@ def test_no_secret_is_made_by_a_bake_or_touched_by_an_update(
     assert {path.read_text() for path in secrets} == {"SECRET_KEY=0123456789abcdef\n"}
 
 
-def test_commands_of_the_document_lead_to_a_project_that_follows(
+def test_documented_commands_link_and_update_a_project(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
     text = (TEMPLATE / "docs" / "updating.md").read_text()
@@ -387,9 +385,9 @@ def clock_shifted(folder: Path, days: int) -> dict[str, str]:
 
 
 def with_history(folder: Path) -> Path:
-    """Return a repository of the template as it is here, after the commits before."""
+    """Return a repository of the template with its history and the current files."""
     if not has_history():
-        pytest.skip(f"this clone has no commit {BEFORE_CORE}: fetch the whole history")
+        pytest.skip(f"This clone lacks commit {BEFORE_CORE}: fetch the whole history.")
     run("git", "clone", "--quiet", TEMPLATE, folder, cwd=TEMPLATE)
     git(folder, "checkout", "--quiet", "-B", "main")
     git(folder, "rm", "--quiet", "-r", ".")
@@ -405,7 +403,7 @@ def has_history() -> bool:
 
 
 def edit_before_core(folder: Path) -> None:
-    """Do to a project from before `core/` what its people did then."""
+    """Apply the owner's changes to a project from before `core/`."""
     for path, text in OWN.items():
         (folder / path).write_text(text)
     (folder / "app/hello.py").write_text(HELLO_BEFORE_CORE.lstrip())
@@ -417,7 +415,7 @@ def edit_before_core(folder: Path) -> None:
 
 
 def move_into_core(project: Project) -> None:
-    """Do what docs/updating.md says of the update to `core/`."""
+    """Follow the steps of docs/updating.md for the update to `core/`."""
     for path in project.conflicts():
         git(project.folder, "checkout", "--theirs", path)
         pattern, addition = EDITS[path]
@@ -432,7 +430,7 @@ def read(project: Project, path: str) -> str:
 
 @pytest.fixture
 def published(repository: Path, tmp_path: Path) -> Iterator[Project]:
-    """A project of the release before, which its people push to a remote."""
+    """A project of the release `before`, pushed to a remote."""
     project = Project(repository, tmp_path, "before")
     edit(project.folder)
     commit(project.folder)
@@ -463,7 +461,7 @@ def test_weekly_workflow_does_nothing_between_releases(
 
 
 @pytest.mark.parametrize("options", [[], ["--depth=1"]], ids=["whole", "shallow"])
-def test_weekly_workflow_fails_if_something_is_left_to_merge(
+def test_weekly_workflow_fails_when_files_stay_unmerged(
     repository: Path, published: Project, tmp_path: Path, options: list[str]
 ) -> None:
     line = '"psycopg2-binary>=2,<2.9"'
@@ -477,7 +475,7 @@ def test_weekly_workflow_fails_if_something_is_left_to_merge(
     assert "template" not in git(tmp_path / "remote", "branch")
 
 
-def test_weekly_workflow_follows_the_schema(tmp_path: Path) -> None:
+def test_weekly_workflow_is_valid(tmp_path: Path) -> None:
     path = tmp_path / ".github" / "workflows" / "template.yml"
     path.parent.mkdir(parents=True)
     path.write_text(weekly_workflow())
@@ -487,7 +485,7 @@ def test_weekly_workflow_follows_the_schema(tmp_path: Path) -> None:
 
 
 class Run(NamedTuple):
-    """What a run of the weekly workflow's last step left."""
+    """The result of the last step of the weekly workflow."""
 
     status: int
     output: str
@@ -495,7 +493,7 @@ class Run(NamedTuple):
 
 
 def weekly(repository: Path, folder: Path, *options: str) -> Run:
-    """Run the last step in a new clone of `folder/remote`, with a `gh` that notes."""
+    """Run the last step in a new clone of `folder/remote`, with a fake `gh`."""
     clone, programs = folder / "clone", folder / "bin"
     shutil.rmtree(clone, ignore_errors=True)
     url = f"file://{folder / 'remote'}"
@@ -523,26 +521,26 @@ def weekly(repository: Path, folder: Path, *options: str) -> Run:
 
 
 def weekly_workflow() -> str:
-    """Return the workflow that the document shows."""
+    """Return the workflow from the document."""
     [workflow] = blocks((TEMPLATE / "docs" / "updating.md").read_text(), "yaml")
     return workflow
 
 
 def is_up_to_date(project: Project) -> bool:
-    """Say what `cruft check` does."""
+    """Return whether `cruft check` succeeds."""
     check = subprocess.run([PROGRAMS / "cruft", "check"], cwd=project.folder)
     return check.returncode == 0
 
 
 def edited(bake: Bake, **answers: object) -> Path:
-    """Return a project as the template makes it now, with the people's own edits."""
+    """Return a new project of the current template with the owner's changes."""
     folder = bake(project_slug="app", **answers)
     edit(folder)
     return folder
 
 
 def edit(folder: Path) -> None:
-    """Do to a project what its people do."""
+    """Apply the owner's changes to a project."""
     for path, text in OWN.items():
         (folder / path).write_text(text)
     for path, (pattern, addition) in EDITS.items():

@@ -1,4 +1,4 @@
-"""The ways to bake: from a folder, an archive or a repository; where answers are."""
+"""The template works from a folder, an archive or a repository."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from ..support.repository import copy_template, start_repository
 
 pytestmark = pytest.mark.slow
 
-# Every question answered otherwise than by default.
+# An answer that is not the default, for every question.
 ANSWERS = {name: others[-1] for name, others in choices().items()} | {
     "project_name": "Our Notes",
     "project_slug": "app",
@@ -32,7 +32,7 @@ SENTENCES = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of the template, with all that is in it."""
+    """A repository with the whole template."""
     folder = copy_template(tmp_path_factory.mktemp("repositories") / "whole")
     start_repository(folder)
     return folder
@@ -40,13 +40,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def expected(bake: Bake) -> dict[str, str]:
-    """Return the files that each way of baking produces."""
+    """The files that each way of baking must produce."""
     return contents(bake(**ANSWERS))
 
 
 @pytest.fixture(autouse=True)
 def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The configuration of a user who has configured nothing so far."""
+    """The Cookiecutter configuration of a new user."""
     folder = tmp_path / "user"
     folder.mkdir()
     path = folder / "config"
@@ -56,7 +56,7 @@ def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_every_answer_can_be_on_the_command_line(
+def test_every_answer_can_be_an_argument(
     whole: Path, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     assert set(ANSWERS) == {name for name in QUESTIONS if not name.startswith("_")}
@@ -80,7 +80,7 @@ def test_answers_can_be_configured(
     assert baked(tmp_path, whole, "--no-input") == expected
 
 
-def test_answers_of_the_last_time_can_be_given_again(
+def test_last_answers_can_be_replayed(
     whole: Path, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     baked(tmp_path, whole, "--no-input", *on_command_line(ANSWERS))
@@ -110,12 +110,12 @@ def test_old_program_is_rejected(
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == SENTENCES[what]
     assert list(folder.iterdir()) == []
-    # Cookiecutter itself leaves the script of a hook that has failed.
+    # Cookiecutter itself leaves the script of a failed hook behind.
     assert [path for path in temporary.iterdir() if path.suffix != ".py"] == []
 
 
 def forge_old_versions(folder: Path) -> None:
-    """Make folders for PYTHONPATH: Python in which a version is that of long ago."""
+    """Make folders for PYTHONPATH that pretend to an old Cookiecutter or Python."""
     metadata = folder / "cookiecutter" / "cookiecutter-2.6.0.dist-info" / "METADATA"
     customization = folder / "python" / "sitecustomize.py"
     for path in (metadata, customization):
@@ -127,12 +127,12 @@ def forge_old_versions(folder: Path) -> None:
 
 
 def on_command_line(answers: Answers) -> list[str]:
-    """Return the answers as they are written behind the template."""
+    """Return the answers as arguments of Cookiecutter."""
     return [f"{name}={value}" for name, value in answers.items()]
 
 
 def baked(folder: Path, template: str | Path, *options: str) -> dict[str, str]:
-    """Bake in the folder and return the texts of what comes out."""
+    """Bake in the folder and return the text of each generated file."""
     flags = [option for option in options if option.startswith("--")]
     answers = [option for option in options if not option.startswith("--")]
     run(PROGRAMS / "cookiecutter", *flags, template, *answers, cwd=folder)

@@ -1,4 +1,4 @@
-"""The template's own workflows: checked, and their steps run as far as Linux can."""
+"""The template's own workflows are valid, and their steps run on Linux."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from ..support.repository import copy_template
 
 WORKFLOWS = TEMPLATE / ".github" / "workflows"
 
-# What another command or another system runs: `.ci/run` does the first.
+# Steps that these tests do not run. `.ci/run` runs `make test`.
 EVERYTHING = {"make test", "make mutations"}
 BROKER = 'sudo apt-get update && sudo apt-get install --yes "$BROKER-server"'
 ELSEWHERE = EVERYTHING | {BROKER, "brew install postgresql@18"}
 
-# The jobs that name tests, and how many tests they are at least.
+# The jobs that name tests, and the least number of these tests.
 PYTESTS = {
     "ci/bake": len(combinations("pool", "worker", "ci", "docker")),
     "ci/project": 1,
@@ -38,7 +38,7 @@ esac
 
 
 def steps(job: str) -> list[str]:
-    """Return the commands that the job runs, as `workflow/job` names it."""
+    """Return the commands of the job `workflow/name`."""
     workflow, name = job.split("/")
     return [step["run"] for step in jobs(workflow)[name]["steps"] if "run" in step]
 
@@ -53,7 +53,7 @@ def bash(command: str, folder: Path, **environ: str) -> str:
     return run("bash", "-eo", "pipefail", "-c", command, cwd=folder, **environ)
 
 
-def test_every_step_is_run_here_or_known_not_to_be() -> None:
+def test_every_step_is_tested_or_listed() -> None:
     names = [f"{w.stem}/{job}" for w in WORKFLOWS.iterdir() for job in jobs(w.stem)]
     everything = {step for name in names for step in steps(name)} - ELSEWHERE
     tested = {"ci/projects", "newest/report", "newest/test"} | set(PYTESTS)
@@ -61,7 +61,7 @@ def test_every_step_is_run_here_or_known_not_to_be() -> None:
     assert (TEMPLATE / ".ci" / "run").read_text().endswith("\nmake test\n")
 
 
-def test_checkers_have_no_findings() -> None:
+def test_workflows_pass_their_linters() -> None:
     run(PROGRAMS / "actionlint", cwd=TEMPLATE)
     run(PROGRAMS / "zizmor", "--offline", "--pedantic", ".github", cwd=TEMPLATE)
 
@@ -91,11 +91,11 @@ def test_matrix_has_every_pool_with_every_worker(tmp_path: Path) -> None:
     assert projects == [label(pair) for pair in combinations("pool", "worker")]
     excluded = json.loads(printed["exclude"])
     assert {each["project"] for each in excluded} <= set(projects)
-    # GitHub runs 256 jobs of a matrix at most.
+    # A matrix of GitHub has at most 256 jobs.
     assert len(projects) * len(matrix["os"]) * len(matrix["python"]) <= 256
 
 
-def test_upper_bounds_are_taken_away_and_nothing_else(tmp_path: Path) -> None:
+def test_upper_bounds_are_removed(tmp_path: Path) -> None:
     folder = copy_template(tmp_path)
     [step] = [step for step in steps("newest/test") if step.startswith("sed ")]
     bash(step, folder)
