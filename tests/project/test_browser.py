@@ -1,4 +1,4 @@
-"""Pages of a baked project in Chromium: they show what is saved, and come back."""
+"""Pages of a baked project in Chromium show each saved change without a reload."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ HIDE = "Object.defineProperty(document, 'hidden', { value: true })"
 
 @pytest.fixture
 def browser_page() -> Iterator[Page]:
-    """A page of a browser that the machine has."""
+    """A new page of an installed browser."""
     with open_browser() as browser:
         page = browser.new_page()
         page.set_default_timeout(1000 * DEADLINE)
@@ -32,11 +32,11 @@ def browser_page() -> Iterator[Page]:
 
 @pytest.fixture
 def site(bake: Bake) -> Site:
-    """A project with the defaults, to be served."""
+    """A default project, not yet served."""
     return Site(bake(project_slug="app"))
 
 
-def test_page_shows_what_is_saved_and_comes_back(
+def test_page_reloads_on_save_and_after_an_outage(
     site: Site, browser_page: Page
 ) -> None:
     console: list[str] = []
@@ -93,8 +93,8 @@ def test_pages_are_readable_on_a_phone(
             assert min(ratios.values()) >= 4.5, ratios
 
 
-# By https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio, of each element with text or a
-# placeholder to the nearest background that is not transparent.
+# The contrast ratio (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio) between each
+# element with text or a placeholder and the nearest background that is not transparent.
 CONTRASTS = """() => {
   const settings = { willReadFrequently: true };
   const canvas = document.createElement("canvas").getContext("2d", settings);
@@ -152,9 +152,7 @@ def sleep() -> None:
 """
 
 
-def test_welcome_page_shows_what_runs_as_it_changes(
-    bake: Bake, browser_page: Page
-) -> None:
+def test_welcome_page_updates_its_figures(bake: Bake, browser_page: Page) -> None:
     names = {"project_name": answer(NAME), "description": answer(DESCRIPTION)}
     site = Site(bake(project_slug="app", worker="thread", **names))
     console: list[str] = []
@@ -193,9 +191,7 @@ def test_welcome_page_shows_what_runs_as_it_changes(
     assert "_flask_dev" not in site.log.read_text()
 
 
-def test_welcome_page_asks_only_while_it_is_visible(
-    site: Site, browser_page: Page
-) -> None:
+def test_welcome_page_polls_only_while_visible(site: Site, browser_page: Page) -> None:
     asked: list[str] = []
     browser_page.on("request", lambda request: asked.append(request.url))
     browser_page.clock.install()
@@ -221,26 +217,26 @@ def test_welcome_page_works_without_scripts(site: Site, browser_page: Page) -> N
 
 
 def answer(text: str) -> str:
-    """Return what Cookiecutter, which renders answers, takes for the text."""
+    """Return an answer to a question that Cookiecutter renders as the text."""
     return "{% raw %}" + text + "{% endraw %}"
 
 
 def figure(page: Page, name: str) -> Locator:
-    """Return where the welcome page has the figure."""
+    """Return the locator of a figure on the welcome page."""
     return page.locator(f"dd[data-figure='{name}']")
 
 
 def append(file: Path, text: str) -> None:
-    """Save `file` with `text` at its end."""
+    """Append `text` to `file`."""
     file.write_text(file.read_text() + text)
 
 
 def retitle(template: Path, title: str) -> None:
-    """Save `template` with another title, which the heading repeats."""
+    """Change the title in `template`, which the heading repeats."""
     pattern = r"{% block title %}.*?{%"
     replace(template, pattern, f"{{% block title %}}{title}{{%")
 
 
 def replace(file: Path, pattern: str, text: str) -> None:
-    """Save `file` with `text` in place of what the pattern matches."""
+    """Replace the matches of the pattern in `file` with `text`."""
     file.write_text(re.sub(pattern, text, file.read_text()))

@@ -1,4 +1,4 @@
-"""`flask dev` with the PostgreSQL and the packages of a project that is thrown away."""
+"""`flask dev` stops all its processes, and serves changed packages."""
 
 import os
 import pty
@@ -24,11 +24,11 @@ def version():
 
 @pytest.fixture
 def site(bake: Bake) -> Site:
-    """A project with the defaults, to be served."""
+    """A default project, not yet served."""
     return Site(bake(project_slug="app"))
 
 
-def test_no_end_leaves_anything_running_or_loses_what_was_kept(site: Site) -> None:
+def test_any_exit_stops_all_processes_and_keeps_the_data(site: Site) -> None:
     ends = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
     for number, end in enumerate(ends):
         with site.serve() as server:
@@ -48,14 +48,14 @@ def test_closed_terminal_leaves_nothing_running(site: Site) -> None:
 
 
 def take_terminal(terminal: int) -> None:
-    """Make it the one that sends SIGHUP to this process when it is closed."""
+    """Make it the controlling terminal, which sends SIGHUP when it is closed."""
     import fcntl
     import termios
 
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
 
-def test_package_that_was_changed_is_served_as_it_is_by_now(site: Site) -> None:
+def test_changed_package_is_served(site: Site) -> None:
     module = site.folder / "app" / "core" / "health.py"
     module.write_text(module.read_text() + VERSION)
     with site.serve():
@@ -64,7 +64,7 @@ def test_package_that_was_changed_is_served_as_it_is_by_now(site: Site) -> None:
             run(PROGRAMS / "uv", "pip", "install", package, cwd=site.folder)
             module.touch()
             wait_for(partial(serves, site, version), f"version {version}")
-            reload(site)  # to a fork, which has the package from its parent
+            reload(site)  # The fork inherits the package from its parent.
             assert serves(site, version)
 
 
@@ -73,7 +73,7 @@ def serves(site: Site, version: str) -> bool:
 
 
 def reload(site: Site) -> None:
-    """Save a file and wait for the version with it."""
+    """Save a file and wait until it is served."""
     before = site.log.read_text().count("Reloaded in")
     (site.folder / "app" / "core" / "health.py").touch()
     reloaded = partial(has_reloaded, site, before)

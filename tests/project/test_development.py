@@ -1,4 +1,4 @@
-"""A project right after its bake: what `flask` prints and how its pages look."""
+"""A new project works in development without settings."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_environment_without_dev_prints_no_tip(bake: Bake) -> None:
     assert "Tip" not in done.stderr
 
 
-def test_long_sql_and_json_of_responses_pass_the_checks(bake: Bake) -> None:
+def test_long_sql_and_response_json_pass_the_checks(bake: Bake) -> None:
     project = bake(project_slug="app")
     programs = install(project)
     query = f"SELECT {', '.join(['id, body'] * 12)} FROM notes"
@@ -60,7 +60,7 @@ def test_long_sql_and_json_of_responses_pass_the_checks(bake: Bake) -> None:
     run(programs / "mypy", cwd=project)
 
 
-def test_every_line_of_the_server_is_json(shared: Path) -> None:
+def test_every_log_line_of_the_server_is_json(shared: Path) -> None:
     port = free_port()
     flask = shared / ".venv" / PROGRAMS.name / "flask"
     with embedded_server(shared) as url:
@@ -91,7 +91,7 @@ def test_title(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("name", [".coverage", "htmlcov/a", ".idea/a", ".vscode/a"])
-def test_files_of_tools_are_ignored(render: Bake, tmp_path: Path, name: str) -> None:
+def test_git_ignores_files_of_tools(render: Bake, tmp_path: Path, name: str) -> None:
     run("git", "init", "--quiet", cwd=tmp_path)
     ignored = (render(project_slug="app") / ".gitignore").read_text()
     (tmp_path / ".gitignore").write_text(ignored)

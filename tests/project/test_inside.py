@@ -31,7 +31,7 @@ def test_default_project(shared: Path, module: str) -> None:
 
 
 def prepare(bake: Bake, **answers: str) -> Path:
-    """Return an installed project with the tests of tests/in_project."""
+    """Install a project with the tests of tests/in_project, and return it."""
     project = bake(project_slug="app", **answers)
     put_inside(project)
     install(project)

@@ -1,7 +1,7 @@
 """Negative controls: apps built the wrong way fail the reload tests of a project.
 
-A small app of the kind that reload breaks on everywhere is put into a baked project.
-Its own tests/core/test_reload.py must fail on that app.
+A small app whose mistake breaks reload replaces the application of a baked project. The
+project's own tests/core/test_reload.py must fail on it.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 from ..support.commands import DEADLINE, PROGRAMS, clean_environment
 from ..support.projects import Bake
 
-# An app with a database object at module level; `daemon` is whether its thread is one.
+# An app with a database object at module level, whose thread is a daemon or not.
 APP = """
 import os
 import threading
@@ -44,8 +44,8 @@ def version():
     return {"version": getattr(package, "VERSION", 0), "process": os.getpid()}
 """
 
-# The selector that Windows has: it fails on a socket that was closed meanwhile, where
-# Linux' own goes on in silence. In slices, for Windows says so at once.
+# The selector of Windows fails on a socket that another thread closes; that of Linux
+# does not. Windows fails at once, which short calls of select imitate.
 SELECTOR = """
 import selectors, socketserver, time
 
@@ -61,8 +61,8 @@ socketserver._ServerSelector = Selector
 """
 
 
-# The project's own test of reloads, and what it does not ask: that an error comes each
-# time, and under `flask dev`. `flask run` is without the guard of flask_devserver.
+# The project's own reload test, and two more: the error occurs at every reload, and
+# `flask dev` names the thread. `flask run` runs without the guard of flask_devserver.
 TESTS = """
 import os
 import sys
@@ -103,7 +103,7 @@ def test_flask_dev(tmp_path, database_url, command):
     killed = server.log.count("did not exit in time and is killed")
     assert server.log.count(named) + killed == 3
 """
-# Instead of flask_devserver, whose command Flask imports and which guards `flask run`.
+# This module replaces flask_devserver, which would guard `flask run`.
 UNGUARDED = """
 import click
 
@@ -112,7 +112,7 @@ dev = click.Command("dev")
 
 
 class Project(NamedTuple):
-    """A project to be changed, and a Python with the packages that it needs."""
+    """A project for a test to change, and a Python with the packages that it needs."""
 
     folder: Path
     python: Path
@@ -130,7 +130,7 @@ RELOADS = ["tests/test_wrong.py", "-k", "many_reloads"]
 def run_on_wrong_app(
     project: Project, *options: str, daemon: bool, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run tests of the project on the app built wrong."""
+    """Run tests of the project on the app with the mistake."""
     texts = {
         "tests/core/reload_app.py": APP % {"daemon": daemon},
         "tests/test_wrong.py": TESTS,
@@ -160,26 +160,26 @@ def pytest_in(
 
 @pytest.fixture
 def selector_of_windows(tmp_path: Path) -> str:
-    """A folder for PYTHONPATH that gives Python the selector which Windows has."""
+    """A folder for PYTHONPATH that gives Python the selector of Windows."""
     if os.name != "nt":
         (tmp_path / "sitecustomize.py").write_text(SELECTOR)
     return str(tmp_path)
 
 
-def test_thread_that_is_no_daemon_is_caught(project: Project) -> None:
+def test_non_daemon_thread_fails_the_reload_tests(project: Project) -> None:
     control = run_on_wrong_app(project, *RELOADS, daemon=False)
     assert control.returncode == 1
     assert "AssertionError: no answer of version 1 in 15 s; it wrote:" in control.stdout
     assert "Detected change in" in control.stdout
 
 
-def test_connection_of_the_reloaders_parent_is_caught(project: Project) -> None:
+def test_connection_in_the_parent_fails_the_reload_tests(project: Project) -> None:
     control = run_on_wrong_app(project, *RELOADS, daemon=True)
     assert control.returncode == 1
     assert "AssertionError: no end of other connections in 15 s" in control.stdout
 
 
-def test_same_thread_shows_the_traceback_of_windows_every_time(
+def test_non_daemon_thread_shows_the_windows_traceback(
     project: Project, selector_of_windows: str
 ) -> None:
     options = ["tests/test_wrong.py", "-k", "traceback"]
@@ -188,7 +188,7 @@ def test_same_thread_shows_the_traceback_of_windows_every_time(
     assert "3 passed" in control.stdout, control.stdout
 
 
-def test_project_shows_no_traceback_of_windows(
+def test_project_shows_no_windows_traceback(
     project: Project, selector_of_windows: str
 ) -> None:
     options = ["tests/core/test_reload.py", "-k", "many_reloads"]
@@ -198,7 +198,7 @@ def test_project_shows_no_traceback_of_windows(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no flask dev")
-def test_flask_dev_reloads_the_same_app_and_names_its_thread(project: Project) -> None:
+def test_flask_dev_reloads_the_app_and_names_its_thread(project: Project) -> None:
     options = ["tests/test_wrong.py", "-k", "flask_dev"]
     control = run_on_wrong_app(project, *options, daemon=False)
     assert "2 passed" in control.stdout, control.stdout

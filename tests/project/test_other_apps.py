@@ -1,7 +1,8 @@
-"""`flask dev` on applications that nobody here wrote, unmodified.
+"""`flask dev` serves every save in published applications that it was not written for.
 
-Each is served from its source distribution, in an environment of its own. A save adds a
-line to a module. It is served when the line has run and the page responds.
+Each application runs unmodified from its source distribution, in an environment of its
+own. A save appends a line to a module. The save counts as served when the line has run
+and the page responds.
 """
 
 import os
@@ -29,7 +30,7 @@ SAVES = 20
 
 @dataclass
 class Other:
-    """An application: its distribution, where it is in that, and a module and page."""
+    """An application: its distribution and folder, and a module and a page of it."""
 
     distribution: str
     folder: str
@@ -121,7 +122,7 @@ def install(folder: Path, other: Other) -> tuple[Path, Path]:
 
 
 def responds(url: str) -> bool:
-    """Return whether the page responds within the time that a reload may take."""
+    """Return whether the page responds before the deadline of a reload."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         with suppress(HTTPError), suppress(OSError), urlopen(url, timeout=10) as page:

@@ -1,4 +1,4 @@
-"""Every pool with every worker, in an environment made from the project's own files."""
+"""The tests of a project pass for every pool with every worker."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from ..support.projects import (
 PROJECTS = combinations("pool", "worker")
 DEFAULT = PROJECTS[0]
 
-# What an environment holds, by the names that it is imported and installed by.
+# Print the names of the modules and the distributions in an environment.
 NAMES = """
 import importlib.metadata as metadata, json
 names = set(metadata.packages_distributions())
@@ -33,7 +33,7 @@ print(json.dumps([name.lower().replace("-", "_") for name in names]))
 
 @pytest.fixture(scope="session")
 def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a folder in which mypy finds what it knows of other projects' packages."""
+    """A cache of mypy that all projects share."""
     return str(tmp_path_factory.mktemp("mypy"))
 
 
@@ -46,20 +46,20 @@ def test_project(bake: Bake, mypy_cache: str, answers: Answers) -> None:
     tests = ["-m", ""] if has_reload_tests(answers) else []
     run(programs / "pytest", *tests, cwd=project, RELOADS=reloads)
     check_style(project)
-    assert slugs_that_would_hide(programs, project) == set()
+    assert slugs_hidden_by_packages(programs, project) == set()
 
 
 def has_reload_tests(answers: Answers) -> bool:
-    """Return whether the reload tests run, too: once per pool and once per worker.
+    """Return whether to run the reload tests: once per pool and once per worker.
 
-    With EVERY_RELOAD in the environment, as in the matrix of CI, they always run.
+    If EVERY_RELOAD is set, as in the matrix of CI, they always run.
     """
     once = DEFAULT["pool"] == answers["pool"] or answers["worker"] == "none"
     return once or "EVERY_RELOAD" in os.environ
 
 
-def slugs_that_would_hide(programs: Path, project: Path) -> set[str]:
-    """Return the allowed slugs that an installed package has as its name.
+def slugs_hidden_by_packages(programs: Path, project: Path) -> set[str]:
+    """Return the allowed slugs that are the name of an installed package.
 
     The lock file lists the packages for every Python and every system.
     """
@@ -71,9 +71,9 @@ def slugs_that_would_hide(programs: Path, project: Path) -> set[str]:
     return {name for name in allowed if name[0].isalpha()}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such users")
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot switch users")
 def test_project_of_an_ordinary_user(template: Path) -> None:
-    """Where the tests above run as root, here somebody else has the project."""
+    """The project also works for an ordinary user when root runs the tests."""
     import pwd
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The recipes of a project's README, followed to the letter."""
+"""The recipes in a project's README work when followed literally."""
 
 import re
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def check(programs: Path, project: Path) -> None:
 
 
 def remove(project: Path, section: str) -> None:
-    """Type the commands of a section that removes files from git, and do its edits."""
+    """Run the `git rm` commands of a section, and apply its edits."""
     start_repository(project)
     for command in commands((project / "README.md").read_text()):
         if command.section == section:
@@ -71,10 +71,10 @@ def remove(project: Path, section: str) -> None:
 
 
 def follow(project: Path, section: str) -> int:
-    """Write the files of a section of README, and do its edits; return how many.
+    """Write the files of a section and apply its edits; return the number of both.
 
-    The paragraph before a block names the file. That of an edit is named first, and
-    that of a new file last.
+    The paragraph before a block names the file: the first name is the file of an edit,
+    the last name is that of a new file.
     """
     done = 0
     for names, language, text in shown(project, section):
@@ -87,7 +87,7 @@ def follow(project: Path, section: str) -> int:
 
 
 def shown(project: Path, section: str) -> Iterator[tuple[list[str], str, str]]:
-    """Yield the files that a paragraph names, and the language and text below it."""
+    """Yield the files that a paragraph names, and the block below it."""
     heading = before = ""
     names: list[str] = []
     for token in MarkdownIt().parse((project / "README.md").read_text()):
@@ -101,7 +101,7 @@ def shown(project: Path, section: str) -> Iterator[tuple[list[str], str, str]]:
 
 
 def edit(path: Path, diff: str) -> None:
-    """Replace each line with a minus by those with a plus below it."""
+    """Replace each line with a minus with the lines with a plus below it."""
     lines = path.read_text().splitlines()
     for line in diff.splitlines():
         if line.startswith("-"):
