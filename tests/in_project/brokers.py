@@ -1,4 +1,4 @@
-"""Servers that Celery's tasks wait at, to be stopped and started with all they hold."""
+"""Brokers for Celery that keep their jobs over a restart."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from .core.reload_server import _free_port, poll
 
 
 class Broker:
-    """A server of its own, at the port `port`, with what it keeps in `folder`."""
+    """A server on `port` that stores its data in `folder`."""
 
     environ: dict[str, str] = {}
 
@@ -30,9 +30,9 @@ class Broker:
         self.process = subprocess.Popen(
             self.command(), env=os.environ | self.environ, stdout=subprocess.DEVNULL
         )
-        assert poll(self.answers)
+        assert poll(self.responds)
 
-    def answers(self) -> bool:
+    def responds(self) -> bool:
         with suppress(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", self.port)).close()
             return True
@@ -44,7 +44,7 @@ class Broker:
 
 
 class Redis(Broker):
-    """A Redis or Valkey that has on the disk what it has said to have."""
+    """A Redis or Valkey that writes each change to disk before it confirms it."""
 
     program = os.environ.get("BROKER_SERVER", "redis-server")
 
@@ -59,7 +59,7 @@ class Redis(Broker):
 
 
 class RabbitMQ(Broker):
-    """A RabbitMQ, run as whoever runs the tests."""
+    """A RabbitMQ that runs as the user of the tests."""
 
     def __init__(self, folder: Path) -> None:
         port = _free_port()
@@ -68,7 +68,7 @@ class RabbitMQ(Broker):
         settings |= {"NODENAME": f"test{port}@localhost", "NODE_PORT": str(port)}
         settings |= {"DIST_PORT": str(_free_port())}
         self.environ = {f"RABBITMQ_{name}": value for name, value in settings.items()}
-        self.environ["HOME"] = str(folder)  # where it leaves a cookie
+        self.environ["HOME"] = str(folder)  # RabbitMQ writes a cookie there.
         super().__init__(folder, port)
 
     @property
@@ -76,5 +76,5 @@ class RabbitMQ(Broker):
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
 
     def command(self) -> list[str]:
-        # What is in the PATH changes the user, and may listen elsewhere.
+        # The script of this name on the PATH switches to another user.
         return ["/usr/lib/rabbitmq/bin/rabbitmq-server"]

@@ -1,4 +1,4 @@
-"""A network between an application and its PostgreSQL, with what goes wrong in one."""
+"""A proxy between an application and PostgreSQL that imitates network faults."""
 
 import socket
 import struct
@@ -10,11 +10,11 @@ from threading import Thread
 
 
 class Proxy:
-    """Pass on to a server what comes to `port`, until told otherwise.
+    """Forward connections from `port` to a server.
 
-    `messages` are the types of those that clients sent once they were connected, such
-    as `Q` for a query and `X` for an orderly end. `refuse_startup` gets the parameters
-    of each client, and returns the message to reject it with, or an empty string.
+    `messages` has the type of each message that a connected client sent, such as `Q`
+    for a query and `X` for termination. `refuse_startup` gets the startup parameters of
+    each client. It returns an error message to reject the client, or an empty string.
     """
 
     def __init__(
@@ -40,30 +40,30 @@ class Proxy:
         self.thread.start()
 
     def accept(self) -> None:
-        """Accept connections again, and pass on what comes in them."""
+        """Accept and forward connections again."""
         self._order(self._listen)
 
     def refuse(self) -> None:
-        """Drop all connections, and accept none."""
+        """Reset all connections, and refuse new ones."""
         self._order(self._close)
         self.reset()
 
     def end(self) -> None:
-        """Drop all connections, and accept none any more."""
+        """Reset all connections, and stop for good."""
         self.refuse()
         self.running = False
         self.thread.join()
 
     def reset(self) -> None:
-        """Drop all connections, with what is under way in them."""
+        """Reset all connections, and lose the data in transit."""
         self._order(self._drop_all)
 
     def fall_silent(self) -> None:
-        """Accept connections and all that comes in them, and pass nothing on."""
+        """Accept connections and data, but forward nothing."""
         self.silent = True
 
     def speak(self) -> None:
-        """Pass on again what comes, in new connections."""
+        """Reset all connections, and forward new ones again."""
         self.reset()
         self.silent = False
 
@@ -75,7 +75,8 @@ class Proxy:
     def _run(self) -> None:
         while self.running:
             for key, _ in self.selector.select(0.01):
-                if key.fileobj.fileno() >= 0:  # or the one before has ended it
+                # Handling the previous event may have closed this socket.
+                if key.fileobj.fileno() >= 0:
                     key.data(key.fileobj)
             try:
                 order, done = self.orders.get_nowait()
@@ -120,7 +121,7 @@ class Proxy:
             self._end(source)
 
     def _refusal(self, data: bytes) -> bytes:
-        if data[4:8] != struct.pack("!I", 3 << 16):  # the version of the protocol
+        if data[4:8] != struct.pack("!I", 3 << 16):  # protocol version 3.0
             return b""
         *words, _, _ = data[8:].decode().split("\0")
         message = self.refuse_startup(dict(zip(words[::2], words[1::2], strict=True)))
@@ -144,7 +145,7 @@ class Proxy:
 
     def _drop_all(self) -> None:
         for side in list(self.others):
-            # Without the good-bye of TCP.
+            # With this option, close() sends a reset.
             linger = struct.pack("ii", 1, 0)
             side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         while self.others:

@@ -1,4 +1,4 @@
-"""Tasks of a worker with a schedule: one job every two seconds."""
+"""An application with a schedule: one job every two seconds."""
 
 from app.core import jobs
 from app.core.db import get_db
@@ -10,7 +10,7 @@ from . import working
 
 @task
 def tick(timestamp: int) -> None:
-    """Note the run, under the time that it was scheduled for, where that is known."""
+    """Record the run with the time that it was scheduled for."""
     with get_db().cursor() as cursor:
         cursor.execute("INSERT INTO runs (number) VALUES (%s)", [timestamp])
 
@@ -20,7 +20,7 @@ if hasattr(jobs, "queue"):
 
 
 def create_app() -> Flask:
-    """Create the application; Celery has the schedule in its configuration."""
+    """Create the application, and put the schedule into Celery's configuration."""
     app = working.create_app()
     if celery := app.extensions.get("celery"):
         schedule = {"task": tick.name, "schedule": 2.0, "args": [0]}

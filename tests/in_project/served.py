@@ -1,4 +1,4 @@
-"""The application that these tests serve, with routes into it."""
+"""The application with routes for these tests."""
 
 import os
 
@@ -15,26 +15,26 @@ if "USE_BEFORE_FORK" in os.environ:
 
 
 @app.before_request
-def begin() -> None:
-    """Say in the log which request begins."""
-    app.logger.info("begun")
+def log_start() -> None:
+    """Log the start of each request."""
+    app.logger.info("started")
 
 
 @app.post("/read")
 def read() -> tuple[dict[str, int], int]:
-    """Return how long the body is."""
+    """Return the length of the body."""
     return {"length": len(request.get_data())}, 201
 
 
 @app.get("/url")
 def url() -> str:
-    """Return the address of this page."""
+    """Return the URL of this page."""
     return url_for("url", _external=True)
 
 
 @app.get("/failure/<what>")
 def failure(what: str) -> str:
-    """Fail, and take what there is of the connection along."""
+    """Fail with an error that holds everything about the connection."""
     db = get_db()
     if what == "query":
         app.logger.info("%r %s %s", db, db.dsn, db.get_dsn_parameters())
@@ -46,7 +46,7 @@ def failure(what: str) -> str:
 
 @app.get("/value/<int:value>")
 def value(value: int) -> dict[str, int]:
-    """Return the value as the database has it, and who answered."""
+    """Return the value from the database, and the ids of both processes."""
     with get_db().cursor() as cursor:
         cursor.execute("SELECT %s, pg_backend_pid()", [value])
         [found, backend] = cursor.fetchone()
@@ -55,7 +55,7 @@ def value(value: int) -> dict[str, int]:
 
 @app.get("/sleep/<float:seconds>")
 def sleep(seconds: float) -> dict[str, float]:
-    """Run a query for so many seconds."""
+    """Run a query that takes this many seconds."""
     with get_db().cursor() as cursor:
         cursor.execute("SELECT pg_sleep(%s)", [seconds])
     return {"slept": seconds}
@@ -63,7 +63,7 @@ def sleep(seconds: float) -> dict[str, float]:
 
 @app.get("/leave/<what>")
 def leave(what: str) -> dict[str, str]:
-    """Leave something behind, or fail in the middle of it."""
+    """Leave the connection in another state, or fail in a transaction."""
     db = get_db()
     if what == "transaction":
         db.cursor().execute("BEGIN")
@@ -89,7 +89,7 @@ def leave(what: str) -> dict[str, str]:
 
 @app.get("/found")
 def found() -> dict[str, object]:
-    """Return what a request finds on its connection."""
+    """Return the state of this request's connection."""
     db = get_db()
     with db.cursor() as cursor:
         cursor.execute(

@@ -1,6 +1,6 @@
-"""Connections to servers that refuse something or change under the application.
+"""Connections to servers that refuse options or become read-only.
 
-Run there with each pool.
+These tests run in a baked project with each pool.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ from .proxy import Proxy
 SETTINGS = {"TESTING": True, "POOL_SIZE": 4}
 
 REFUSALS = {
-    # The server itself, on Windows.
+    # PostgreSQL itself refuses the option on Windows.
     "client_connection_check_interval": "invalid value for parameter"
     ' "client_connection_check_interval": 500; "client_connection_check_interval"'
     " must be set to 0 on this platform.",
-    # PgBouncer, up to 1.19 and since.
+    # PgBouncer up to 1.19, and later versions.
     "options": "unsupported startup parameter: options",
     "options=": "unsupported startup parameter in options:"
     " client_connection_check_interval",
@@ -52,7 +52,7 @@ def url(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("message", REFUSALS.values(), ids=REFUSALS)
-def test_refused_startup_options_are_left_out_with_one_warning(
+def test_rejected_startup_options_are_omitted_with_warning(
     url: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempts = []
@@ -70,13 +70,13 @@ def test_refused_startup_options_are_left_out_with_one_warning(
         assert attempts.count(True) == 1
 
 
-def test_refused_startup_options_do_not_stop_migrations(url: str) -> None:
+def test_migrations_run_without_rejected_startup_options(url: str) -> None:
     with front(url, refuse_options) as app:
         result = app.test_cli_runner().invoke(args=["migrate", "--status"])
         assert result.exit_code == 0, result.output
 
 
-def test_other_refusal_is_not_tried_again(url: str) -> None:
+def test_other_connection_errors_are_not_retried(url: str) -> None:
     attempts = []
 
     def refuse(parameters: dict[str, str]) -> str:
@@ -89,34 +89,36 @@ def test_other_refusal_is_not_tried_again(url: str) -> None:
     assert len(attempts) == 1
 
 
-def test_options_of_the_operator_are_not_left_out(url: str) -> None:
+def test_operators_options_are_never_omitted(url: str) -> None:
     with front(url + "?options=-cstatement_timeout%3D1234", refuse_options) as app:
         with app.app_context(), pytest.raises(Exception, match="startup parameter"):
             get_db()
 
 
 @pytest.mark.parametrize("transaction", [False, True])
-def test_demoted_server_is_left(url: str, folder: Path, transaction: bool) -> None:
-    """The server becomes read-only, as the old primary of a failover is."""
+def test_pool_leaves_a_demoted_server(
+    url: str, folder: Path, transaction: bool
+) -> None:
+    """The server becomes read-only, like the old primary after a failover."""
     app = create_app(SETTINGS | {"DATABASE_URL": url})
     add_route(app, transaction)
     client = app.test_client()
     assert client.post("/write").status_code == 200
     with app.app_context():
-        kept = app.extensions["pool"].getconn()  # so that two are idle
+        kept = app.extensions["pool"].getconn()  # Two connections are idle later.
         run("SELECT 1")
         app.extensions["pool"].putconn(kept)
     alter_system(folder, "SET default_transaction_read_only = on")
     try:
         assert poll(lambda: client.post("/write").status_code == 503)
-        # Here the name of the server would lead to the new primary.
+        # In a real failover, the name of the server now leads to the new primary.
     finally:
         alter_system(folder, "RESET default_transaction_read_only")
     assert client.post("/write").status_code == 200
     assert app.extensions["pool"].stats()["in_use"] == 0
 
 
-def test_read_only_session_of_the_application_is_its_own_fault(url: str) -> None:
+def test_own_read_only_session_is_not_a_failover(url: str) -> None:
     app = create_app(SETTINGS | {"DATABASE_URL": url})
     app.register_error_handler(psycopg2.Error, lambda error: ("mine", 418))
 
@@ -155,7 +157,7 @@ def refuse_options(parameters: dict[str, str]) -> str:
 
 @contextmanager
 def front(url: str, refuse: Callable[[dict[str, str]], str]) -> Iterator[Flask]:
-    """Make an application that reaches the server at `url` through a proxy."""
+    """Yield an application that reaches the server at `url` through a proxy."""
     port = urlsplit(url).port
     assert port
     proxy = Proxy("127.0.0.1", port, refuse)
@@ -167,7 +169,7 @@ def front(url: str, refuse: Callable[[dict[str, str]], str]) -> Iterator[Flask]:
 
 
 def alter_system(folder: Path, change: str) -> None:
-    """Change the configuration of the server, and wait until it is in force."""
+    """Change the configuration of the server, and wait until it applies."""
     services = ConfigParser(interpolation=None)
     services.read(folder / "pg_service.conf")
     with closing(psycopg2.connect(**services["admin"])) as conn:

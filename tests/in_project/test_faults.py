@@ -1,6 +1,6 @@
-"""Connections of a baked project under load and through faults, on the server.
+"""Connections of a baked project under load and through faults, on its server.
 
-Run there with each pool.
+These tests run in a baked project with each pool.
 """
 
 import json
@@ -39,11 +39,11 @@ SETTINGS = {"SECRET_KEY": "0123456789abcdef" * 2, "TRUSTED_HOSTS": "127.0.0.1"}
 SETTINGS["FLASK_DEBUG"] = "0"  # .flaskenv has 1
 SLEEPING = "wait_event = 'PgSleep'"
 
-pooled = pytest.mark.skipif(not POOLED, reason="there is no pool")
+pooled = pytest.mark.skipif(not POOLED, reason="needs a pool")
 
 
 class Database:
-    """A PostgreSQL of its own, to be stopped and started, and a proxy to it."""
+    """A PostgreSQL that tests stop and start, and a proxy to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ class Database:
         return self._of_backends("pid", condition)
 
     def terminate(self, condition: str = "true") -> int:
-        """End the application's backends, and return how many there were."""
+        """Terminate the application's backends, and return their number."""
         return len(self._of_backends("pg_terminate_backend(pid, 5000)", condition))
 
     def _of_backends(self, what: str, condition: str) -> list[Any]:
@@ -83,7 +83,7 @@ class Database:
 
 
 class Server:
-    """The application on the production server, in an environment of its own."""
+    """The application on the production server, with settings of its own."""
 
     def __init__(self, folder: Path, url: str, *options: str, **environ: str) -> None:
         self.port = _free_port()
@@ -99,12 +99,12 @@ class Server:
         )
 
     def command(self) -> list[str]:
-        """Return how to start it with one worker of 8 threads."""
+        """Return the command that starts one worker with 8 threads."""
         options = ["--port", str(self.port), "--workers", "1", "--threads", "8"]
         return ["flask", "--app", "tests.served", "serve", *options]
 
     def __enter__(self) -> Self:
-        assert poll(self.answers), self.log.read_text()
+        assert poll(self.responds), self.log.read_text()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -114,14 +114,14 @@ class Server:
         self.output.close()
         print(self.log.read_text())
 
-    def answers(self) -> bool:
+    def responds(self) -> bool:
         try:
             return self.get("/healthz")[0] == 200
         except OSError:
             return False
 
     def get(self, path: str, **headers: str) -> tuple[int, Any, Any]:
-        """Return status, body and headers of the answer, within 20 seconds."""
+        """Return status, body and headers of the response, within 20 seconds."""
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=20)) as conn:
             conn.request("GET", path, headers=headers)
             response = conn.getresponse()
@@ -131,22 +131,22 @@ class Server:
             return response.status, found, response.headers
 
     def send(self, request: bytes) -> str:
-        """Return the answer to what is sent as it is."""
+        """Send raw bytes, and return the start of the response."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as conn:
             conn.sendall(request)
             return conn.recv(4096).decode("latin1")
 
     def get_all(self, paths: list[str], threads: int) -> list[tuple[int, Any, Any]]:
-        """Return the answers in the order of the paths."""
+        """Return the responses in the order of the paths."""
         with ThreadPoolExecutor(threads) as executor:
             return list(executor.map(self.get, paths))
 
 
 class Gunicorn(Server):
-    """The application on gunicorn, which forks processes of an application in use."""
+    """The application on gunicorn, which forks an application that is in use."""
 
     def command(self) -> list[str]:
-        """Return how to start it with three workers, of one application."""
+        """Return the command that forks three workers from one application."""
         options = ["--bind", f"127.0.0.1:{self.port}", "--threads", "8", "--preload"]
         return ["gunicorn", *options, "--workers", "3", "tests.served:app"]
 
@@ -172,80 +172,80 @@ def server(tmp_path: Path, database: Database) -> Iterator[Server]:
 
 
 @pooled
-def test_too_many_wait_and_are_then_answered_503(
+def test_requests_beyond_pool_size_wait_then_get_503(
     tmp_path: Path, database: Database
 ) -> None:
     with Server(tmp_path, database.url, POOL_TIMEOUT="1") as server:
-        answers = server.get_all(["/sleep/3.0"] * 8, threads=8)
-        statuses = Counter(status for status, _, _ in answers)
+        responses = server.get_all(["/sleep/3.0"] * 8, threads=8)
+        statuses = Counter(status for status, _, _ in responses)
         assert statuses == {200: SIZE, 503: 8 - SIZE}
-        assert all(h["Retry-After"] == "1" for s, _, h in answers if s == 503)
+        assert all(h["Retry-After"] == "1" for s, _, h in responses if s == 503)
         lines = [line for line in server.log.read_text().splitlines() if line]
         named = f"raise POOL_SIZE ({SIZE}) or give them back sooner."
         assert sum(named in line for line in lines) == 8 - SIZE
-        answers = server.get_all(["/sleep/0.2"] * 8, threads=8)
-        assert {status for status, _, _ in answers} == {200}
+        responses = server.get_all(["/sleep/0.2"] * 8, threads=8)
+        assert {status for status, _, _ in responses} == {200}
         took_long = r"It took \d+ ms to get a connection"
         assert re.search(took_long, server.log.read_text())
 
 
-def test_death_of_idle_connections_is_not_noticed(
+def test_killed_idle_connections_fail_no_request(
     server: Server, database: Database
 ) -> None:
     statuses: Counter[int] = Counter()
     ended = 0
     for _ in range(20):
-        answers = server.get_all(["/value/1"] * 50, threads=4)
-        statuses.update(status for status, _, _ in answers)
+        responses = server.get_all(["/value/1"] * 50, threads=4)
+        statuses.update(status for status, _, _ in responses)
         ended += database.terminate()
-        # What the server says at their end has passed the network, too.
+        # The final messages of the server have arrived, too.
         assert poll(lambda: not database.proxy.clients)
-        time.sleep(0.005)  # for which what has come back is not looked at
+        time.sleep(0.005)  # A connection is not checked until it is idle this long.
     assert statuses == {200: 1000}
     assert ended >= 20 or not POOLED
 
 
-def test_outage_is_answered_503_and_over_with_the_first_request_after_it(
+def test_outage_gives_503_until_the_server_is_back(
     server: Server, database: Database
 ) -> None:
     server.get_all(["/value/1"] * 20, threads=4)
     for _ in range(3):
         database.stop()
-        answers = [timed(server.get, "/value/1") for _ in range(10)]
+        responses = [timed(server.get, "/value/1") for _ in range(10)]
         database.start()
-        assert {status for status, _ in answers} == {503}
-        assert max(seconds for _, seconds in answers) < 5
+        assert {status for status, _ in responses} == {503}
+        assert max(seconds for _, seconds in responses) < 5
         assert server.get("/value/1")[0] == 200
 
 
 @pytest.mark.parametrize(
-    "cut_off",
+    "disconnect",
     [
         lambda database: database.terminate(SLEEPING),
         lambda database: database.proxy.reset(),
     ],
-    ids=["by the server", "half-way"],
+    ids=["by-server", "in-transit"],
 )
-def test_query_that_is_cut_off_is_answered_503(
-    server: Server, database: Database, cut_off: Callable[[Database], Any]
+def test_interrupted_query_gives_503(
+    server: Server, database: Database, disconnect: Callable[[Database], Any]
 ) -> None:
     with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(server.get, "/sleep/20.0")
+        response = thread.submit(server.get, "/sleep/20.0")
         assert poll(lambda: database.backends(SLEEPING))
-        cut_off(database)
-        assert answer.result()[0] == 503
+        disconnect(database)
+        assert response.result()[0] == 503
     assert server.get("/value/1")[0] == 200
 
 
-def test_processes_forked_after_a_connection_was_used_share_none(
+def test_forked_processes_share_no_connection(
     tmp_path: Path, database: Database
 ) -> None:
     with Gunicorn(tmp_path, database.url, USE_BEFORE_FORK="1") as server:
         paths = [f"/value/{number}" for number in range(600)]
-        answers = server.get_all(paths, threads=12)
-    assert [status for status, _, _ in answers] == [200] * 600
-    assert [body["value"] for _, body, _ in answers] == list(range(600))
-    used = {(body["backend"], body["process"]) for _, body, _ in answers}
+        responses = server.get_all(paths, threads=12)
+    assert [status for status, _, _ in responses] == [200] * 600
+    assert [body["value"] for _, body, _ in responses] == list(range(600))
+    used = {(body["backend"], body["process"]) for _, body, _ in responses}
     assert len({process for _, process in used}) == 3
     assert len(used) == len({backend for backend, _ in used})
 
@@ -253,7 +253,7 @@ def test_processes_forked_after_a_connection_was_used_share_none(
 @pytest.mark.parametrize(
     "what", ["transaction", "session", "cursor", "failure", "failure_in_with"]
 )
-def test_next_request_sees_nothing_of_what_was_left(
+def test_next_request_gets_a_clean_connection(
     server: Server, database: Database, what: str
 ) -> None:
     as_new = server.get("/found")
@@ -266,7 +266,7 @@ def test_next_request_sees_nothing_of_what_was_left(
 
 
 @pooled
-def test_setting_undoes_what_queries_change_in_a_session(
+def test_pool_reset_undoes_changes_of_a_session(
     tmp_path: Path, database: Database
 ) -> None:
     with Server(tmp_path, database.url, POOL_RESET="1") as server:
@@ -277,9 +277,7 @@ def test_setting_undoes_what_queries_change_in_a_session(
 
 
 @pooled
-def test_reading_request_costs_one_round_trip(
-    server: Server, database: Database
-) -> None:
+def test_read_costs_one_round_trip(server: Server, database: Database) -> None:
     server.get("/value/1")
     before = len(database.proxy.messages)
     for number in range(100):
@@ -287,28 +285,28 @@ def test_reading_request_costs_one_round_trip(
     assert database.proxy.messages[before:] == ["Q"] * 100
 
 
-def test_end_of_server_waits_for_requests_and_closes_every_connection(
+def test_shutdown_waits_for_requests_and_closes_connections(
     tmp_path: Path, database: Database
 ) -> None:
     with Server(tmp_path, database.url) as server:
         server.get_all(["/value/1"] * 40, threads=8)
-        # Without a pool the last of these connections may be about to end.
+        # Without a pool, the last of these connections may still be closing.
         assert POOLED or poll(lambda: database.backends() == [])
         before = database.proxy.messages.count("X")
         with ThreadPoolExecutor(2) as threads:
             paths = ["/sleep/1.0", "/sleep/2.0"]
-            answers = [threads.submit(server.get, path) for path in paths]
+            responses = [threads.submit(server.get, path) for path in paths]
             assert poll(lambda: len(database.backends(SLEEPING)) == 2)
             connections = len(database.backends())
             server.process.terminate()
-            assert [answer.result()[0] for answer in answers] == [200, 200]
+            assert [response.result()[0] for response in responses] == [200, 200]
         assert server.process.wait(10) == 0
     assert poll(lambda: database.backends() == [])
     assert database.proxy.messages.count("X") - before == connections
     assert "Error" not in server.log.read_text()
 
 
-def test_readyz_costs_one_round_trip_and_says_nothing_of_the_pool(
+def test_readyz_costs_one_round_trip_and_hides_the_pool(
     server: Server, database: Database
 ) -> None:
     server.get("/value/1")
@@ -317,7 +315,7 @@ def test_readyz_costs_one_round_trip_and_says_nothing_of_the_pool(
     assert database.proxy.messages[before:].count("Q") == 1
 
 
-def test_refused_connection(server: Server, database: Database) -> None:
+def test_refused_connection_gives_503(server: Server, database: Database) -> None:
     server.get_all(["/value/1"] * 8, threads=4)
     database.proxy.refuse()
     status, seconds = timed(server.get, "/value/1")
@@ -326,15 +324,15 @@ def test_refused_connection(server: Server, database: Database) -> None:
     assert server.get("/value/1")[0] == 200
 
 
-def test_silence(server: Server, database: Database) -> None:
+def test_silent_server_gives_503(server: Server, database: Database) -> None:
     server.get_all(["/value/1"] * 8, threads=4)
-    time.sleep(1.1)  # for the connections to be idle long enough to be asked
+    time.sleep(1.1)  # A connection that was idle this long is pinged.
     database.proxy.fall_silent()
-    answers = [timed(server.get, "/value/1") for _ in range(3)]
+    responses = [timed(server.get, "/value/1") for _ in range(3)]
     database.proxy.speak()
-    assert {status for status, _ in answers} == {503}
-    # A free connection has 1 s to answer, a new one 2 s.
-    assert max(seconds for _, seconds in answers) < 5
+    assert {status for status, _ in responses} == {503}
+    # An idle connection has 1 s to respond, a new one 2 s.
+    assert max(seconds for _, seconds in responses) < 5
     assert server.get("/value/1")[0] == 200
 
 
@@ -378,7 +376,7 @@ def test_soak(server: Server, database: Database) -> None:
 
 
 def timed(get: Callable[[str], tuple[int, Any, Any]], path: str) -> tuple[int, float]:
-    """Return the status and how many seconds the answer took."""
+    """Return the status of the response and the seconds that it took."""
     start = time.monotonic()
     status, _, _ = get(path)
     return status, time.monotonic() - start

@@ -1,4 +1,4 @@
-"""A baked project on the production server: its start, its end, its log."""
+"""A baked project on the production server starts, stops and logs correctly."""
 
 import json
 import os
@@ -26,7 +26,7 @@ PATHS = ["/failure/query", "/failure/connection", "/failure/lost"]
 DEVELOPMENT = {"flask_devserver", "dotenv", "filelock", "psutil"}
 
 
-def test_wrong_settings_are_said_once_in_a_sentence_each() -> None:
+def test_invalid_settings_are_reported_together() -> None:
     url = f"mysql://user:{PASSWORD}@localhost/a"
     wrong = {"DATABASE_URL": url, "SECRET_KEY": "short", "MAX_CONTENT_LENGTH": "1 MB"}
     said = error_of_the_start(**wrong)
@@ -46,11 +46,11 @@ def test_body_of_unknown_length_is_rejected(
 ) -> None:
     with Server(tmp_path, database_url) as server:
         head = "POST /read HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked"
-        answer = server.send(f"{head}\r\n\r\n3\r\na=1\r\n{end}".encode())
-        assert answer.startswith("HTTP/1.1 411 ")
+        response = server.send(f"{head}\r\n\r\n3\r\na=1\r\n{end}".encode())
+        assert response.startswith("HTTP/1.1 411 ")
 
 
-def test_path_and_scheme_of_the_client_are_not_believed(
+def test_path_and_scheme_from_the_client_are_ignored(
     tmp_path: Path, database_url: str
 ) -> None:
     lies = {"SCRIPT_NAME": "/evil", "X-Forwarded-Proto": "https"}
@@ -75,35 +75,33 @@ def test_development_packages_are_not_imported(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_sigterm_drops_no_request_that_had_begun(
+def test_sigterm_drops_no_started_request(
     tmp_path: Path, database_url: str, number: int
 ) -> None:
     options = ["--workers", "2"]
     with Server(tmp_path, database_url, *options, POOL_SIZE="8") as server:
         with ThreadPoolExecutor(32) as threads:
-            answers = [threads.submit(answered, server, n) for n in range(32)]
-            assert poll(lambda: len(begun(server)) > 200)
+            responses = [threads.submit(send_requests, server, n) for n in range(32)]
+            assert poll(lambda: len(started(server)) > 200)
             server.process.terminate()
-            answered_ids = set().union(*(answer.result() for answer in answers))
+            finished_ids = set().union(*(each.result() for each in responses))
         assert server.process.wait(20) == 0
-        assert begun(server) == answered_ids
+        assert started(server) == finished_ids
 
 
 def test_reload_drops_no_request(tmp_path: Path, database_url: str) -> None:
     with Server(tmp_path, database_url, "--workers", "2") as server:
         with ThreadPoolExecutor(8) as threads:
-            answers = [threads.submit(server.get, "/value/1") for _ in range(50)]
+            responses = [threads.submit(server.get, "/value/1") for _ in range(50)]
             server.process.send_signal(signal.SIGHUP)
             assert poll(lambda: said(server).count("Stopped old worker") == 2)
-            answers += [threads.submit(server.get, "/value/1") for _ in range(50)]
-    found = [answer.result() for answer in answers]
+            responses += [threads.submit(server.get, "/value/1") for _ in range(50)]
+    found = [response.result() for response in responses]
     assert [status for status, _, _ in found] == [200] * 100
     assert len({body["process"] for _, body, _ in found}) == 4
 
 
-def test_sigterm_ends_a_worker_that_is_starting(
-    tmp_path: Path, database_url: str
-) -> None:
+def test_sigterm_stops_a_starting_worker(tmp_path: Path, database_url: str) -> None:
     with Server(tmp_path, database_url) as server:
         [worker] = server.process.children()
         worker.kill()
@@ -120,25 +118,27 @@ def test_killed_worker_is_replaced(tmp_path: Path, database_url: str) -> None:
         assert server.get("/value/1")[1]["process"] != worker.pid
 
 
-def test_workers_end_with_a_killed_parent(tmp_path: Path, database_url: str) -> None:
+def test_workers_exit_when_the_parent_is_killed(
+    tmp_path: Path, database_url: str
+) -> None:
     with Server(tmp_path, database_url, "--workers", "2") as server:
         workers = server.process.children()
         server.process.kill()
         assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
-def test_incomplete_headers_and_idle_connections_hold_no_thread(
+def test_slow_headers_and_idle_clients_occupy_no_thread(
     tmp_path: Path, database_url: str
 ) -> None:
     with Server(tmp_path, database_url) as server, ExitStack() as stack:
-        for begun in (b"", b"GET / HTTP/1.1\r\nHost: loc") * 500:
+        for start in (b"", b"GET / HTTP/1.1\r\nHost: loc") * 500:
             address = ("127.0.0.1", server.port)
             conn = stack.enter_context(socket.create_connection(address))
-            conn.sendall(begun)
+            conn.sendall(start)
         assert server.get("/value/1")[0] == 200
 
 
-def test_every_line_is_json(tmp_path: Path, database_url: str) -> None:
+def test_every_log_line_is_json(tmp_path: Path, database_url: str) -> None:
     with Server(tmp_path, database_url) as server:
         server.get("/value/1")
         server.process.send_signal(signal.SIGHUP)
@@ -150,24 +150,25 @@ def test_every_line_is_json(tmp_path: Path, database_url: str) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"password": PASSWORD}, {"port": "1"}], ids=str
 )
-def test_password_is_in_no_answer_and_no_line(
+def test_password_is_in_no_response_or_log_line(
     tmp_path: Path, database_url: str, changes: dict[str, str]
 ) -> None:
     url = make_dsn(database_url, **changes)
     password = parse_dsn(url)["password"]
     with Server(tmp_path, url) as server:
-        answers = [server.get(path) for path in PATHS]
-    statuses = {status for status, _, _ in answers}
+        responses = [server.get(path) for path in PATHS]
+    statuses = {status for status, _, _ in responses}
     assert statuses == ({503} if changes else {500, 503})
-    said = f"{answers} {[str(h) for _, _, h in answers]} {server.log.read_text()}"
+    headers = [str(h) for _, _, h in responses]
+    said = f"{responses} {headers} {server.log.read_text()}"
     assert "RuntimeError" in said or changes
     assert "password authentication failed" in said or changes != {"password": PASSWORD}
     assert password not in said and quote(password) not in said
-    assert not any("Traceback" in str(body) for _, body, _ in answers)
+    assert not any("Traceback" in str(body) for _, body, _ in responses)
 
 
 def error_of_the_start(**environ: str) -> str:
-    """Return what the server prints as it fails to start."""
+    """Return the output of a server that fails to start."""
     done = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "app", "serve"],
         cwd=ROOT,
@@ -180,8 +181,8 @@ def error_of_the_start(**environ: str) -> str:
     return done.stderr.strip()
 
 
-def answered(server: Server, client: int) -> set[str]:
-    """Ask until the server ends; return the ids of the requests that it answered."""
+def send_requests(server: Server, client: int) -> set[str]:
+    """Send requests until the server stops; return the ids of those with a response."""
     ids = set()
     for number in range(10_000):
         name = f"{client}-{number}"
@@ -191,20 +192,20 @@ def answered(server: Server, client: int) -> set[str]:
             return ids
         assert status == 200
         ids.add(name)
-    raise AssertionError("the server did not end")
+    raise AssertionError("the server did not stop")
 
 
-def begun(server: Server) -> set[str]:
-    """Return the ids of the requests of clients that have begun."""
-    found = [line for line in lines(server) if line["message"] == "begun"]
+def started(server: Server) -> set[str]:
+    """Return the ids of the clients' requests that have started."""
+    found = [line for line in lines(server) if line["message"] == "started"]
     return {line["request_id"] for line in found if "-" in line["request_id"]}
 
 
 def said(server: Server) -> str:
-    """Return the log."""
+    """Return the text of the log."""
     return server.log.read_text()
 
 
 def lines(server: Server) -> list[Any]:
-    """Return the lines of the log."""
+    """Return the parsed lines of the log."""
     return [json.loads(line) for line in said(server).split("\n")[:-1]]

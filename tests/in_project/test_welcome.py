@@ -1,4 +1,4 @@
-"""The welcome page: shown while `/` is not found, whatever the database does."""
+"""The welcome page is shown while `/` is a 404, even without a database."""
 
 import os
 import re
@@ -36,18 +36,20 @@ def test_page_is_for_browsers_only(client: Client) -> None:
     assert client.get("/").status_code == 404
 
 
-def test_figures_are_not_for_a_rebound_name(client: Client) -> None:
+def test_figures_reject_an_untrusted_host(client: Client) -> None:
     path = "/_flask_dev/status"
     assert client.get(path).status_code == 200
     assert client.get(path, base_url="http://other.example").status_code == 400
 
 
-def test_page_gives_way_to_the_first_page(app: Flask, client: Client) -> None:
+def test_page_disappears_once_the_application_has_one(
+    app: Flask, client: Client
+) -> None:
     app.add_url_rule("/", view_func=lambda: "Mine")
     assert client.get("/", headers=PAGE).text == "Mine"
 
 
-def test_page_says_what_runs_and_what_there_is(client: Client) -> None:
+def test_page_shows_versions_figures_and_routes(client: Client) -> None:
     page = client.get("/", headers=PAGE).text
     for name in ("Flask", "Python", "PostgreSQL"):
         assert re.search(rf"<dt>{name}</dt><dd>\d+\.\d", page)
@@ -58,7 +60,7 @@ def test_page_says_what_runs_and_what_there_is(client: Client) -> None:
     assert "_flask_dev/status" not in page
 
 
-def test_page_gives_its_connection_back(app: Flask, client: Client) -> None:
+def test_page_returns_its_connection(app: Flask, client: Client) -> None:
     for _ in range(3):
         assert "Problem" not in client.get("/", headers=PAGE).text
     assert app.extensions["pool"].stats()["in_use"] == 0
@@ -71,7 +73,7 @@ def test_figures_take_no_connection(client: Client, db: connection) -> None:
     assert has_backend(db, OURS)
 
 
-def test_looks_at_the_figures_are_not_logged(
+def test_polls_of_the_figures_are_not_logged(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.get("/_flask_dev/status")
@@ -92,7 +94,7 @@ def test_figures_of_an_exhausted_pool_do_not_wait(app: Flask, client: Client) ->
 
 
 @pytest.mark.parametrize("change", [{"port": 1}, {"user": "nobody"}], ids=str)
-def test_page_answers_without_a_database(
+def test_page_works_without_a_database(
     database_url: str, change: dict[str, object]
 ) -> None:
     url = make_dsn(database_url, password="hidden-word", **change)
@@ -119,7 +121,7 @@ def test_page_and_log_name_missing_migrations(
     assert "Problem" not in browser(app).get("/", headers=PAGE).text
 
 
-def test_broken_worker_is_a_problem_and_no_error(app: Flask, client: Client) -> None:
+def test_broken_worker_is_shown_as_a_problem(app: Flask, client: Client) -> None:
     class Worker:
         def status(self) -> dict[str, int]:
             raise RuntimeError("The broker does not answer.\nIts password is x.")
@@ -131,9 +133,7 @@ def test_broken_worker_is_a_problem_and_no_error(app: Flask, client: Client) -> 
     assert answer and answer["problem"]
 
 
-def test_routes_and_figures_of_whatever_name_are_shown(
-    app: Flask, client: Client
-) -> None:
+def test_any_name_of_a_route_or_figure_is_shown(app: Flask, client: Client) -> None:
     class Worker:
         def status(self) -> dict[str, float]:
             return {"waiting": 3, "oldest_seconds": 1.2}

@@ -1,4 +1,4 @@
-"""What workers run in the tests: a job has one effect, however often it runs."""
+"""Tasks for the tests of workers. Running a job twice has the effect of one run."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ CREATE TABLE runs (number int, process int, at timestamptz DEFAULT now());
 
 @task
 def work(number: int, seconds: float) -> None:
-    """Note the run, and in a transaction of so many seconds the effect."""
+    """Record the run, and the effect in a transaction of this many seconds."""
     with get_db().cursor() as cursor:
         cursor.execute(
             "INSERT INTO runs (number, process) VALUES (%s, %s)", [number, os.getpid()]
@@ -29,7 +29,7 @@ def work(number: int, seconds: float) -> None:
 
 @task
 def kill_worker(number: int) -> None:
-    """Note the run, and kill the worker."""
+    """Record the run, and kill the worker."""
     with get_db().cursor() as cursor:
         cursor.execute(
             "INSERT INTO runs (number, process) VALUES (%s, %s)", [number, os.getpid()]
@@ -39,7 +39,7 @@ def kill_worker(number: int) -> None:
 
 @task
 def fail(thing: object) -> None:
-    """Fail, whatever it is given."""
+    """Fail with any argument."""
     raise RuntimeError("on purpose")
 
 

@@ -1,21 +1,19 @@
-"""Defects that people really put into such projects, and the test that notices each."""
+"""Common mistakes in such projects, each with the test that notices it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = "{{cookiecutter.project_slug}}"
 PACKAGE = f"{PROJECT}/{PROJECT}"
-TEMPLATE = (
-    "template"  # instead of answers: for what a test of the template's own notices
-)
+TEMPLATE = "template"  # instead of answers: a test of the template notices the defect
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defect:
-    """In a file of the template, `old` became `new`: a defect, in words for a reader.
+    """A mistake: in a file of the template, or in its name, `old` became `new`.
 
-    It may be the file's name that did. `test` notices it in a project with the answers
-    `pool-worker`, by an error that `sign`, a regular expression, is in.
+    `words` describes it. `test` must fail in a project with the answers `pool-worker`,
+    with an error that matches the regular expression `sign`.
     """
 
     words: str
@@ -28,11 +26,11 @@ class Defect:
 
     @property
     def function(self) -> str:
-        """The name of the test, without its module and its parameters."""
+        """The name of the test without its module and parameters."""
         return self.test.partition("::")[2].partition("[")[0]
 
     def put_into(self, template: Path) -> None:
-        """Break a copy of the template. Raises `ValueError` where `old` is not once."""
+        """Break a copy of the template. Raises `ValueError` unless `old` occurs once."""
         path = template / self.file
         text = path.read_text()
         if self.old == path.name:
@@ -45,7 +43,7 @@ class Defect:
 
 DEFECTS = [
     Defect(
-        words="No teardown: a connection is not given back",
+        words="No teardown: a connection is not returned",
         file=f"{PACKAGE}/core/db.py",
         old="    hooks.do_teardown_appcontext = tear_down_and_close\n",
         new="",
@@ -87,7 +85,7 @@ DEFECTS = [
         sign="no end of the query",
     ),
     Defect(
-        words="`on_commit` calls at once",
+        words="`on_commit` calls the function at once",
         file=f"{PACKAGE}/core/db.py",
         old="        callbacks.append(function)",
         new="        function()",
@@ -95,11 +93,11 @@ DEFECTS = [
         sign=r"assert \[0\] == \[\]",
     ),
     Defect(
-        words="The password is in an error's text, and so in the log",
+        words="An error message contains the password",
         file=f"{PACKAGE}/core/db.py",
         old='Unavailable(f"DATABASE_URL: {reason}',
         new='Unavailable(f"DATABASE_URL: {database_url()}: {reason}',
-        test="tests/test_production.py::test_password_is_in_no_answer_and_no_line",
+        test="tests/test_production.py::test_password_is_in_no_response_or_log_line",
         sign="assert .* not in",
     ),
     Defect(
@@ -131,7 +129,7 @@ DEFECTS = [
         sign="assert 256 == 0",
     ),
     Defect(
-        words="Who comes last is served first",
+        words="The last waiter gets the first connection",
         file="templates/pool/psycopg2.py",
         old="self.waiting[0] is waiter",
         new="self.waiting[-1] is waiter",
@@ -143,7 +141,7 @@ DEFECTS = [
         file="templates/pool/psycopg2.py",
         old="self._changed.wait_for(is_next, timeout)",
         new="self._changed.wait_for(is_next)",
-        test="tests/test_faults.py::test_too_many_wait_and_are_then_answered_503",
+        test="tests/test_faults.py::test_requests_beyond_pool_size_wait_then_get_503",
         sign=r"assert Counter\(\{200: 8\}\) == ",
     ),
     Defect(
@@ -155,7 +153,7 @@ DEFECTS = [
         sign="assert .*elsewhere",
     ),
     Defect(
-        words="SQLAlchemy's proxy is handed out",
+        words="The pool hands out SQLAlchemy's proxy",
         file="templates/pool/sqlalchemy.py",
         old="cast(Connection, proxy.driver_connection)",
         new="cast(Connection, proxy)",
@@ -183,7 +181,7 @@ DEFECTS = [
         answers="sqlalchemy-thread",
     ),
     Defect(
-        words="A job is not in the transaction of the write it belongs to",
+        words="A job is not part of the transaction around it",
         file="templates/jobs/procrastinate.py",
         old="from .db import DatabaseUnavailable, get_db",
         new="from .db import DatabaseUnavailable\nfrom .db import connect as get_db",
@@ -202,7 +200,7 @@ DEFECTS = [
         answers="psycopg2-procrastinate",
     ),
     Defect(
-        words="A new worker is started while the old one is at work",
+        words="A new worker starts while the old one still runs",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
         old='        self.name = f"flask {child.name}"\n',
         new='        self.name = f"flask {child.name}"\n\n'
@@ -234,7 +232,7 @@ DEFECTS = [
         sign="MigrationError|UniqueViolation",
     ),
     Defect(
-        words="A migration that rolls itself back is taken for applied",
+        words="A migration that rolls itself back counts as applied",
         file=f"{PACKAGE}/core/migrate.py",
         old='    begin, end = "BEGIN; SAVEPOINT migration", "RELEASE migration"',
         new='    begin, end = "BEGIN; SAVEPOINT migration", "SELECT 1"',
@@ -243,7 +241,7 @@ DEFECTS = [
         sign="DID NOT RAISE",
     ),
     Defect(
-        words="A migration that was edited since is taken for applied",
+        words="An edited migration counts as applied",
         file=f"{PACKAGE}/core/migrate.py",
         old="        if applied.get(path.name) not in (None, _read(path)[1]):",
         new="        if applied.get(path.name) == _read(path)[0]:",
@@ -251,7 +249,7 @@ DEFECTS = [
         sign="DID NOT RAISE",
     ),
     Defect(
-        words="Ready though a migration is missing",
+        words="`/readyz` returns 200 although a migration is missing",
         file=f"{PACKAGE}/core/health.py",
         old="        missing = migrate.missing(get_db())",
         new='        get_db().cursor().execute("SELECT 1")\n        missing = []',
@@ -275,7 +273,7 @@ DEFECTS = [
         sign="KeyError",
     ),
     Defect(
-        words="SQL is put together from what a visitor wrote",
+        words="SQL contains unescaped input of a visitor",
         file="templates/notes/plain.py",
         old="        cursor.execute(insert, [body])",
         new='        cursor.execute(insert.replace("%s", f"\'{body}\'"))',
@@ -283,7 +281,7 @@ DEFECTS = [
         sign="SyntaxError",
     ),
     Defect(
-        words="A page shows what a visitor wrote unescaped",
+        words="HTML contains unescaped input of a visitor",
         file=f"{PACKAGE}/templates/notes.html",
         old="{{ note.body }}",
         new="{{ note.body|safe }}",
@@ -345,7 +343,7 @@ DEFECTS = [
         answers=TEMPLATE,
     ),
     Defect(
-        words="A file is left in a combination that it does not belong to",
+        words="A combination has a file of another one",
         file=f"{PROJECT}/{{% if cookiecutter.docker %}}compose.yaml{{% endif %}}",
         old="{% if cookiecutter.docker %}compose.yaml{% endif %}",
         new="compose.yaml",

@@ -1,7 +1,7 @@
-"""Put each defect into a copy of the template, and see that its test notices it.
+"""Put each defect into a copy of the template, and check that its test fails.
 
-Prints a table in Markdown. Ends with 1 when a defect was not noticed, or a test fails
-without one. Each of the tests is run without a defect first.
+First, each test runs without a defect and must pass. Then print a table in Markdown.
+Exit with 1 if a test passes with its defect, or fails without one.
 """
 
 import re
@@ -21,8 +21,8 @@ from ..support.projects import install, put_inside, remove_database
 from ..support.repository import copy_template
 from . import DEFECTS, TEMPLATE, Defect
 
-SECONDS = 300  # for a test, which may hang
-# A defect shows within a few reloads, and mostly as something that never happens.
+SECONDS = 300  # A defect may make a test hang.
+# A few reloads show a defect. It often shows as a wait that fails.
 ENVIRON = {"RELOADS": "5", "DEADLINE": "20"}
 
 STOP = """
@@ -34,7 +34,7 @@ postgres.stop(Path(sys.argv[1]))
 
 
 class Report(NamedTuple):
-    """The result of some tests: how many passed, and the output of each failure."""
+    """The result of a test run: the number of passed tests, and each failure."""
 
     passed: int
     failures: dict[str, str]
@@ -45,14 +45,14 @@ class Report(NamedTuple):
 
 
 class Workshop:
-    """A folder with copies of the template, and a project for each set of answers."""
+    """A folder with a copy of the template, and a project per set of answers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.temporary = folder / "temporary"
 
     def test(self, answers: str, tests: Iterable[str], defect: Defect | None) -> Report:
-        """Run tests of the project with the answers, or of the template itself."""
+        """Run tests of the project with these answers, or of the template itself."""
         template = self._copy(defect)
         if answers == TEMPLATE:
             run("git", "init", "--quiet", cwd=template)
@@ -63,7 +63,7 @@ class Workshop:
         return report
 
     def close(self) -> None:
-        """Remove the databases, which as root are not in the folder."""
+        """Remove the databases, which for root are outside the folder."""
         for project in self.folder.glob("*/app"):
             remove_database(project / "instance" / "postgres")
 
@@ -76,7 +76,7 @@ class Workshop:
         return template
 
     def _bake(self, template: Path, answers: str) -> Path:
-        """Bake over what is there, so that the environment is made once."""
+        """Bake over the existing project, and reuse its environment."""
         project = self.folder / answers / "app"
         pool, worker = answers.split("-")
         options = ["--no-input", "--overwrite-if-exists", "--output-dir"]
@@ -87,7 +87,7 @@ class Workshop:
         if not (project / ".venv").exists():
             install(project)
         for folder in project.glob("[adt]*/**/__pycache__"):
-            # Python might take it for that of what was saved in the same second.
+            # Python would use bytecode of a file that was saved in the same second.
             shutil.rmtree(folder, ignore_errors=True)
         return project
 
@@ -115,7 +115,7 @@ class Workshop:
             return Report(0, {"all": log.read()}, seconds)
 
     def _stop_left_over(self, project: Path) -> None:
-        """End the servers that a defect has kept running."""
+        """Stop the servers that a defect has kept running."""
         for pid_file in self.temporary.glob("*/**/postgres/data/postmaster.pid"):
             python = project / ".venv" / PROGRAMS.name / "python"
             home = pid_file.parents[1]
@@ -124,7 +124,7 @@ class Workshop:
 
 
 def _read(xml: Path, seconds: float) -> Report:
-    """Return what the file in JUnit's format says."""
+    """Return the report in a file in JUnit's format."""
     failures, passed = {}, 0
     for case in ElementTree.parse(xml).iter("testcase"):
         kinds = {child.tag: child.text or "" for child in case}
@@ -135,7 +135,7 @@ def _read(xml: Path, seconds: float) -> Report:
 
 
 def notices(defect: Defect, report: Report) -> str:
-    """Return the name of the test that failed as it is to, or nothing."""
+    """Return the name of the test that failed as expected, or an empty string."""
     for name, text in report.failures.items():
         errors = re.findall("^E .*", text, re.MULTILINE)
         ours = name.partition("[")[0] == defect.function
@@ -145,7 +145,7 @@ def notices(defect: Defect, report: Report) -> str:
 
 
 def check_tests(workshop: Workshop, defects: list[Defect]) -> None:
-    """Run the tests without a defect. Exits where one fails."""
+    """Run the tests without a defect. Exit if one fails."""
     for answers in dict.fromkeys(defect.answers for defect in defects):
         tests = {defect.test for defect in defects if defect.answers == answers}
         report = workshop.test(answers, sorted(tests), None)
@@ -154,7 +154,7 @@ def check_tests(workshop: Workshop, defects: list[Defect]) -> None:
 
 
 def try_defects(workshop: Workshop, defects: list[Defect]) -> int:
-    """Print a table of the defects; return how many were noticed."""
+    """Print a table of the defects, and return the number of noticed ones."""
     noticed = 0
     print("| defect | the test that notices it | seconds |\n|---|---|---|")
     for defect in defects:
@@ -170,7 +170,7 @@ def try_defects(workshop: Workshop, defects: list[Defect]) -> int:
 
 
 def main() -> None:
-    """Try all the defects, or those with the first argument somewhere in them."""
+    """Try all defects, or those that contain the first argument."""
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     defects = [defect for defect in DEFECTS if wanted in str(defect)]
     with tempfile.TemporaryDirectory() as folder:
