@@ -30,7 +30,7 @@ class Defect:
         return self.test.partition("::")[2].partition("[")[0]
 
     def put_into(self, template: Path) -> None:
-        """Break a copy of the template. Raises `ValueError` unless `old` occurs once."""
+        """Break a copy of the template. Raise `ValueError` unless `old` occurs once."""
         path = template / self.file
         text = path.read_text()
         if self.old == path.name:
