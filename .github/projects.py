@@ -1,4 +1,4 @@
-"""Print the outputs of a workflow's first job as JSON: every pool with every worker."""
+"""Print the outputs of the job `projects` as JSON: every pool with every worker."""
 
 import itertools
 import json
@@ -12,4 +12,4 @@ projects = ["-".join(pair) for pair in pairs]
 windows = [{"os": "windows-latest", "project": p} for p in projects if "celery" in p]
 
 print("projects=" + json.dumps(projects))
-print("exclude=" + json.dumps(windows))  # which Celery does not support
+print("exclude=" + json.dumps(windows))  # Celery does not support Windows.

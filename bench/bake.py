@@ -1,4 +1,4 @@
-"""How long a bake takes, beside `cookiecutter --version`: interleaved, medians."""
+"""Measure a bake and `cookiecutter --version` in interleaved rounds."""
 
 import statistics
 import subprocess
@@ -25,7 +25,7 @@ def main() -> None:
         (Path(floor) / EMPTY).mkdir()
         (Path(floor) / EMPTY / "file").touch()
         (Path(floor) / "cookiecutter.json").write_text('{"project_slug": "empty"}')
-        clone = Path(floor) / "clone"  # without .venv, which the first hook would copy
+        clone = Path(floor) / "clone"  # Without .venv, which Cookiecutter would copy.
         subprocess.run(["git", "clone", "--quiet", TEMPLATE, clone], check=True)
         commands = {
             "cookiecutter --version": [COOKIECUTTER, "--version"],

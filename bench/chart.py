@@ -1,4 +1,4 @@
-"""A bar chart as SVG, readable on a light page and on a dark one."""
+"""Draw a bar chart as SVG, readable on light and dark pages."""
 
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ rect.ours { fill: #1a7f37; }
 
 
 def draw(file: Path, title: str, bars: dict[str, float], ours: str) -> None:
-    """Write `bars`, by name, as a picture; names that contain `ours` stand out."""
+    """Write `bars`, by name, as a picture. Highlight names that contain `ours`."""
     longest = max(bars.values())
     height = HEIGHT * (len(bars) + 2)
     lines = [

@@ -1,18 +1,18 @@
-"""From nothing to the first page, as a template's own documentation has one type it.
+"""Measure the time to the first page with each template's documented commands.
 
     python bench/first_minutes.py COOKIECUTTER_FLASK COOKIECUTTER_DJANGO
 
-takes clones of the two, and runs each template twice: with empty package caches, and
-with what that has filled. Prints a table in Markdown. Cookiecutter, uv, Node and the
-clones are there before.
+takes clones of the two, and runs each template twice: first with empty package caches,
+then with filled ones. It prints a table in Markdown. Cookiecutter, uv and Node must be
+installed.
 
-The page is one that asks the database: the notes of this template, and the login of
-cookiecutter-django, which looks up the site. cookiecutter-flask has no such page for a
-visitor: its home page is awaited, with the tables made before.
+The page queries the database: the notes of this template, and the login page of
+cookiecutter-django. cookiecutter-flask has no such page for a visitor, so the bench
+waits for its home page, after the commands that create its tables.
 
-A PostgreSQL runs before for cookiecutter-django, which asks for one; each run has a new
-database there. It asks for one version of Python, too; where uv finds none, a copy of
-it is told to take the newest that uv finds, on PATH say, which the table names.
+cookiecutter-django needs a PostgreSQL, which runs before the measurement; each run gets
+a new database. It also needs a certain version of Python. If uv does not find it, a
+copy of the template uses the newest Python that uv finds, which the table names.
 """
 
 import os
@@ -37,7 +37,7 @@ FLASK_ANSWERS = (
     "full_name=Ann email=ann@example.com github_username=ann project_name=App"
     " app_name=app use_pipenv=False python_version=3 node_version=20 use_heroku=False"
 )
-# Those that cookiecutter-django's Django runs on; the first is what it asks for.
+# Versions of Python for cookiecutter-django. It requires the first one.
 PYTHONS = ("3.14", "3.13", "3.12")
 SERVER = """
 import sys
@@ -49,9 +49,9 @@ for name in sys.stdin:
 
 
 class Way(NamedTuple):
-    """The commands that are typed, of which the last one serves, and the first page.
+    """The documented commands, of which the last one is the server, and the first page.
 
-    `database` returns the DATABASE_URL of a run in a folder, where one has to be set.
+    `database` returns the DATABASE_URL of a run in a folder if it must be set.
     """
 
     commands: list[str]
@@ -62,15 +62,15 @@ class Way(NamedTuple):
 def ways(
     template: Path, flask: str, django: str, server: subprocess.Popen[str]
 ) -> dict[str, Way]:
-    """Return what each template has one type; a change of folder is no command.
+    """Return the documented commands of each template. `cd` does not count as one.
 
-    What stands after `true` is done by this bench. $FREE_PORT is not the usual port.
+    Commands after `true` are steps of this bench. $FREE_PORT replaces the usual port.
     """
     ours = [
         f"cookiecutter {template} --no-input",
         "cd my_flask_app; uv run flask dev --port $FREE_PORT",
     ]
-    # A virtual environment is recommended there without the command.
+    # The documentation recommends a virtual environment without a command.
     theirs = [
         f"cookiecutter {flask} --no-input {FLASK_ANSWERS}",
         "cd app; python3 -m venv .venv",
@@ -82,7 +82,7 @@ def ways(
         "cd app; . .venv/bin/activate; flask db upgrade",
         "cd app; . .venv/bin/activate; FLASK_RUN_PORT=$FREE_PORT npm start",
     ]
-    # DATABASE_URL stands for the three variables; Redis is for Celery, which is off.
+    # DATABASE_URL replaces three variables. Without Celery, Redis is not needed.
     djangos = [
         f"cookiecutter {django} --no-input",
         "cd my_awesome_project; uv sync",
@@ -105,7 +105,7 @@ def ways(
 
 
 def new_database(server: subprocess.Popen[str], name: str) -> str:
-    """Return the URL of a new database of the server that `SERVER` started."""
+    """Return the URL of a new database on the server of `SERVER`."""
     assert server.stdin and server.stdout
     server.stdin.write(f"{name}\n")
     server.stdin.flush()
@@ -113,14 +113,14 @@ def new_database(server: subprocess.Popen[str], name: str) -> str:
 
 
 def seconds(way: Way, caches: Path) -> float:
-    """Return how long it takes in a new folder until the page is answered."""
+    """Return the seconds from the first command to the first page, in a new folder."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.callback(remove_databases, folder)
         log = stack.enter_context((folder / "log").open("w+"))
         environ = environment(way, folder, caches)
         options = {"cwd": folder, "env": environ, "stdout": log, "stderr": log}
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             for command in way.commands[:-1]:
                 subprocess.run(["bash", "-ec", command], check=True, **options)
@@ -132,11 +132,11 @@ def seconds(way: Way, caches: Path) -> float:
             log.seek(0)
             print(log.read()[-3000:], file=sys.stderr)
             raise
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
 
 def environment(way: Way, folder: Path, caches: Path) -> dict[str, str]:
-    """Return the environment of a run, with nothing of Python, Flask or Django set."""
+    """Return the environment of a run, without settings of Python, Flask or Django."""
     ours = ("PYTHON", "FLASK", "DJANGO", "DATABASE_URL", "SECRET_KEY", "VIRTUAL_ENV")
     environ = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     environ |= {
@@ -153,7 +153,7 @@ def environment(way: Way, folder: Path, caches: Path) -> dict[str, str]:
 
 
 def await_page(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Wait until the page is answered. Raises `RuntimeError` when it is not."""
+    """Wait until the page responds. Raise `RuntimeError` if it does not."""
     end = time.monotonic() + DEADLINE
     while time.monotonic() < end and server.poll() is None:
         with suppress(URLError, ConnectionError), urlopen(url, timeout=60):
@@ -163,7 +163,7 @@ def await_page(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """End it with all that it has started, which may outlive it for a moment."""
+    """Stop the process and all its children, which may outlive it for a moment."""
     deadline = time.monotonic() + 30
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
@@ -176,7 +176,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
 
 
 def with_python(django: str, folder: Path) -> tuple[str, str]:
-    """Return a copy of cookiecutter-django for a Python that is here, and which."""
+    """Return a copy of cookiecutter-django for an installed Python, and its version."""
     version = newest_python()
     copy = folder / "cookiecutter-django"
     shutil.copytree(django, copy, ignore=shutil.ignore_patterns(".git"))
@@ -188,16 +188,16 @@ def with_python(django: str, folder: Path) -> tuple[str, str]:
 
 
 def newest_python() -> str:
-    """Return the version, of those in question, of the newest Python that uv finds."""
+    """Return the newest of the suitable versions of Python that uv finds."""
     for version in PYTHONS:
         found = [PROGRAMS / "uv", "python", "find", "--no-python-downloads", version]
         if not subprocess.run(found, capture_output=True).returncode:
             return version
-    sys.exit(f"None of Python {', '.join(PYTHONS)} is here: put one on PATH.")
+    sys.exit(f"None of Python {', '.join(PYTHONS)} is installed: put one on the PATH.")
 
 
 def clone(folder: Path) -> Path:
-    """Return a clone of this template, without what is not under version control."""
+    """Return a clone of this template, without files that git ignores."""
     template = folder / "template"
     subprocess.run(["git", "clone", "--quiet", TEMPLATE, template], check=True)
     return template
@@ -223,7 +223,7 @@ def show(typed: dict[str, Way], caches: Path, version: str) -> None:
 
 
 def main() -> None:
-    """Measure every template, and remove what that has made."""
+    """Measure every template, and remove the generated files."""
     if len(sys.argv) != 3:
         sys.exit("Two folders are needed: clones of cookiecutter-flask and -django.")
     flask, django = (str(Path(path).resolve()) for path in sys.argv[1:])

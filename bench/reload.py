@@ -1,8 +1,9 @@
-"""From a save to the first answer of the new version: every reloader, interleaved.
+"""Measure the time from a save to the first response of the new version.
 
-Makes a project and its environment in a temporary folder; prints a table in Markdown
-and draws docs/images/reload.svg. A floor is what no reloader can do without: a fork of
-a process that has the packages, the import of the application, and a request.
+All reloaders run in interleaved rounds, in a temporary folder. The bench prints a table
+in Markdown and draws docs/images/reload.svg. The floor is the least time that any
+reloader needs: a fork of a process that has imported the packages, the import of the
+application, and a request.
 """
 
 import json
@@ -94,7 +95,7 @@ for line in sys.stdin:
 
 
 class Served:
-    """A module in a folder of its own, and a program that serves it."""
+    """A module in a folder of its own, and a server that serves it."""
 
     def __init__(self, folder: Path, module: str, *command: str | Path) -> None:
         self.file = folder / "served.py"
@@ -115,32 +116,32 @@ class Served:
         )
 
     def save(self) -> float:
-        """Save a new version; return when that was."""
+        """Save a new version, and return the time."""
         self.version += 1
-        text = self.file.read_text() + "#\n"  # longer, or old bytecode may be served
+        text = self.file.read_text() + "#\n"  # A longer file has no old bytecode.
         text = re.sub(r"VERSION = .*", f"VERSION = {self.version}", text)
         start = time.perf_counter()
         self.file.write_text(text)
         return start
 
     def end(self) -> None:
-        """End it with all that it has started."""
+        """Stop the server and all its children."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait()
 
 
 class Reloader(Served):
-    """A server that reloads by itself."""
+    """A server with a reloader."""
 
     def reload(self) -> float:
-        """Save a new version; return the seconds until it answers."""
+        """Save a new version, and return the seconds until it responds."""
         start = self.save()
         self.await_version()
         return time.perf_counter() - start
 
     def await_version(self) -> None:
-        """Wait for the answer; save again what a reloader has missed."""
+        """Wait for the new version. Save again if the reloader missed the change."""
         saved = time.monotonic()
         while self.answer() != self.version:
             time.sleep(0.002)
@@ -149,7 +150,7 @@ class Reloader(Served):
                 self.file.touch()
 
     def answer(self) -> int:
-        """Return the version that answers, if any does."""
+        """Return the version that responds, if any."""
         with suppress(OSError, HTTPException, ValueError):
             with urlopen(f"http://127.0.0.1:{self.port}/version", timeout=20) as found:
                 return int(json.load(found)["version"])
@@ -157,10 +158,10 @@ class Reloader(Served):
 
 
 class Floor(Served):
-    """What no reloader can do without."""
+    """The least time that any reloader needs."""
 
     def reload(self) -> float:
-        """Save a new version; return the seconds until its answer, from the fork."""
+        """Save a new version, and return the seconds from the fork to its response."""
         self.save()
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{self.version}\n")
@@ -169,7 +170,7 @@ class Floor(Served):
 
 
 def environment(folder: Path, *packages: str) -> Path:
-    """Bake the fullest project, install it with `packages`, return its programs."""
+    """Bake a project with all features, install it, and return its programs."""
     bake = [PROGRAMS / "cookiecutter", TEMPLATE, "--no-input", "project_slug=app"]
     bake += ["pool=sqlalchemy", "worker=thread", "--output-dir", folder]
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
@@ -184,7 +185,7 @@ def environment(folder: Path, *packages: str) -> Path:
 
 
 def start_all(folder: Path) -> dict[str, Served]:
-    """Start every reloader, each in a folder with a copy of the project's package."""
+    """Start every reloader in a folder with a copy of the project's package."""
     plain = environment(folder / "plain", "uvicorn", "a2wsgi", "gunicorn")
     watched = environment(folder / "watchdog", "watchdog<7")
     run = ["--app", "served", "run", "--debug", "--port", "PORT"]
@@ -214,16 +215,16 @@ def start_all(folder: Path) -> dict[str, Served]:
 
 
 def measure(served: dict[str, Served]) -> dict[str, list[float]]:
-    """Return the seconds of each, from rounds in which each has a turn."""
+    """Return the seconds of each reloader in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in served}
     for number in range(ROUNDS + 1):
         order = list(served)
         shuffle(order)
         for name in order:
             found = served[name].reload()
-            if number:  # the first round is to get warm
+            if number:  # The first round warms up.
                 seconds[name].append(found)
-            time.sleep(0.6)  # a save that follows closely is another matter
+            time.sleep(0.6)  # Saves in quick succession would be merged.
     return seconds
 
 
@@ -237,12 +238,12 @@ def show(seconds: dict[str, list[float]]) -> None:
         median = medians[name]
         print(f"| {name} | {median:.3f} s | {p99:.3f} s | {median / first:.2f} |")
     bars = {name: median for name, median in medians.items() if "floor" not in name}
-    title = "Seconds from a save to the new answer"
+    title = "Seconds from a save to the new response"
     chart.draw(TEMPLATE / "docs" / "images" / "reload.svg", title, bars, "flask dev")
 
 
 def main() -> None:
-    """Measure every reloader, and remove what that has made."""
+    """Measure every reloader, and remove the generated files."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.callback(remove_databases, folder)
@@ -258,7 +259,7 @@ def main() -> None:
 
 
 def remove_databases(folder: Path) -> None:
-    """Remove the embedded databases, which as root are not in the folder."""
+    """Remove the embedded databases, which for root are outside the folder."""
     for link in folder.glob("*/instance/postgres"):
         home = link.resolve()
         while (home / "data" / "postmaster.pid").exists():

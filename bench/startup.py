@@ -1,8 +1,8 @@
-"""From the start of the server to its first response: a project beside bare Flask.
+"""Measure the time from the start of the server to its first response.
 
-All are served by granian with the settings of a project. In each round each has its
-turn, in random order. Makes the projects, their environment and a PostgreSQL in a
-temporary folder; prints a table in Markdown.
+granian serves every application with the settings of a project. In each round, the
+applications start in random order. The bench makes the projects, their environment and
+a PostgreSQL in a temporary folder, and prints a table in Markdown.
 """
 
 import os
@@ -32,7 +32,7 @@ def healthz():
 def create_app():
     return app
 """
-TURNS = {  # what is served in which project, and the path that is asked for
+TURNS = {  # module, project and path of each application
     "bare Flask": ("app_none", "bare:create_app", "/healthz"),
     "pool none": ("app_none", "app_none:create_app", "/healthz"),
     "pool psycopg2": ("app_psycopg2", "app_psycopg2:create_app", "/healthz"),
@@ -46,27 +46,30 @@ TURNS = {  # what is served in which project, and the path that is asked for
 
 
 def seconds_to_answer(granian: Path, project: Path, app: str, path: str) -> float:
-    """Start the server in the project; return after how many seconds it answers 200."""
+    """Start the server in the project, and return the seconds until it responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [granian, "--interface", "wsgi", "--http", "1", "--workers", "2"]
     command += ["--blocking-threads", "8", "--factory", "--port", str(port), app]
-    began = time.monotonic()
+    start = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=project, **quiet)
     try:
-        while time.monotonic() < began + 60:
+        while time.monotonic() < start + 60:
             with suppress(OSError), urlopen(f"http://127.0.0.1:{port}{path}"):
-                return time.monotonic() - began
+                return time.monotonic() - start
             time.sleep(0.002)
-        sys.exit(f"{app} does not answer.")
+        sys.exit(f"{app} does not respond.")
     finally:
         process.terminate()
         process.wait()
 
 
 def measure(folder: Path, programs: Path) -> dict[str, list[float]]:
-    """Return the seconds of each in rounds, after one in which bytecode is written."""
+    """Return the seconds of each application in every round after the first.
+
+    The first round writes the bytecode.
+    """
     found: dict[str, list[float]] = {name: [] for name in TURNS}
     for number in range(ROUNDS + 1):
         for name in sample(list(TURNS), len(TURNS)):
@@ -78,7 +81,7 @@ def measure(folder: Path, programs: Path) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Measure, and remove what that has made."""
+    """Measure, and remove the generated files."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM."))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,10 +1,10 @@
-"""Requests per second and their latency: the template's pools beside other ways.
+"""Measure requests per second and latency of the template's pools and of other ways.
 
-Every application responds with the same row of a small table, found by its key. granian
-serves it with 2 workers of 8 threads, as `flask serve` does. In each round each has its
-turn, in random order and alone: all at once would need more connections than the server
-has. Makes the projects, their environment and a PostgreSQL in a temporary folder.
-Prints a table in Markdown and draws docs/images/requests.svg.
+Every application responds with a row of a small table, found by its key. granian serves
+it with 2 workers of 8 threads, as `flask serve` does. In each round, the applications
+run one after the other in random order: together they would need more connections than
+the server has. The bench makes the projects, their environment and a PostgreSQL in a
+temporary folder. It prints a table in Markdown and draws docs/images/requests.svg.
 """
 
 import json
@@ -100,7 +100,7 @@ def item(number):
     finally:
         pool.putconn(conn)
 """
-# The pool of a project in a bare application, as all others have theirs.
+# The pool of a project in a bare application.
 BAKED = """
 from PACKAGE.core import config, db, pool
 config.init_app(app, {}, db.SETTINGS, pool.SETTINGS)
@@ -112,7 +112,7 @@ pool.init_app(app)
 def item(number):
     return select(db.get_db(), number)
 """
-# A project as it is, with its log of requests and its headers.
+# A whole project, with its log lines and its headers.
 PROJECT = """
 from PACKAGE import create_app
 from PACKAGE.core.db import get_db
@@ -170,7 +170,7 @@ db = SQLAlchemy(app)"""
 BARE_FLASK = "bare Flask, without a database"
 APPLICATIONS = {
     BARE_FLASK: BARE,
-    "a connection a request": CONNECT,
+    "one connection per request": CONNECT,
     "psycopg2's pool, used plainly": THREADED,
     "this template, pool none": BAKED.replace("PACKAGE", "app_none"),
     "this template, pool psycopg2": BAKED.replace("PACKAGE", "app_psycopg2"),
@@ -183,7 +183,7 @@ APPLICATIONS = {
 
 
 class Found(NamedTuple):
-    """What clients got: requests a second, and the 99th percentile in milliseconds."""
+    """A result: requests per second, and the 99th percentile in milliseconds."""
 
     rate: float
     p99: float
@@ -193,15 +193,15 @@ Results = dict[tuple[str, int], list[Found]]  # by name and number of clients
 
 
 def environment() -> dict[str, str]:
-    """Return the environment without what would change the applications."""
+    """Return the environment without settings that would change the applications."""
     ours = ("PYTHON", "FLASK", "DATABASE_URL", "SECRET_KEY", "POOL", "PG", "GRANIAN")
     return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
 
 def install(folder: Path) -> Path:
-    """Bake the template with every pool, install all; return the fullest project."""
+    """Bake and install a project per pool; return the one with all packages."""
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
-    quiet["env"] = environment() | {"TMPDIR": str(folder)}  # they leave files there
+    quiet["env"] = environment() | {"TMPDIR": str(folder)}  # The hooks write to it.
     bake = [PROGRAMS / "cookiecutter", TEMPLATE, "--no-input", "--output-dir", folder]
     for pool in POOLS:
         answers = [f"project_slug=app_{pool}", f"pool={pool}", "worker=none"]
@@ -215,7 +215,7 @@ def install(folder: Path) -> Path:
 
 
 def write_modules(folder: Path) -> dict[str, str]:
-    """Write the modules that are served, with the packages they need; name them."""
+    """Write the modules of all applications, and return their names."""
     (folder / "served").mkdir()
     for pool in POOLS:
         package = f"app_{pool}"
@@ -229,13 +229,13 @@ def write_modules(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def database(project: Path) -> Iterator[str]:
-    """Run the PostgreSQL of the project, with the table; yield its URL."""
+    """Run the PostgreSQL of the project with the table, and yield its URL."""
     python = project / ".venv" / "bin" / "python"
     with subprocess.Popen(
         [python, "-c", DATABASE, project / "instance" / "postgres"],
         cwd=project,
         env=environment(),
-        stdin=subprocess.PIPE,  # it runs until this is closed
+        stdin=subprocess.PIPE,  # The server runs until this is closed.
         stdout=subprocess.PIPE,
         start_new_session=True,
         text=True,
@@ -248,9 +248,9 @@ def database(project: Path) -> Iterator[str]:
 
 @contextmanager
 def served(granian: Path, folder: Path, module: str, dsn: str) -> Iterator[str]:
-    """Serve the module of the folder; yield the URL of its item once that is right.
+    """Serve the module of the folder, and yield the URL of an item.
 
-    What it logs is printed if the measurement fails.
+    Print the log if the measurement fails.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -284,7 +284,7 @@ def served(granian: Path, folder: Path, module: str, dsn: str) -> Iterator[str]:
 
 
 def await_port(port: int) -> None:
-    """Wait until something listens there, at most 30 s."""
+    """Wait at most 30 s until a server listens on the port."""
     end = time.monotonic() + 30
     while True:
         try:
@@ -298,11 +298,11 @@ def await_port(port: int) -> None:
 
 
 def load(url: str, clients: int, seconds: int) -> Found:
-    """Let clients ask for so many seconds, each on a new connection when answered.
+    """Send requests for this many seconds, each on a new connection.
 
-    Connections that are kept now and then all come to one of the two workers, which
-    halves what is found. The percentiles of ab are of what it measured; wrk adds what
-    it thinks that it missed. A request that fails ends the run.
+    Connections that are kept alive sometimes all go to one of the two workers, which
+    halves the result. ab reports percentiles of measured values only, unlike wrk. A
+    failed request stops the bench.
     """
     with tempfile.NamedTemporaryFile("r") as file:
         command = ["ab", "-q", "-c", str(clients), "-t", str(seconds)]
@@ -317,14 +317,14 @@ def load(url: str, clients: int, seconds: int) -> Found:
 
 
 def measure(folder: Path, project: Path, dsn: str) -> Results:
-    """Return what was found in rounds in which each application has a turn."""
+    """Return the results of each application in every round."""
     modules = write_modules(folder)
     granian = project / ".venv" / "bin" / "granian"
     results: Results = {(name, count): [] for name in modules for count in CLIENTS}
     for _ in range(ROUNDS):
         for name in sample(list(modules), len(modules)):
             with served(granian, folder / "served", modules[name], dsn) as url:
-                load(url, max(CLIENTS), 1)  # to get warm
+                load(url, max(CLIENTS), 1)  # This warms up.
                 for count in sample(CLIENTS, len(CLIENTS)):
                     results[name, count].append(load(url, count, SECONDS))
     return results
@@ -348,14 +348,14 @@ def show(results: Results) -> None:
         p99 = statistics.median(each.p99 for each in results[name, many])
         print("|", " | ".join([*cells, f"{p99:,.1f} ms"]), "|")
     bars = {name: share[name, few] for name in APPLICATIONS}
-    title = f"Requests a second with {few} clients, of bare Flask's"
+    title = f"Requests per second with {few} clients, of bare Flask's"
     chart.draw(TEMPLATE / "docs" / "images" / "requests.svg", title, bars, "template")
 
 
 def main() -> None:
-    """Measure every application, and remove what that has made."""
+    """Measure every application, and remove the generated files."""
     if not shutil.which("ab"):
-        sys.exit("ab is missing: install it, with `apt install apache2-utils` say.")
+        sys.exit("ab is missing: install it, such as with `apt install apache2-utils`.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM."))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

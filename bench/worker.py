@@ -1,10 +1,11 @@
-"""Work in the background: the template's workers beside RQ, Dramatiq and Huey.
+"""Measure the template's workers, RQ, Dramatiq and Huey.
 
-A job writes down when it starts. Each worker has 4 threads in one process, but for RQ,
-which knows processes only, and `thread`, which is one. In each round each has its turn,
-in random order and alone: 1,000 jobs are given and then worked off (jobs a second), and
-300 are given at 10 ms from each other to a worker that waits (from enqueue to start).
-Needs redis-server; makes all else in a temporary folder; prints a table in Markdown.
+A job records the time of its start. Each worker has 4 threads in one process, except
+for RQ, which has one process, and `thread`, which is one thread. In each round, the
+workers run one after the other in random order. Each runs 1,000 queued jobs (jobs per
+second). Then 300 jobs arrive 10 ms apart while it is idle (from enqueue to start). The
+bench needs redis-server, makes everything else in a temporary folder, and prints a
+table in Markdown.
 """
 
 import json
@@ -30,7 +31,7 @@ ROUNDS = int(os.environ.get("ROUNDS", "3"))
 MANY, SOME, PAUSE = 1000, 300, 0.01  # jobs to work off, jobs to wait for, seconds
 OTHERS = ["rq", "dramatiq[redis]", "huey", "redis"]
 
-# What every contender runs: a job that writes down when it was given and has started.
+# The job that every worker runs: it records when it was enqueued and started.
 NOTE = """
 import os, time
 FILE = os.open(os.environ["FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -80,7 +81,7 @@ def write(sent):
 
 enqueue = write
 """
-# Gives jobs, and prints how many seconds each took to be given.
+# Enqueue jobs, and print the seconds that each took.
 GIVE = """
 import json, os, sys, time
 from contender import enqueue
@@ -94,18 +95,18 @@ for _ in range(count):
 print(json.dumps(found), flush=True)
 sys.stdin.read()  # a thread works as long as its process lives
 """
-# Prints how many seconds transactions took that write a row, and those that also give.
+# Print the seconds of transactions that write a row, without and with a job.
 IN_TRANSACTION = """
 import json, time
 from contender import enqueue, get_db
 
 def seconds(give):
-    began = time.perf_counter()
+    start = time.perf_counter()
     with get_db() as db:
         db.cursor().execute("INSERT INTO notes (body) VALUES ('A note')")
         if give:
             enqueue(0.0)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 pairs = [(seconds(False), seconds(True)) for _ in range(500)]
 print(json.dumps(list(zip(*pairs))), flush=True)
@@ -113,7 +114,7 @@ print(json.dumps(list(zip(*pairs))), flush=True)
 
 
 class Contender(NamedTuple):
-    """A worker: the environment it is installed in, its module, and what runs it."""
+    """A worker: its environment, its module, and the command that runs it."""
 
     project: str
     module: str
@@ -140,7 +141,7 @@ CONTENDERS = {
 
 
 class Found(NamedTuple):
-    """What a turn gave: jobs a second, and seconds to give and until the start."""
+    """A result: jobs per second, and the seconds to enqueue and until the start."""
 
     rate: float
     giving: list[float]
@@ -148,7 +149,7 @@ class Found(NamedTuple):
 
 
 class Turn:
-    """A contender in a folder of its own."""
+    """A worker in a folder of its own."""
 
     def __init__(self, folder: Path, contender: Contender, environ: dict[str, str]):
         self.folder = folder
@@ -179,7 +180,7 @@ class Turn:
 
     @contextmanager
     def giving(self, script: str, count: int, pause: float) -> Iterator[list[float]]:
-        """Give jobs; yield the seconds that each took, while the process lives."""
+        """Enqueue jobs, and yield the seconds that each took."""
         command = [self.programs / "python", "-c", script, str(count), str(pause)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with self._popen(command, None, **pipes) as giver:
@@ -188,17 +189,19 @@ class Turn:
             giver.stdin.close()
 
     def notes(self, count: int) -> list[tuple[float, float]]:
-        """Wait for so many jobs to have run; return when each was given and began."""
+        """Wait for this many jobs, and return when each was enqueued and started."""
         end = time.monotonic() + 120
         while not self.file.exists() or self.file.read_text().count("\n") < count + 1:
             if time.monotonic() > end:
                 log = self.folder / "log"
-                sys.exit(log.read_text() if log.exists() else "The jobs did not end.")
+                sys.exit(
+                    log.read_text() if log.exists() else "The jobs did not finish."
+                )
             time.sleep(0.05)
         lines = self.file.read_text().splitlines()
-        os.truncate(self.file, 0)  # the worker has it open
+        os.truncate(self.file, 0)  # The worker keeps the file open.
         pairs = [tuple(map(float, line.split())) for line in lines]
-        return [(sent, began) for sent, began in pairs if sent]
+        return [(sent, start) for sent, start in pairs if sent]
 
     def _popen(self, command: list, log: object, **pipes: object) -> subprocess.Popen:
         return subprocess.Popen(
@@ -211,12 +214,12 @@ class Turn:
 
 
 def take_turn(turn: Turn) -> Found:
-    """Measure the contender."""
+    """Measure a worker."""
     with turn.giving(GIVE, MANY, 0.0) as giving, turn.working():
-        began = sorted(began for _, began in turn.notes(MANY))
-    rate = (MANY - 1) / (began[-1] - began[0])
+        starts = sorted(began for _, start in turn.notes(MANY))
+    rate = (MANY - 1) / (starts[-1] - starts[0])
     with turn.working():
-        with turn.giving(GIVE, 10, 0.1):  # until the worker waits
+        with turn.giving(GIVE, 10, 0.1):  # After these, the worker is idle.
             turn.notes(10)
         with turn.giving(GIVE, SOME, PAUSE):
             starting = [began - sent for sent, began in turn.notes(SOME)]
@@ -224,7 +227,7 @@ def take_turn(turn: Turn) -> Found:
 
 
 def install(folder: Path) -> None:
-    """Make an environment for each of the template's workers, and one for others."""
+    """Make an environment per worker of the template, and one for the others."""
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
     quiet["env"] = environment() | {"TMPDIR": str(folder)}
     uv = PROGRAMS / "uv"
@@ -286,9 +289,9 @@ def part(values: list[float], percent: int) -> float:
 
 
 def main() -> None:
-    """Measure every contender, and remove what that has made."""
+    """Measure every worker, and remove the generated files."""
     if not shutil.which("redis-server"):
-        sys.exit("redis-server is missing: install it, with apt say.")
+        sys.exit("redis-server is missing: install it, for example with apt.")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.callback(remove_databases, folder)

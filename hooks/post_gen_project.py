@@ -1,4 +1,4 @@
-"""Print what to type next, unless `cruft update` bakes in a folder that it removes."""
+"""Print the next commands, except in the temporary folder of `cruft update`."""
 
 import tempfile
 from pathlib import Path

@@ -14,7 +14,7 @@ COOKIECUTTER = (2, 7)  # The first version to which `docker=no` means no.
 
 
 def find_error():
-    """Return one sentence about the first thing that is wrong, or None."""
+    """Return a message about the first error, or None."""
     return find_old_program() or find_bad_slug() or find_bad_text() or find_bad_email()
 
 
@@ -59,7 +59,7 @@ def find_bad_text():
 def find_bad_email():
     email = ANSWERS["author_email"]
     try:
-        # The build backend parses the address in this way, too.
+        # The build backend parses the address in the same way.
         has_domain = Address(addr_spec=email).domain
     except (HeaderParseError, IndexError, ValueError):
         has_domain = False

@@ -1,7 +1,6 @@
-"""Pictures of a terminal for README: the questions, and a reload that a thread blocks.
+"""Draw docs/images/questions.svg and docs/images/blocked.svg.
 
-Needs tmux. What they show is typed into a real terminal and drawn as it comes out, to
-docs/images/questions.svg and docs/images/blocked.svg.
+The script types commands into a real terminal and draws its screen. It needs tmux.
 """
 
 import os
@@ -61,7 +60,7 @@ FORMAT = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height
 
 
 class Terminal:
-    """A terminal in `folder`, with the programs of this environment."""
+    """A terminal in `folder` with the programs of this environment on its PATH."""
 
     def __init__(self, folder: Path, height: int, setup: str = "") -> None:
         self.socket = ["tmux", "-f", "/dev/null", "-S", str(folder / "tmux")]
@@ -103,11 +102,11 @@ class Terminal:
         return self.tmux("capture-pane", "-J", "-p", *options).rstrip()
 
     def wait(self, pattern: str) -> None:
-        """Wait until the screen ends with what the pattern matches."""
+        """Wait until the end of the screen matches the pattern."""
         wait_for(lambda: re.search(rf"({pattern})\Z", self.screen() + " "), pattern)
 
     def draw(self, name: str) -> None:
-        """Write what is on the screen as a picture."""
+        """Write the screen as a picture."""
         text = Text.from_ansi(self.screen("-e"))
         console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"))
         console.print(text)
@@ -116,7 +115,7 @@ class Terminal:
 
 
 def draw_questions(folder: Path) -> None:
-    """Draw the questions, answered; the repository stands for the published one."""
+    """Draw the questions and their answers, as for the published template."""
     here = copy_template(folder / "template")
     setup = f"uvx() {{ shift; command cookiecutter {here}; }}"
     with Terminal(folder, 50, setup) as terminal:
@@ -129,7 +128,7 @@ def draw_questions(folder: Path) -> None:
 
 
 def draw_reload(folder: Path) -> None:
-    """Draw two reloads, and one that a thread blocks."""
+    """Draw two reloads and one that a thread blocks."""
     command = [
         PROGRAMS / "cookiecutter",
         TEMPLATE,

@@ -1,7 +1,6 @@
-"""The start page, looked at: what Lighthouse says of it, and its picture for README.
+"""Rate the welcome page with Lighthouse, and draw docs/images/start.png.
 
-Needs Chromium and npx, which fetches Lighthouse. Prints the scores, and draws
-docs/images/start.png.
+The script needs Chromium and npx, which downloads Lighthouse. It prints the scores.
 """
 
 import json
@@ -47,7 +46,7 @@ PICTURE = """
 
 
 def scores(url: str, form: str, scheme: str) -> dict[str, int]:
-    """Return what Lighthouse gives the page in each category, of 100."""
+    """Return the scores of Lighthouse by category, at most 100."""
     dark = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
     done = subprocess.run(
         ["npx", "--yes", "lighthouse@12", url, *FORMS[form], "--quiet"]
@@ -62,7 +61,7 @@ def scores(url: str, form: str, scheme: str) -> dict[str, int]:
 
 @contextmanager
 def requests_in_course(site: Site, count: int) -> Iterator[None]:
-    """Keep requests waiting for a table until the end of the block."""
+    """Keep requests waiting for a lock until the end of the block."""
     services = site.folder / "instance" / "postgres" / "pg_service.conf"
     with subprocess.Popen(
         [site.command[0].with_name("python"), "-c", LOCK, "service=dev"],
@@ -78,18 +77,18 @@ def requests_in_course(site: Site, count: int) -> Iterator[None]:
 
 
 def picture(browser: Browser, site: Site, scheme: str, width: int, height: int) -> str:
-    """Return a picture of the page, in base64, while three connections are in use."""
+    """Return a picture of the page in base64, with three connections in use."""
     options = {"color_scheme": scheme, "viewport": {"width": width, "height": height}}
     page = browser.new_page(**options)
     page.goto(site.url)
     with requests_in_course(site, 3):
         expect(page.locator("dd[data-figure='pool.in_use']")).to_have_text("3")
-        page.wait_for_timeout(500)  # the length of a transition
+        page.wait_for_timeout(500)  # A transition takes this long.
         return b64encode(page.screenshot()).decode()
 
 
 def draw(browser: Browser, site: Site) -> None:
-    """Draw the page on a desktop, and in the dark on a phone before it."""
+    """Draw the page on a desktop, and in dark mode on a phone in front of it."""
     large = picture(browser, site, "light", 1060, 790)
     small = picture(browser, site, "dark", 330, 690)
     page = browser.new_page(viewport={"width": 1340, "height": 850})
