@@ -1,5 +1,5 @@
-# `make demo` bakes a project and serves it; `make test` tests the template. Both put what
-# they need into .venv, and need nothing but make and uv or Python 3.11 or later.
+# `make demo` bakes a project and serves it, and `make test` tests the template. Both need
+# make, and uv or Python 3.11 or later. They install everything else into .venv.
 PYTHON ?= python3
 POOL ?= psycopg2
 WORKER ?= none
@@ -7,7 +7,7 @@ PORT ?= 5000
 SLUG ?= demo_$(POOL)_$(WORKER)
 UV := $(shell command -v uv || echo .venv/bin/uv)
 
-# uv takes the Python that the user names, and else one that fits.
+# uv uses the Python that the user names, or else a suitable one.
 NAMED = $(if $(filter file,$(origin PYTHON)),,--python '$(PYTHON)')
 
 .PHONY: demo bake test check lint mutations
@@ -15,7 +15,7 @@ NAMED = $(if $(filter file,$(origin PYTHON)),,--python '$(PYTHON)')
 demo: .venv/ready
 	@test -d '.demo/$(SLUG)' || $(MAKE) --no-print-directory bake
 	'$(UV)' sync --quiet --directory '.demo/$(SLUG)'
-	@echo "Open http://127.0.0.1:$(PORT)/ and edit .demo/$(SLUG)/$(SLUG)/notes.py; Ctrl-C ends it."
+	@echo "Open http://127.0.0.1:$(PORT)/ and edit .demo/$(SLUG)/$(SLUG)/notes.py; Ctrl-C stops it."
 	'$(UV)' run --directory '.demo/$(SLUG)' flask dev --port '$(PORT)'
 
 bake: .venv/ready
@@ -28,11 +28,11 @@ test: .venv/ready lint
 	.venv/bin/python -m tests.support.machine
 	.venv/bin/pytest
 
-# What is quick enough for each commit: every combination is baked, and none is installed.
+# Quick enough for each commit: bake every combination, and install none.
 check: .venv/ready lint
 	.venv/bin/pytest -m 'not slow' tests/template
 
-# Breaks a copy of the template in the ways of tests/mutations, and says what noticed each.
+# Put each mistake in tests/mutations into a copy of the template: a test must notice it.
 mutations: .venv/ready
 	.venv/bin/python -m tests.mutations
 

@@ -216,7 +216,7 @@ class Turn:
 def take_turn(turn: Turn) -> Found:
     """Measure a worker."""
     with turn.giving(GIVE, MANY, 0.0) as giving, turn.working():
-        starts = sorted(began for _, start in turn.notes(MANY))
+        starts = sorted(start for _, start in turn.notes(MANY))
     rate = (MANY - 1) / (starts[-1] - starts[0])
     with turn.working():
         with turn.giving(GIVE, 10, 0.1):  # After these, the worker is idle.
