@@ -1,8 +1,8 @@
-"""Work in the background, in a thread of this process: for work that may be lost.
+"""Run jobs in a thread of this process: for work that you can afford to lose.
 
-A task runs at most once. When the process ends, those that wait or run have
-`WORKER_DEADLINE` seconds, in debug none, for a reload does not wait. What has not ended
-by then is lost, and named in the log; when the process is killed, not even that.
+A job runs at most once. When the process exits, waiting and running jobs have
+`WORKER_DEADLINE` seconds, and none in debug, because a reload does not wait. The log
+names the jobs that were lost, unless the process was killed.
 """
 
 import atexit

@@ -30,7 +30,7 @@ def server(
 ) -> Iterator[Server]:
     app, command = "tests.core.reload_app_tasks", request.param
     environ = {"DATABASE_URL": database_url, "PYTHONWARNINGS": AS_ROOT}
-    environ["WORKER_CONCURRENCY"] = "1"  # who runs a job takes no other
+    environ["WORKER_CONCURRENCY"] = "1"  # It runs one job at a time.
     with Server(tmp_path, app, command, **environ) as server:
         yield server
 

@@ -110,7 +110,7 @@ def test_bytecode_of_the_version_before_is_not_taken(server: Server) -> None:
     for _ in range(3):
         server.reload()
         saved = server.module.stat()
-        # What Python takes for good as long as size and time, in seconds, are the same.
+        # Python uses this bytecode while the size and time of the file are the same.
         compileall = [sys.executable, "-m", "compileall", "-q", PACKAGE]
         subprocess.run(compileall, cwd=server.folder, check=True)
         server.version += 1

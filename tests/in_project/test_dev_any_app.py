@@ -300,7 +300,7 @@ def test_program_in_a_session_of_its_own_is_named(site: Site) -> None:
         f"Left running in its own session: sleep 1234 (pid {program.pid})"
     )
     program.kill()
-    site.wait_for(lambda: not program.is_running(), "end, as it is no zombie")
+    site.wait_for(lambda: not program.is_running(), "end of the program")
 
 
 @linux

@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "it's a $folder" / "postgres"
     yield folder
     assert has_ended(folder), programs(folder)
-    shutil.rmtree(folder.resolve())  # which as root is elsewhere
+    shutil.rmtree(folder.resolve())  # For root, it is a link.
 
 
 @pytest.fixture

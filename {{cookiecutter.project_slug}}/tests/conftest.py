@@ -23,7 +23,7 @@ from {{ cookiecutter.project_slug }}.core.worker import get_worker
 from {{ cookiecutter.project_slug }}.core.worker import get_worker
 {%- endif %}
 
-# What production demands, though nobody is there.
+# The settings that production requires. No server listens at these addresses.
 PRODUCTION = {
     "DATABASE_URL": "postgresql://127.0.0.1:1/none",
     "SECRET_KEY": "0123456789abcdef" * 2,

@@ -15,8 +15,8 @@ PREFIX = "/_flask_dev/"
 SCRIPT = Path(__file__).with_name("reload.js")
 HEARTBEAT = 2.0  # seconds; a closed page is noticed at the second one
 
-# A response of 304 would keep the script of the version before, and a compressed page
-# or a part of one cannot be given any script.
+# A response of 304 would keep the previous version's script. The script cannot be added
+# to a compressed page, nor to a part of a page.
 UNWANTED = ("IF_NONE_MATCH", "IF_MODIFIED_SINCE", "RANGE", "ACCEPT_ENCODING")
 
 

@@ -42,7 +42,7 @@ WRITING = os.O_WRONLY | os.O_RDWR
 
 @dataclass(kw_only=True)
 class Child:
-    """What a process needs to run a version of `app`, an import path.
+    """The settings of a process that runs a version of `app`, an import path.
 
     `parent_pipe` ends with the supervisor, `status_pipe` leads to it; both are file
     descriptors. `deadline` is how many seconds it has to exit. It `began` to replace

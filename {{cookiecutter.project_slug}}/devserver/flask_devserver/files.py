@@ -37,9 +37,9 @@ EVENTS = IN_ATTRIB | IN_CLOSE_WRITE | IN_MOVED | IN_CREATE | IN_DELETE | IN_ONLY
 
 
 class Files:
-    """What the application in the folder `root` consists of.
+    """The files of the application in the folder `root`.
 
-    That is the folder without caches and data, the modules that a child process has
+    These are the folder without caches and data, the modules that a child process has
     loaded, and the paths in `extra`. Files that match a pattern in `exclude`, and those
     that the application itself writes, do not count. The first scan finds what has
     changed after the time `since`, in nanoseconds.

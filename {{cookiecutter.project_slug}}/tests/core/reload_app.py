@@ -1,4 +1,4 @@
-"""What the reload tests serve: the application, and routes to look into its process."""
+"""The application of the reload tests, with routes that inspect its process."""
 
 import os
 

@@ -29,7 +29,7 @@ PACKAGE = "{{ cookiecutter.project_slug }}"
 DEADLINE = float(os.environ.get("DEADLINE", "60"))
 RELOADS = int(os.environ.get("RELOADS", "20"))  # in a row; more for a longer soak
 
-# What the server writes while all is well.
+# The output of a server without errors.
 EXPECTED = re.compile(
     r" \* (Serving|Debug mode|Running on|Restarting|Debugger|Detected|Reloaded).*"
     r"|(\S+ INFO )?WARNING: This is a development server\..*"
@@ -170,7 +170,7 @@ class Server:
         return cast(HTTPResponse, urlopen(request, timeout=DEADLINE))
 
     def request_in_background(self, path: str) -> None:
-        """Make a request that may be cut off."""
+        """Make a request that a reload may interrupt."""
 
         def request() -> None:
             with suppress(OSError, HTTPException):
@@ -186,11 +186,11 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server wrote, without colours."""
+        """The output of the server, without colors."""
         return re.sub(r"\x1b\[\d+m", "", (self.folder / "log").read_text())
 
     def has_said(self, text: str) -> bool:
-        """Say whether the server wrote the text."""
+        """Return whether the server wrote the text."""
         return text in self.log
 
     def unexpected(self) -> list[str]:
@@ -198,7 +198,7 @@ class Server:
         return [line for line in self.log.splitlines() if not EXPECTED.fullmatch(line)]
 
     def port_is_free(self) -> bool:
-        """Say whether another server could listen on the port."""
+        """Return whether another server could listen on the port."""
         with suppress(OSError), socket.create_server(("127.0.0.1", self.port)):
             return True
         return False
@@ -206,10 +206,10 @@ class Server:
 
 @contextmanager
 def constant_requests(server: Server) -> Iterator[None]:
-    """Ask again and again until the end of the block.
+    """Send requests until the end of the block.
 
-    Fails in the end when a request did, or was answered by a version that another had
-    replaced. Flask's own server listens to nobody while it reloads.
+    The block fails if a request fails, or gets the response of a replaced version.
+    Flask's own server refuses connections while it reloads.
     """
     done = Event()
 
@@ -245,17 +245,17 @@ def processes_connected(db: connection) -> set[int]:
 
 
 def connects_only(db: connection, process: int) -> bool:
-    """Say whether no other process has a connection to the test's database."""
+    """Return whether no other process is connected to the test's database."""
     return processes_connected(db) <= {process}
 
 
 def sleeping(db: connection) -> bool:
-    """Say whether `pg_sleep` runs in the test's database."""
+    """Return whether `pg_sleep` runs in the test's database."""
     return has_backend(db, "wait_event = 'PgSleep'")
 
 
 def has_backend(db: connection, condition: str) -> bool:
-    """Say whether the condition holds for a backend of the test's database."""
+    """Return whether the condition holds for a backend of the test's database."""
     with db.cursor() as cursor:
         cursor.execute(
             "SELECT FROM pg_stat_activity"

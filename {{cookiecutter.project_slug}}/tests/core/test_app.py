@@ -1,4 +1,4 @@
-"""What holds for every request: its line in the log, what it is refused, its errors."""
+"""Every request gets a log line, limits and error pages."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What every request is protected from, each as an attacker would try it."""
+"""Each protection stops the attack that it is there for."""
 
 import json
 import logging

@@ -203,8 +203,8 @@ def get_db() -> Connection:
     """Return the connection of this request, command or job, taken at first use.
 
     It is in autocommit: a statement takes effect at once. A transaction is
-    `with get_db() as db:`, which commits at the end and rolls back on an error. What is
-    open when the context ends is rolled back. Threads that share the context share the
+    `with get_db() as db:`, which commits at the end and rolls back on an error. The end
+    of the context rolls back an open transaction. Threads that share the context share the
     connection; a forked process needs a context of its own. A lost connection is
     replaced, except in a transaction. Raises `DatabaseUnavailable`.
     """

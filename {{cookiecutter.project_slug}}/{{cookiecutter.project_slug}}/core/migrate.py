@@ -150,7 +150,7 @@ def _apply(cursor: cursor, path: Path) -> None:
     try:
         cursor.execute(begin)
         cursor.execute(sql)
-        # What a file sets is for that file. Without the savepoint it has committed.
+        # Settings of a file end with it. RELEASE fails if the file has committed.
         cursor.execute(f"SET CONSTRAINTS ALL IMMEDIATE; {end}; RESET ROLE; RESET ALL")
         cursor.execute(
             "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)",

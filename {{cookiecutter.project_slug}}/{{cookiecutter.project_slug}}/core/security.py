@@ -104,8 +104,8 @@ def init_app(app: Flask) -> None:
 
 
 def _reject_cross_site() -> None:
-    # Browsers say where a request comes from, so no token is needed; what says nothing
-    # is no browser: https://hosts.filippo.io/csrf/ and Go's CrossOriginProtection.
+    # Browsers tell where a request comes from, so no token is needed. Other clients do
+    # not: see https://words.filippo.io/csrf/ and Go's CrossOriginProtection.
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
     if site := request.headers.get("Sec-Fetch-Site"):
