@@ -85,7 +85,7 @@ class Supervisor:
         self.ready = self.draining = self.stopping = False
         self.ending = self.hurry = self.importing = False
         self.interrupted = 0.0
-        self.dying: dict[int, tuple[float, signal.Signals]] = {}  # signal and time by pid
+        self.dying: dict[int, tuple[float, signal.Signals]] = {}  # by pid
         self.named: set[int] = set()  # processes that were left running
         self.changed: set[str] = set()  # files that no child has been started with
         self.reloaded: set[str] = set()  # those that this one was started for
