@@ -1,6 +1,7 @@
 """Every command in a document works as it is written there."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -70,13 +71,13 @@ WITHOUT = [
     "docs/reliability.md",
     "docs/why-reload-breaks.md",
 ]
+NAMES = [*REPOSITORY, *DEVELOPMENT, *PROJECT, *UPDATING, *WITHOUT]
 
 
 def test_every_document_is_known() -> None:
     found = {path.relative_to(TEMPLATE) for path in TEMPLATE.glob("*.md")}
     found |= {path.relative_to(TEMPLATE) for path in TEMPLATE.glob("docs/*.md")}
-    known = {*REPOSITORY, *DEVELOPMENT, *PROJECT, *UPDATING, *WITHOUT}
-    assert {path.as_posix() for path in found} == known
+    assert {path.as_posix() for path in found} == set(NAMES)
     assert [read(name) for name in WITHOUT if commands(read(name))] == []
 
 
@@ -123,14 +124,30 @@ def test_other_answers_add_no_command(bake: Bake) -> None:
 
 
 def test_python_in_documents_is_python(bake: Bake) -> None:
-    names = [*REPOSITORY, *DEVELOPMENT, *PROJECT, *UPDATING, *WITHOUT]
-    texts = [read(name) for name in names]
+    texts = [read(name) for name in NAMES]
     for answers in combinations("worker"):
         texts.append(readme(bake, **answers))
     found = [code for text in texts for code in blocks(text, "python")]
     for code in found:
         compile(code, code, "exec")
     assert len(found) > 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_within_the_documents_lead_somewhere(name: str) -> None:
+    broken = []
+    for link in re.findall(r"\]\((?!https?:)([^)]*)\)", read(name)):
+        path, _, anchor = link.partition("#")
+        target = (TEMPLATE / name).parent / path if path else TEMPLATE / name
+        if not target.exists() or anchor and anchor not in anchors(target):
+            broken.append(link)
+    assert broken == []
+
+
+def anchors(document: Path) -> list[str]:
+    """Return the anchors that GitHub gives to the headings of the document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    return [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
 
 
 def readme(bake: Bake, **answers: Any) -> str:
