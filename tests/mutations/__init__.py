@@ -261,7 +261,7 @@ DEFECTS = [
         file=f"{PACKAGE}/core/security.py",
         old="    app.before_request(_reject_cross_site)\n",
         new="",
-        test="tests/core/test_app.py::test_post_from_another_site_is_refused",
+        test="tests/core/test_app.py::test_post_from_another_site_is_rejected",
         sign="assert 302 == 403",
     ),
     Defect(
@@ -269,7 +269,7 @@ DEFECTS = [
         file=f"{PACKAGE}/core/log.py",
         old='            headers = [*headers, ("X-Request-ID", request_id.get())]\n',
         new="",
-        test="tests/core/test_app.py::test_request_without_a_sane_id_is_given_one",
+        test="tests/core/test_app.py::test_invalid_request_id_is_replaced",
         sign="KeyError",
     ),
     Defect(
@@ -277,7 +277,7 @@ DEFECTS = [
         file="templates/notes/plain.py",
         old="        cursor.execute(insert, [body])",
         new='        cursor.execute(insert.replace("%s", f"\'{body}\'"))',
-        test="tests/test_notes.py::test_note_is_shown_as_it_was_written",
+        test="tests/test_notes.py::test_note_is_escaped_on_the_page",
         sign="SyntaxError",
     ),
     Defect(
@@ -285,7 +285,7 @@ DEFECTS = [
         file=f"{PACKAGE}/templates/notes.html",
         old="{{ note.body }}",
         new="{{ note.body|safe }}",
-        test="tests/test_notes.py::test_note_is_shown_as_it_was_written",
+        test="tests/test_notes.py::test_note_is_escaped_on_the_page",
         sign="assert '<script>' not in",
     ),
     Defect(

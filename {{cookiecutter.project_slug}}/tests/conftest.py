@@ -1,4 +1,4 @@
-"""A clean database for every test, on the server of `DATABASE_URL` if set."""
+"""A clean database for each test, on the server of `DATABASE_URL` if it is set."""
 
 import os
 from collections.abc import {% if cookiecutter.worker != 'none' %}Callable, {% endif %}Iterator
@@ -33,7 +33,7 @@ PRODUCTION = {
 {%- endif %}
 }
 
-# Takes a tenth of the time of a new database.
+# Faster than a new database, which takes ten times as long.
 EMPTY = """
 SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
 WHERE datname = current_database() AND usename = current_user
@@ -45,7 +45,7 @@ CREATE SCHEMA public;
 
 @pytest.fixture(scope="session")
 def server_url() -> str:
-    """The server to test on: that of `DATABASE_URL`, or the embedded one."""
+    """The URL of the server: `DATABASE_URL`, or the embedded server."""
     if url := os.environ.get("DATABASE_URL"):
         return url
     from flask_devserver.postgres import ensure_database
@@ -57,7 +57,7 @@ def server_url() -> str:
 
 @pytest.fixture(scope="session")
 def scratch_url(server_url: str) -> Iterator[str]:
-    """The URL of a database for the tests, which is dropped at the end."""
+    """The URL of a database that is dropped after the tests."""
     name = f"test_{token_hex(8)}"
     with closing(connect(server_url)) as conn, conn.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name}")
@@ -69,7 +69,7 @@ def scratch_url(server_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def empty_url(scratch_url: str) -> str:
-    """The URL of the database with nothing in it, and nobody else connected."""
+    """The URL of the database, emptied and without other connections."""
     with closing(connect(scratch_url)) as conn, conn.cursor() as cursor:
         cursor.execute(EMPTY)
     return scratch_url
@@ -77,7 +77,7 @@ def empty_url(scratch_url: str) -> str:
 
 @pytest.fixture
 def database_url(empty_url: str) -> str:
-    """The URL of the database with all migrations and no rows."""
+    """The URL of the database with all migrations and without rows."""
     app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
     app.test_cli_runner().invoke(args=["migrate"], catch_exceptions=False)
     with app.app_context():
@@ -87,14 +87,14 @@ def database_url(empty_url: str) -> str:
 
 @pytest.fixture
 def db(database_url: str) -> Iterator[connection]:
-    """A connection of the test's own, which no application knows of."""
+    """A connection for the test itself."""
     with closing(connect(database_url)) as conn:
         yield conn
 
 {% if cookiecutter.worker == 'celery' %}
 @pytest.fixture(scope="session")
 def broker_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A broker for the tests: their jobs must not reach a developer's worker."""
+    """A broker for the tests, so that their jobs do not reach another worker."""
     from flask_devserver.valkey import ensure_broker
 
     return ensure_broker(tmp_path_factory.mktemp("valkey"))
@@ -136,7 +136,7 @@ def runner(app: Flask) -> FlaskCliRunner:
 
 @pytest.fixture
 def run_jobs(app: Flask) -> Callable[[], None]:
-    """A function that runs the jobs that wait, and those that they enqueue."""
+    """A function that runs the waiting jobs, and the jobs that they enqueue."""
 
     def run() -> None:
         with app.app_context():

@@ -2,7 +2,7 @@ import pytest
 from flask.testing import FlaskClient
 
 
-def test_page_without_notes_says_so(client: FlaskClient) -> None:
+def test_page_without_notes_has_a_hint(client: FlaskClient) -> None:
     assert "Nothing here yet" in client.get("/notes").text
 
 
@@ -11,7 +11,7 @@ def test_note_from_the_form_is_on_the_page(client: FlaskClient) -> None:
     assert "<li>Buy milk</li>" in page.text
 
 
-def test_note_is_shown_as_it_was_written(client: FlaskClient) -> None:
+def test_note_is_escaped_on_the_page(client: FlaskClient) -> None:
     body = "<script>alert('1')</script> 😀"
     client.post("/notes", data={"body": body})
     assert "<script>" not in client.get("/notes").text
@@ -27,14 +27,14 @@ def test_latest_note_comes_first(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("body", ["", "  ", "a" * 1001, "\0", "\ud800", 1, None])
-def test_bad_note_is_refused(client: FlaskClient, body: object) -> None:
+def test_invalid_note_is_rejected(client: FlaskClient, body: object) -> None:
     response = client.post("/notes", json={"body": body})
     assert response.status_code == 400
     assert notes(client) == []
 
 
 @pytest.mark.parametrize("json", [[], "body", None, {}])
-def test_bad_json_is_refused(client: FlaskClient, json: object) -> None:
+def test_invalid_json_is_rejected(client: FlaskClient, json: object) -> None:
     assert client.post("/notes", json=json).status_code == 400
 
 

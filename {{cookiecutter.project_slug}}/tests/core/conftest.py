@@ -6,13 +6,13 @@ from .items import bp, create_table
 
 @pytest.fixture
 def database_url(database_url: str) -> str:
-    """A database for one test, with a table that no application knows."""
+    """A database with the table of the tests."""
     create_table(database_url)
     return database_url
 
 
 @pytest.fixture
 def app(app: Flask) -> Flask:
-    """An application with routes to that table."""
+    """An application with the routes of the tests."""
     app.register_blueprint(bp)
     return app

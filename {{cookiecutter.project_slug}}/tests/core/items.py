@@ -1,4 +1,4 @@
-"""A table and two routes for the tests of `core`, which use nothing of the example."""
+"""A table and two routes for the tests of `core`, which do not use the example."""
 
 from contextlib import closing
 

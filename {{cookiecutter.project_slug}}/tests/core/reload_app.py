@@ -10,16 +10,16 @@ from {{ cookiecutter.project_slug }}.core.db import get_db
 app = package.create_app()
 
 if isinstance(url := app.config["DATABASE_URL"], str):
-    # So that pg_stat_activity tells which process a connection belongs to.
+    # pg_stat_activity then shows the process of each connection.
     name = f"process {os.getpid()}"
     app.config["DATABASE_URL"] = make_dsn(url, application_name=name)
 
 
 @app.get("/version")
 def version() -> dict[str, object]:
-    """Say which version of the package answers, and from which process."""
+    """Return the version of the package, and the process that responds."""
     with get_db().cursor() as cursor:
-        cursor.execute("SELECT 1")  # so that there is a connection to leave behind
+        cursor.execute("SELECT 1")  # This opens a connection.
     return {
         "version": getattr(package, "VERSION", 0),
         "process": os.getpid(),
@@ -44,7 +44,7 @@ def failure() -> str:
 
 @app.get("/transaction")
 def transaction() -> str:
-    """Write an item, and run a query for a minute before it is committed."""
+    """Insert an item, and run a query for a minute before the commit."""
     with get_db() as db, db.cursor() as cursor:
         cursor.execute("INSERT INTO items (body) VALUES ('unfinished')")
         cursor.execute("SELECT pg_sleep(60)")

@@ -37,20 +37,20 @@ def log(
     return caplog
 
 
-def test_alive_and_ready_with_a_database(client: FlaskClient) -> None:
+def test_healthy_and_ready_with_a_database(client: FlaskClient) -> None:
     assert client.get("/healthz").status_code == 200
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json) == (200, {"status": "ok"})
 
 
-def test_alive_but_not_ready_without_one() -> None:
+def test_healthy_but_not_ready_without_a_database() -> None:
     url = "postgresql://127.0.0.1:1/none"
     client = create_app({"TESTING": True, "DATABASE_URL": url}).test_client()
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 503
 
 
-def test_request_has_a_line(app: Flask, log: pytest.LogCaptureFixture) -> None:
+def test_request_is_logged(app: Flask, log: pytest.LogCaptureFixture) -> None:
     app.test_client().get("/items?secret=1", headers={"X-Request-ID": "mine"})
     [line] = lines(log)
     assert line.pop("ms") > 0
@@ -60,7 +60,7 @@ def test_request_has_a_line(app: Flask, log: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("debug", [True, False])
-def test_process_logs_a_request_once(database_url: str, debug: bool) -> None:
+def test_request_is_logged_once_per_process(database_url: str, debug: bool) -> None:
     settings = PRODUCTION | {"DATABASE_URL": database_url, "DEBUG": debug}
     code = f"import {create_app.__module__} as package\n"
     code += f"package.create_app({settings!r}).test_client().get('/healthz')"
@@ -74,7 +74,7 @@ def test_process_logs_a_request_once(database_url: str, debug: bool) -> None:
     assert "GET /healthz 200" in line
 
 
-def test_path_makes_no_line_of_its_own(
+def test_path_cannot_add_a_line_to_the_log(
     app: Flask, log: pytest.LogCaptureFixture
 ) -> None:
     log.handler.setFormatter(TextFormatter())
@@ -84,7 +84,7 @@ def test_path_makes_no_line_of_its_own(
 
 
 @pytest.mark.parametrize("given", ["", "a b", "é", "a" * 129])
-def test_request_without_a_sane_id_is_given_one(app: Flask, given: str) -> None:
+def test_invalid_request_id_is_replaced(app: Flask, given: str) -> None:
     answers = [
         app.test_client().get("/healthz", headers={"X-Request-ID": given})
         for _ in range(2)
@@ -93,7 +93,7 @@ def test_request_without_a_sane_id_is_given_one(app: Flask, given: str) -> None:
     assert len(found - {given}) == 2
 
 
-def test_id_is_on_every_line_of_the_request(
+def test_request_id_is_on_every_line_of_the_request(
     app: Flask, log: pytest.LogCaptureFixture
 ) -> None:
     @app.get("/fail")
@@ -108,7 +108,7 @@ def test_id_is_on_every_line_of_the_request(
     assert error["exception"].endswith("RuntimeError: on purpose")
 
 
-def test_error_left_to_the_debugger_has_a_line(
+def test_error_in_the_debugger_is_logged(
     app: Flask, log: pytest.LogCaptureFixture
 ) -> None:
     app.add_url_rule("/divide", view_func=lambda: str(1 / 0))
@@ -147,7 +147,7 @@ def test_slow_query_that_fails_is_logged(
     assert line["message"].endswith("SELECT pg_sleep(10)")
 
 
-def test_line_for_people_names_the_request(
+def test_text_log_shows_the_request_id(
     app: Flask, log: pytest.LogCaptureFixture
 ) -> None:
     log.handler.setFormatter(TextFormatter())
@@ -166,7 +166,7 @@ def test_line_for_people_names_the_request(
     ],
     ids=str,
 )
-def test_post_from_the_site_itself_is_taken(
+def test_post_from_the_same_site_is_accepted(
     client: FlaskClient, headers: Mapping[str, str]
 ) -> None:
     response = client.post("/items", data={"body": "an item"}, headers=headers)
@@ -185,7 +185,7 @@ def test_post_from_the_site_itself_is_taken(
     ],
     ids=str,
 )
-def test_post_from_another_site_is_refused(
+def test_post_from_another_site_is_rejected(
     client: FlaskClient, headers: Mapping[str, str]
 ) -> None:
     response = client.post("/items", data={"body": "an item"}, headers=headers)
@@ -194,22 +194,20 @@ def test_post_from_another_site_is_refused(
 
 
 @pytest.mark.parametrize("path", ["/items", "/none", "/healthz"])
-def test_every_answer_tells_the_browser_to_be_careful(
-    client: FlaskClient, path: str
-) -> None:
+def test_every_response_has_security_headers(client: FlaskClient, path: str) -> None:
     headers = client.get(path).headers
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
 
 
-def test_view_may_say_otherwise(app: Flask) -> None:
+def test_view_can_override_security_headers(app: Flask) -> None:
     policy = {"Content-Security-Policy": "sandbox"}
     app.add_url_rule("/sandbox", view_func=lambda: ("in it", policy))
     headers = app.test_client().get("/sandbox").headers
     assert headers.getlist("Content-Security-Policy") == ["sandbox"]
 
 
-def test_cookie_of_the_session_is_for_this_site_and_tls_alone() -> None:
+def test_session_cookie_is_for_this_site_and_tls_only() -> None:
     app = create_app(PRODUCTION)
 
     @app.get("/login")
@@ -221,19 +219,19 @@ def test_cookie_of_the_session_is_for_this_site_and_tls_alone() -> None:
     assert {"Secure", "HttpOnly", "SameSite=Lax"} <= set(cookie.split("; "))
 
 
-def test_cookie_can_be_set_otherwise() -> None:
+def test_session_cookie_can_be_configured() -> None:
     settings = {"SESSION_COOKIE_SECURE": False, "SESSION_COOKIE_SAMESITE": "Strict"}
     assert settings.items() <= create_app(PRODUCTION | settings).config.items()
 
 
-def test_other_host_is_refused(database_url: str) -> None:
+def test_other_host_gets_a_400(database_url: str) -> None:
     settings = {"DATABASE_URL": database_url, "TRUSTED_HOSTS": ["good.example"]}
     client = create_app({"TESTING": True} | settings).test_client()
     assert client.get("/healthz", base_url="http://good.example").status_code == 200
     assert client.get("/healthz", base_url="http://bad.example").status_code == 400
 
 
-def test_body_that_is_too_large_is_refused(client: FlaskClient) -> None:
+def test_large_body_is_rejected(client: FlaskClient) -> None:
     body = {"body": "a" * 1024 * 1024}
     assert client.post("/items", json=body).status_code == 413
     assert client.post("/items", data=body).status_code == 413
@@ -249,7 +247,7 @@ def test_body_that_is_too_large_is_refused(client: FlaskClient) -> None:
         ("GET", "/items", 503),
     ],
 )
-def test_error_is_answered_as_the_client_asked(
+def test_error_has_the_format_that_the_client_accepts(
     method: str, path: str, status: int
 ) -> None:
     app = create_app(PRODUCTION)

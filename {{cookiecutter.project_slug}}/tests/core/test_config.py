@@ -44,7 +44,7 @@ def test_weak_key_stops_the_start(key: str) -> None:
         create_app(PRODUCTION | {"SECRET_KEY": key})
 
 
-def test_settings_that_are_wrong_are_named_all_at_once(
+def test_invalid_settings_are_named_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TRUSTED_HOSTS", "https://example.com")
@@ -63,7 +63,7 @@ def test_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert trusted == ["example.com", ".example.org"]
 
 
-def test_any_host_is_trusted_only_on_demand() -> None:
+def test_any_host_is_trusted_only_when_set() -> None:
     app = create_app(PRODUCTION | {"TRUSTED_HOSTS": "*"})
     assert app.config["TRUSTED_HOSTS"] is None
     for hosts in (".", "example.com,.", "*,example.com", "example.com:80"):
@@ -71,7 +71,7 @@ def test_any_host_is_trusted_only_on_demand() -> None:
             create_app(PRODUCTION | {"TRUSTED_HOSTS": hosts})
 
 
-def test_other_database_stops_the_start_without_its_password() -> None:
+def test_url_of_another_database_stops_the_start() -> None:
     message = "^DATABASE_URL is invalid: write a PostgreSQL URL like "
     for url in ("mysql://user:hunter2@host/a", "postgresql://u:hun@hunter2@host/a"):
         with pytest.raises(config.ConfigError, match=message) as error:
@@ -104,7 +104,7 @@ def test_url_of_a_mounted_secret_may_end_with_a_newline() -> None:
     assert app.config["DATABASE_URL"] == URL
 
 
-def test_environment_gives_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in PRODUCTION.items():
         monkeypatch.setenv(name, value)
     found = create_app().config
@@ -113,7 +113,7 @@ def test_environment_gives_the_settings(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["TRUSTED_HOSTS"] == [PRODUCTION["TRUSTED_HOSTS"]]
 
 
-def test_former_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_keys_come_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ["a1b2c3d4" * 4, "e5f6g7h8" * 4]
     monkeypatch.setenv("SECRET_KEY_FALLBACKS", ", ".join(keys))
     assert create_app(PRODUCTION).config["SECRET_KEY_FALLBACKS"] == keys
@@ -133,7 +133,7 @@ def test_debug_stops_the_start_of_another_server(
     assert create_app().debug
 
 
-def test_development_key_stays_the_same_and_private(tmp_path: Path) -> None:
+def test_development_key_persists_and_is_private(tmp_path: Path) -> None:
     keys = set()
     for _ in range(2):
         app = Flask("app", instance_path=str(tmp_path / "instance"))
@@ -200,7 +200,7 @@ def test_boolean_comes_from_the_environment(
 
 
 @pytest.mark.parametrize("value", ["", "yes", 2])
-def test_other_boolean_stops_the_start(value: object) -> None:
+def test_invalid_boolean_stops_the_start(value: object) -> None:
     message = "^SIZE is .*: set it to 1 for yes, or to 0 for no[.]$"
     with pytest.raises(config.ConfigError, match=message):
         read(bool_setting(), SIZE=value)
@@ -212,7 +212,7 @@ def test_number_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("value", ["abc", "", "0", "-1", "2.5", "nan", "inf"])
-def test_other_whole_number_stops_the_start(
+def test_invalid_number_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("SIZE", value)
@@ -222,6 +222,6 @@ def test_other_whole_number_stops_the_start(
 
 
 @pytest.mark.parametrize("value", [0, 2.5, float("inf"), "1e3"])
-def test_override_is_checked_as_well(value: object) -> None:
+def test_override_is_validated(value: object) -> None:
     with pytest.raises(config.ConfigError, match="^SIZE is "):
         read(number_setting(8), SIZE=value)

@@ -58,7 +58,7 @@ def test_host_of_the_command_is_trusted_in_debug(host: str) -> None:
     assert client.get("/healthz", base_url=f"http://{name}:5000").status_code == 200
 
 
-def test_browser_is_told_to_use_tls_in_production_only(production: Flask) -> None:
+def test_hsts_is_sent_in_production_only(production: Flask) -> None:
     name = "Strict-Transport-Security"
     headers = production.test_client().get("/healthz").headers
     assert headers[name] == "max-age=31536000"
@@ -81,7 +81,7 @@ def test_origin_of_another_scheme_is_rejected(production: Flask) -> None:
         assert answer.status_code == status
 
 
-def test_response_with_a_session_is_kept_from_shared_caches(
+def test_response_with_a_session_is_private(
     production: Flask,
 ) -> None:
     production.add_url_rule("/me", view_func=lambda: f"{session.get('user')}")
