@@ -4,12 +4,12 @@ import tempfile
 from pathlib import Path
 
 NEXT = """
-Done. To see it run:
+Done. Now type:
 
     cd {{ cookiecutter.project_slug }}
     uv run flask dev
 
-and open http://127.0.0.1:5000/. README.md tells the rest."""
+and open http://127.0.0.1:5000/. README.md has the details."""
 
 # Cruft and Cookiecutter both have `_template`, and only Cookiecutter has `_output_dir`.
 BY_COOKIECUTTER = "{{ cookiecutter._output_dir is defined }}" == "True"

@@ -185,7 +185,7 @@ def test_unchanged_project_becomes_that_of_the_release(
     project = Project(repository, tmp_path, "before")
     assert contents(project.folder) != contents(bake(project_slug="app"))
     assert not is_up_to_date(project)
-    assert "To see it run" not in project.update()
+    assert "Now type:" not in project.update()
     assert is_up_to_date(project)
     assert contents(project.folder) == contents(bake(project_slug="app"))
 

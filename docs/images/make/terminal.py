@@ -123,7 +123,7 @@ def draw_questions(folder: Path) -> None:
         for number, text in enumerate(ANSWERS, 1):
             terminal.wait(rf"(?s:.*)\[{number}/10\](?s:.*): ")
             terminal.type(text)
-        terminal.wait(r"tells the rest.\n(?s:.*)\$ ")
+        terminal.wait(r"has the details.\n(?s:.*)\$ ")
         terminal.draw("questions")
 
 
