@@ -204,8 +204,8 @@ def get_db() -> Connection:
 
     It is in autocommit: a statement takes effect at once. A transaction is
     `with get_db() as db:`, which commits at the end and rolls back on an error. The end
-    of the context rolls back an open transaction. Threads that share the context share the
-    connection; a forked process needs a context of its own. A lost connection is
+    of the context rolls back an open transaction. Threads that share the context share
+    the connection; a forked process needs a context of its own. A lost connection is
     replaced, except in a transaction. Raises `DatabaseUnavailable`.
     """
     context: Any = g._get_current_object()  # A proxy costs most of the time here.
