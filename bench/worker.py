@@ -4,7 +4,7 @@ A job records the time of its start. Each worker has 4 threads in one process, e
 for RQ, which has one process, and `thread`, which is one thread. In each round, the
 workers run one after the other in random order. Each runs 1,000 queued jobs (jobs per
 second). Then 300 jobs arrive 10 ms apart while it is idle (from enqueue to start). The
-bench needs redis-server, makes everything else in a temporary folder, and prints a
+bench needs redis-server, or BROKER_SERVER in the environment, makes everything else in a temporary folder, and prints a
 table in Markdown.
 """
 
@@ -29,6 +29,7 @@ from throughput import await_port, database, environment
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 MANY, SOME, PAUSE = 1000, 300, 0.01  # jobs to work off, jobs to wait for, seconds
+BROKER = os.environ.get("BROKER_SERVER", "redis-server")
 OTHERS = ["rq", "dramatiq[redis]", "huey", "redis"]
 
 # The job that every worker runs: it records when it was enqueued and started.
@@ -249,7 +250,7 @@ def redis(folder: Path) -> Iterator[str]:
     """Run a Redis; yield its URL."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
+    command = [BROKER, "--port", str(port), "--save", "", "--dir", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         await_port(port)
         yield f"redis://127.0.0.1:{port}/0"
@@ -290,8 +291,8 @@ def part(values: list[float], percent: int) -> float:
 
 def main() -> None:
     """Measure every worker, and remove the generated files."""
-    if not shutil.which("redis-server"):
-        sys.exit("redis-server is missing: install it, for example with apt.")
+    if not shutil.which(BROKER):
+        sys.exit(f"{BROKER} is missing: install it, for example with apt.")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.callback(remove_databases, folder)

@@ -13,7 +13,6 @@ from threading import Event, Timer
 from time import monotonic
 from typing import Any
 
-import click
 import procrastinate
 import psycopg
 from flask import Flask
@@ -57,15 +56,17 @@ LEFT JOIN procrastinate_events ON job_id = jobs.id AND type = 'deferred'
 CROSS JOIN LATERAL (SELECT coalesce(scheduled_at > now(), false) AS later) AS given
 """
 
-# The condition on the worker keeps two workers from requeueing a job twice. The random
-# delay separates a job that kills its workers from the jobs that ran beside it.
+# The condition on the worker keeps two workers from requeueing a job twice. From the
+# second time on, the lock separates a job that kills its workers from its neighbors.
 REQUEUE = """
 UPDATE procrastinate_jobs AS job SET
     status = (CASE WHEN abort_requested OR attempts + 1 >= %(max_attempts)s
             OR EXISTS (SELECT FROM procrastinate_jobs AS other
                 WHERE other.status = 'todo' AND other.queueing_lock = job.queueing_lock)
         THEN 'failed' ELSE 'todo' END)::procrastinate_job_status,
-    scheduled_at = now() + attempts * 3 * random() * interval '1 second',
+    lock = CASE WHEN attempts = 0 THEN lock
+        ELSE coalesce(lock, 'interrupted in ' || queue_name) END,
+    scheduled_at = now(),
     attempts = attempts + 1
 WHERE id = %(id)s AND status = 'doing'
     AND worker_id IS NOT DISTINCT FROM %(worker_id)s
@@ -271,9 +272,7 @@ class Worker:
         return {str(job.id): job.call_string for job in found}
 
     def retry(self, job: str) -> None:
-        """Requeue a failed job. Raises `ClickException` for others."""
-        if job not in self.failed():
-            raise click.ClickException(f"No failed job has the id {job}: see --failed.")
+        """Requeue a failed job."""
         queue.job_manager.retry_job_by_id(int(job), retry_at=datetime.now(UTC))
 
 

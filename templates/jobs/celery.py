@@ -8,11 +8,13 @@ cannot join a transaction: a process that dies right after the commit loses its 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from inspect import iscoroutinefunction, signature
-from random import uniform
+from pathlib import Path
+from threading import Lock
 from typing import (
     Any,
     Concatenate,
@@ -40,6 +42,7 @@ from psycopg2.extras import Json
 from .config import Setting, Settings, number_setting
 from .db import DatabaseUnavailable, get_db, on_commit
 from .log import request_id
+from .migrate import add_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,9 +70,16 @@ SETTINGS: Settings = {
 }
 
 CONNECTION_ERRORS = (DatabaseUnavailable, InterfaceError, OperationalError)
-MAX_RETRY_DELAY = 60.0  # seconds between two attempts while PostgreSQL is away
+MAX_RETRY_DELAY = 60  # seconds between two attempts while PostgreSQL is away
 MAX_REDELIVERIES = 5  # times that a job is restarted after its worker was killed
 BROKER_TIMEOUT = 2.0  # seconds without a response, at each of three attempts
+
+COUNT = "SELECT count FROM redelivered_tasks WHERE id = %s"
+INCREMENT = (
+    "INSERT INTO redelivered_tasks (id) VALUES (%s) ON CONFLICT (id)"
+    " DO UPDATE SET count = redelivered_tasks.count + 1 RETURNING count"
+)
+FORGET = "DELETE FROM redelivered_tasks WHERE id = %s RETURNING count"
 
 
 class Task(CeleryTask[P, R]):
@@ -97,46 +107,64 @@ class Task(CeleryTask[P, R]):
             return self.run(*args, **kwargs)
         if not request.is_eager:
             request_id.set(f"job-{request.id}")
-            self._limit_redeliveries()
+        app = get_flask_app(self.app)
         try:
-            with get_flask_app(self.app).app_context():
+            with _limit_redeliveries(app, request), app.app_context():
                 return self.run(*args, **kwargs)
         except CONNECTION_ERRORS as error:
             if request.is_eager:
                 raise
-            losses = request.headers.get("connection_losses", 0) + 1
-            delay = min(2.0**losses, MAX_RETRY_DELAY)
-            logger.warning("Retrying job in %d s: %s", delay, error)
-            self._send_again(delay, connection_losses=losses)
+            self._send_again(error)
 
     def on_failure(
         self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
     ) -> None:
         _note(self.app, task_id, self.name, args, kwargs)
 
-    def _limit_redeliveries(self) -> None:
-        # The worker that had this job was killed, perhaps by the job.
-        request: Any = self.request
-        if request.delivery_info.get("redelivered"):
-            count = request.headers.get("redeliveries", 0) + 1
-            if count > MAX_REDELIVERIES:
-                message = f"{count} workers ended while they ran this job"
-                raise WorkerLostError(message)
-            # From the second time on, a random delay separates it from the jobs that
-            # ran beside it. A worker that is killed meanwhile would delay it again.
-            delay = uniform(0, 2 * count)  # noqa: S311  # It is not a secret.
-            self._send_again(delay if count > 1 else None, redeliveries=count)
-
-    def _send_again(self, countdown: float | None, **counts: int) -> NoReturn:
+    def _send_again(self, error: Exception) -> NoReturn:
         # Not by `retry`, whose limit is for the errors of the task.
         request: Any = self.request
+        losses = request.headers.get("connection_losses", 0) + 1
+        delay = min(2**losses, MAX_RETRY_DELAY)
+        logger.warning("Retrying job in %d s: %s", delay, error)
         again = self.signature_from_request(
             retries=request.retries,
-            countdown=countdown,
-            headers=request.headers | counts,
+            countdown=delay,
+            headers=request.headers | {"connection_losses": losses},
         )
         again.apply_async()
         raise Ignore
+
+
+_suspect = Lock()
+
+
+@contextmanager
+def _limit_redeliveries(app: Flask, request: Any) -> Iterator[None]:
+    """Count the runs of a job whose worker was killed, perhaps by the job."""
+    with ExitStack() as stack:
+        if (request.delivery_info or {}).get("redelivered"):
+            stack.callback(_forget, app, request.id)
+            if _redeliveries(app, COUNT, request.id):
+                # From the second time on it runs alone. The jobs that wait here have
+                # not begun, so they do not count as killers of this worker.
+                stack.enter_context(_suspect)
+            count = _redeliveries(app, INCREMENT, request.id)
+            if count > MAX_REDELIVERIES:
+                message = f"{count} workers ended while they ran this job"
+                raise WorkerLostError(message)
+        yield
+
+
+def _redeliveries(app: Flask, query: str, job: str) -> int:
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute(query, [job])
+        return sum(count for (count,) in cursor)
+
+
+def _forget(app: Flask, job: str) -> None:
+    with suppress(*CONNECTION_ERRORS):  # The row does no harm.
+        _redeliveries(app, FORGET, job)
 
 
 @overload
@@ -230,7 +258,7 @@ class FlaskCelery(Celery):
         configured = config["CELERY_BROKER_URL"]
         url = url or (configured() if callable(configured) else configured)
         options: dict[str, object] = {"confirm_publish": True}
-        if url.startswith(("redis", "valkey")):
+        if url.startswith("redis"):
             options = {
                 "socket_timeout": BROKER_TIMEOUT,
                 "socket_connect_timeout": BROKER_TIMEOUT,
@@ -238,6 +266,8 @@ class FlaskCelery(Celery):
                 # By default, workers poll for overdue jobs every 100 s.
                 "unacked_restore_interval": 2,
                 "unacked_restore_throttle": 1,
+                # A worker that is killed meanwhile keeps others from it for so long.
+                "unacked_mutex_expire": 10,
             }
         return {"url": url, "transport_options": options}
 
@@ -254,7 +284,8 @@ def get_flask_app(celery: Celery) -> Flask:
 
 
 def init_app(app: Flask) -> None:
-    """Give `app` a Celery application."""
+    """Give `app` a Celery application, and `flask migrate` its tables."""
+    add_folder(app, Path(__file__).parent)
     celery = FlaskCelery(app)
     celery.conf.update(
         broker_connection_max_retries=None,

@@ -9,9 +9,10 @@ import atexit
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from functools import partial
 from inspect import iscoroutinefunction
-from queue import Empty, Full, Queue
+from queue import Full, Queue
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
 from time import monotonic
@@ -34,7 +35,7 @@ SETTINGS: Settings = {
     "WORKER_DEADLINE": number_setting(10.0),  # seconds
 }
 
-# Seconds to cut a task off at exit: Ctrl-C leaves a reloading server 0.25 s in all.
+# Seconds to abort a task at exit: Ctrl-C leaves a reloading server 0.25 s in all.
 ABORT_TIMEOUT = 0.15
 
 
@@ -62,11 +63,12 @@ class Task(Generic[P, R]):
         """Run in the background, in an application context of its own.
 
         It starts once the transaction of `get_db()` is committed, or at once outside of
-        one. Raises `QueueFull`, there, when no place came free in `WORKER_TIMEOUT`
-        seconds; what was committed stays.
+        one, with a copy of the arguments. Raises `TypeError` if one cannot be copied,
+        and at the commit `QueueFull` if no place came free in `WORKER_TIMEOUT` seconds;
+        what was committed stays.
         """
-        job = Job(partial(self.function, *args, **kwargs), request_id.get())
-        on_commit(partial(get_worker().put, job))
+        call = deepcopy(partial(self.function, *args, **kwargs))
+        on_commit(partial(get_worker().put, Job(call, request_id.get())))
 
 
 def task(function: Callable[P, R] | None = None, /, **options: Any) -> Task[P, R]:
@@ -101,7 +103,7 @@ class Worker:
         self.thread: Thread | None = None
         self._starting = Lock()
         self._ending = Event()
-        self._cutting_off = Event()
+        self._aborting = Event()
         self._queue: Queue[Job | None] = Queue(self.size)
         self._job: Job | None = None
         self._context: AppContext | None = None
@@ -132,10 +134,10 @@ class Worker:
         """End within `deadline` seconds, and name the jobs that are lost in the log."""
         atexit.unregister(self.stop)
         self._ending.set()
-        self._finish(self.deadline)
+        self._shut_down(self.deadline)
         waiting = _drain(self._queue)
-        self._cut_off()
-        self._finish(ABORT_TIMEOUT)
+        self._abort_query()
+        self._shut_down(ABORT_TIMEOUT)
         self._log_lost([self._job, *waiting])
 
     def _start(self) -> None:
@@ -157,20 +159,20 @@ class Worker:
             with self.app.app_context() as self._context:
                 job.call()
         except BaseException:  # not even SystemExit ends the worker
-            if self._cutting_off.is_set():
+            if self._aborting.is_set():
                 return  # `stop` names it
             self.app.logger.exception("Task %s failed", _name(job))
         self._job = None
 
-    def _finish(self, seconds: float) -> None:
+    def _shut_down(self, seconds: float) -> None:
         end = monotonic() + seconds
         with suppress(Full):
             self._queue.put(None, timeout=seconds)  # at which the thread ends
         if self.thread:
             self.thread.join(max(end - monotonic(), 0.0))
 
-    def _cut_off(self) -> None:
-        self._cutting_off.set()
+    def _abort_query(self) -> None:
+        self._aborting.set()
         # The query that runs fails here at once, and at the server within 0.5 s, rolled
         # back. `cancel` would wait for the server, and with it the whole process.
         db = self._context.g.get("db") if self._context else None
@@ -185,11 +187,10 @@ class Worker:
 
 
 def _drain(queue: Queue[Job | None]) -> list[Job | None]:
-    jobs = []
-    with suppress(Empty):
-        while True:
-            jobs.append(queue.get_nowait())
-    return jobs
+    with queue.mutex:  # The worker takes none meanwhile.
+        jobs = list(queue.queue)
+        queue.queue.clear()
+        return jobs
 
 
 def _name(job: Job) -> str:

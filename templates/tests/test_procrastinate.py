@@ -4,7 +4,6 @@ from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
 import pytest
-from click import ClickException
 from flask import Flask, current_app
 from procrastinate import JobContext, tasks
 from procrastinate.exceptions import AlreadyEnqueued
@@ -227,9 +226,9 @@ def test_arguments_of_a_failed_job_are_not_logged(
     assert "hunter2" not in caplog.text
 
 
-def test_retry_rejects_an_unknown_job(worker: Worker) -> None:
-    with pytest.raises(ClickException, match="^No failed job has the id 7: see --fai"):
-        worker.retry("7")
+def test_retry_rejects_an_unknown_job(app: Flask) -> None:
+    found = app.test_cli_runner().invoke(args=["worker", "--retry", "7"])
+    assert found.output == "Error: No failed job has the id 7: see --failed.\n"
 
 
 def test_job_is_retried_when_its_connection_was_lost(worker: Worker) -> None:

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Iterator
 from queue import Queue
-from threading import Event, Thread, Timer
+from threading import Event, Lock, Thread, Timer
 from typing import Any
 
 import pytest
@@ -28,6 +28,11 @@ gate = Event()
 def add(a: int, b: int) -> int:
     results.put(a + b)
     return a + b
+
+
+@task
+def add_all(numbers: list[int]) -> None:
+    results.put(sum(numbers))
 
 
 @task
@@ -105,6 +110,23 @@ def test_task_starts_once_the_transaction_is_committed(app: Flask) -> None:
         add.delay(1, 2)
         assert app.extensions["worker"].thread is None
     assert results.get(timeout=10) == 3
+
+
+def test_delay_copies_the_arguments(app: Flask) -> None:
+    numbers = [1, 2]
+    with get_db():
+        add_all.delay(numbers)
+        numbers.append(3)
+    assert results.get(timeout=10) == 3
+
+
+def test_delay_rejects_what_cannot_be_copied(app: Flask) -> None:
+    with pytest.raises(TypeError), get_db() as db:
+        db.cursor().execute("INSERT INTO items (body) VALUES ('unfinished')")
+        fail.delay(RuntimeError(Lock()))
+    with get_db().cursor() as cursor:
+        cursor.execute("SELECT FROM items")
+        assert cursor.rowcount == 0
 
 
 def test_task_of_a_transaction_that_is_rolled_back_never_runs(app: Flask) -> None:

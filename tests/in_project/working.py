@@ -5,8 +5,12 @@ import signal
 import time
 
 from app import create_app
+from app.core import engine
 from app.core.db import get_db
 from app.core.jobs import task
+
+# A worker that nobody keeps busy may be taken for dead sooner.
+engine.STALLED_AFTER = float(os.environ.get("STALLED_AFTER", "20"))
 
 TABLES = """
 CREATE TABLE effects (number int PRIMARY KEY);

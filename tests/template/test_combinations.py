@@ -41,7 +41,7 @@ WITH_WORKER = """
     tests/core/reload_app_tasks.py tests/core/test_reload_tasks.py
 """
 WITH_JOBS = "app/worker.py app/core/engine.py app/core/worker.py"
-WITH_CELERY = "app/migrations/0002_failed_tasks.sql app/core/dev_broker.py"
+WITH_CELERY = "app/core/celery.sql app/core/dev_broker.py"
 CI = {
     "github": ".github/dependabot.yml .github/workflows/ci.yml",
     "gitlab": ".gitlab-ci.yml renovate.json",
