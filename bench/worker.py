@@ -4,8 +4,8 @@ A job records the time of its start. Each worker has 4 threads in one process, e
 for RQ, which has one process, and `thread`, which is one thread. In each round, the
 workers run one after the other in random order. Each runs 1,000 queued jobs (jobs per
 second). Then 300 jobs arrive 10 ms apart while it is idle (from enqueue to start). The
-bench needs redis-server, or BROKER_SERVER in the environment, makes everything else in a temporary folder, and prints a
-table in Markdown.
+bench needs redis-server, or another program named by BROKER_SERVER. It makes everything
+else in a temporary folder, and prints a table in Markdown.
 """
 
 import json
