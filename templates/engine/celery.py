@@ -47,25 +47,25 @@ class Channel(redis.Channel):
     one waits with a BLMOVE that changes nothing, and takes the job in a script.
     """
 
-    def _brpop_start(self, timeout: float | None = None) -> None:
+    def _brpop_start(self: Any, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         keys = [self._q_for_pri(q, p) for p in self.priority_steps for q in queues]
         keys = [self.unacked_key, self.unacked_index_key, *keys]
         keys = [self.global_keyprefix + key for key in keys]
         conn = self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
-        conn.send_command("BLMOVE", keys[2], keys[2], "RIGHT", "RIGHT", MAX_WAIT)
-        conn.send_command("EVAL", TAKE, len(keys), *keys, time.time())
+        wait = ("BLMOVE", keys[2], keys[2], "RIGHT", "RIGHT", MAX_WAIT)
+        take = ("EVAL", TAKE, len(keys), *keys, time.time())
+        conn.send_packed_command(conn.pack_commands([wait, take]))
 
-    def _brpop_read(self, **options: Any) -> bool:
+    def _brpop_read(self: Any, **options: Any) -> Any:
         conn = self.client.connection
         try:
             self.client.parse_response(conn, "BLMOVE")
         except self.ResponseError:
             conn.disconnect()  # The response of the script would follow.
             raise
-        found: bool = super()._brpop_read(**options)  # It takes that for BRPOP's.
-        return found
+        return super()._brpop_read(**options)  # It takes that for the one to BRPOP.
 
 
 class Worker:
