@@ -65,7 +65,8 @@ class Channel(redis.Channel):
         except self.ResponseError:
             conn.disconnect()  # The response of the script would follow.
             raise
-        return super()._brpop_read(**options)  # It takes that for the one to BRPOP.
+        # It takes the response of the script for that to BRPOP.
+        return super()._brpop_read(**options)  # type: ignore[misc]
 
 
 class Worker:
