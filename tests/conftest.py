@@ -1,5 +1,6 @@
 """Fixtures that bake projects."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ from .support.projects import Bake, install, put_inside, remove_database
 from .support.repository import copy_template
 
 collect_ignore = ["in_project"]  # These run inside a baked project.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Share mypy's cache between the projects, which saves each of them 7 s of CPU."""
+    os.environ["MYPY_CACHE_DIR"] = str(tmp_path_factory.mktemp("mypy"))
 
 
 @pytest.fixture(scope="session")
