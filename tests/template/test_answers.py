@@ -221,6 +221,7 @@ def test_odd_text_arrives_unchanged(template: Path, tmp_path: Path, text: str) -
     assert build(project)["Summary"] == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("email", EMAILS)
 def test_odd_email_passes_the_build_backend(
     template: Path, folder: Path, email: str
@@ -229,6 +230,7 @@ def test_odd_email_passes_the_build_backend(
     build(folder / "notes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("license", choices()["license"])
 def test_proprietary_project_rejects_upload(bake: Bake, license: str) -> None:
     classifiers = build(bake(project_slug="notes", license=license)).get_all(
