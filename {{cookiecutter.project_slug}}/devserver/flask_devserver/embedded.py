@@ -1,0 +1,160 @@
+"""Run a server for development and tests, where no other is set up.
+
+The reaper, a process of its own, starts the server in a folder, restarts it when it
+dies, and stops it when every client has exited. It polls the clients instead of relying
+on a last message from them, so the server also stops after a client was killed.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, cast
+
+import psutil
+from click import ClickException
+from filelock import FileLock, Timeout
+
+POLL_INTERVAL = 0.1  # seconds between two polls of the reaper
+
+
+class EmbeddedServer:
+    """A server in the folder `server_dir`, run by `python -m module server_dir`."""
+
+    module: str
+    program: str  # a part of the name of its processes
+    data: str  # the folder in which they are
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, server_dir: Path) -> None:
+        self.server_dir = server_dir.absolute()
+        # The reaper needs it when somebody has removed the link.
+        self.home = self.server_dir.resolve()
+        # Other users must not be able to hold a lock, so they cannot open its file.
+        lock, reaper_lock = map(server_dir.with_suffix, (".lock", ".reaper.lock"))
+        self.lock = FileLock(lock, mode=0o600)  # under which it starts and stops
+        self.reaper_lock = FileLock(reaper_lock, mode=0o600)  # as long as there is one
+
+    def join(self) -> None:
+        """Start the server if it does not run, and keep it running for this process.
+
+        Under Flask's reloader it runs for the reloader, so that a reload finds it.
+        Hold `lock` meanwhile. Raises `ClickException` when the server does not start.
+        """
+        reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
+        client = os.getppid() if reloaded else os.getpid()
+        (self.home / "clients").mkdir(exist_ok=True)
+        (self.home / "clients" / str(client)).touch()
+        with suppress(Timeout):  # The reaper runs.
+            self.reaper_lock.acquire(blocking=False).lock.release()
+            self._start_reaper()
+
+    def _start_reaper(self) -> None:
+        reaper = subprocess.Popen(
+            [sys.executable, "-m", self.module, self.server_dir],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C must stop its clients first.
+        )
+        with cast("IO[bytes]", reaper.stdout) as output:
+            error = output.read().decode() or "The reaper did not start."
+        reaper.returncode = 0  # Nobody waits for it: it outlives this process.
+        if error != "ready":
+            raise ClickException(error)
+
+    def reap(self) -> None:
+        """Run the server until none of its clients runs: the reaper."""
+        self.reaper_lock.acquire()
+        try:
+            server = self._restart()
+        except ClickException as error:
+            print(error.message, end="")
+            return
+        print("ready", end="", flush=True)
+        os.close(1)  # The first client waits for the end of the output.
+        while self.reaper_lock.is_locked:
+            while self._has_client():
+                if not is_running(server):
+                    server = self._restart()
+                time.sleep(POLL_INTERVAL)
+            with self.lock:  # New clients register under the same lock.
+                if not self._has_client():
+                    self._stop(server)
+                    # Otherwise the next client would count on this reaper.
+                    self.reaper_lock.release()
+
+    def stop(self) -> None:
+        """Stop the server, though clients may run."""
+        for client in (self.home / "clients").glob("*"):
+            client.unlink()
+        _, left = psutil.wait_procs(self._processes(), timeout=10)
+        for process in left:  # Its reaper was killed.
+            process.kill()
+        with self.reaper_lock:  # The reaper has ended by now.
+            pass
+
+    def _restart(self) -> psutil.Process:
+        """Start the server, after the end of one whose reaper was killed."""
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+                process.wait(5)
+        self._start()
+        return min(self._processes(), key=psutil.Process.create_time)
+
+    def _start(self) -> None:
+        """Start the server and wait until it accepts connections."""
+        raise NotImplementedError
+
+    def _stop(self, server: psutil.Process) -> None:
+        with suppress(psutil.NoSuchProcess):
+            # Windows has no signals: the server recovers at its next start.
+            windows = sys.platform == "win32"
+            server.send_signal(signal.SIGTERM if windows else self.stop_signal)
+            server.wait()
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if self.program in process.name():
+                    if Path(process.cwd()) == self.home / self.data:
+                        found.append(process)
+        return found
+
+    def _has_client(self) -> bool:
+        return any([_runs(file) for file in (self.home / "clients").glob("*")])
+
+
+def free_port(wish: int) -> int:
+    """Return the port, or another one when it is taken."""
+    with suppress(OSError), socket.create_server(("127.0.0.1", wish)) as server:
+        return int(server.getsockname()[1])
+    return free_port(0)
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Return whether a process runs; a zombie has exited."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _runs(client: Path) -> bool:
+    """Return whether the process runs that the file `client` is named after.
+
+    A process that began after the file was written has only inherited the id. The file
+    of a process that has exited is removed.
+    """
+    with suppress(psutil.NoSuchProcess, FileNotFoundError):
+        process = psutil.Process(int(client.name))
+        is_older = process.create_time() < client.stat().st_mtime + 1
+        if is_older and is_running(process):
+            return True
+    client.unlink(missing_ok=True)
+    return False
