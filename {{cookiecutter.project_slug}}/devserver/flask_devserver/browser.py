@@ -7,9 +7,7 @@ from secrets import token_hex
 from threading import Event
 from typing import Any
 
-from werkzeug.datastructures import EnvironHeaders, Headers
-from werkzeug.wrappers import Response
-from werkzeug.wsgi import ClosingIterator
+from werkzeug.wrappers import Request, Response
 
 PREFIX = "/_flask_dev/"
 SCRIPT = Path(__file__).with_name("reload.js")
@@ -36,57 +34,41 @@ class BrowserReload:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Respond to the script, or let the application respond."""
-        if environ["PATH_INFO"] == PREFIX + "reload.js":
-            script = Response(SCRIPT.read_text(), mimetype="text/javascript")
-            return script(environ, start_response)
-        if environ["PATH_INFO"] == PREFIX + "events":
-            events = Response(self._events(), mimetype="text/event-stream")
-            return events(environ, start_response)
-        if asks_for_page(environ):
-            return self._with_script(environ, start_response)
-        response: Iterable[bytes] = self.app(environ, start_response)
-        return response
+        return Request.application(self._respond)(environ, start_response)
+
+    def _respond(self, request: Request) -> Any:
+        if request.path == PREFIX + "reload.js":
+            return Response(SCRIPT.read_text(), mimetype="text/javascript")
+        if request.path == PREFIX + "events":
+            return Response(self._events(), mimetype="text/event-stream")
+        return self._with_script(request) if asks_for_page(request) else self.app
 
     def _events(self) -> Iterator[str]:
         yield f"data: {self.version}\n\n"
         while not self.ending.wait(HEARTBEAT):
             yield ":\n\n"
 
-    def _with_script(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        query = f"version={self.version}&amp;method={environ['REQUEST_METHOD']}"
-        tag = f'<script src="{PREFIX}reload.js?{query}"></script>\n'.encode()
-        added: list[bytes] = []
-
-        def start(status: str, fields: list[tuple[str, str]], *error: Any) -> Any:
-            headers = Headers(fields)
-            is_page = _is_page(status, headers)
-            if is_page and "Content-Length" in headers:
-                length = int(headers["Content-Length"]) + len(tag)
-                headers["Content-Length"] = str(length)
-            write = start_response(status, headers.to_wsgi_list(), *error)
-            added[:] = [tag] if is_page else []  # An error may start it again.
-            return write
-
-        wanted = {k: v for k, v in environ.items() if k[5:] not in UNWANTED}
-        body = self.app(wanted, start)
-        return ClosingIterator(chain(body, added), getattr(body, "close", None))
+    def _with_script(self, request: Request) -> Response:
+        wanted = {k: v for k, v in request.environ.items() if k[5:] not in UNWANTED}
+        response = Response.from_app(self.app, wanted)
+        if _is_page(response):
+            query = f"version={self.version}&amp;method={request.method}"
+            tag = f'<script src="{PREFIX}reload.js?{query}"></script>\n'.encode()
+            if response.content_length is not None:
+                response.content_length += len(tag)
+            response.call_on_close(getattr(response.response, "close", bool))
+            response.response = chain(response.iter_encoded(), [tag])
+        return response
 
 
-def asks_for_page(environ: dict[str, Any]) -> bool:
+def asks_for_page(request: Request) -> bool:
     """Return whether a browser shows the response, as no script and no curl does."""
-    headers = EnvironHeaders(environ)
-    shown = headers.get("Sec-Fetch-Dest", "document") == "document"
-    return (
-        shown
-        and environ["REQUEST_METHOD"] != "HEAD"
-        and "text/html" in headers.get("Accept", "")
-    )
+    shown = request.headers.get("Sec-Fetch-Dest", "document") == "document"
+    html = "text/html" in request.headers.get("Accept", "")
+    return shown and html and request.method != "HEAD"
 
 
-def _is_page(status: str, headers: Headers) -> bool:
-    bodiless = status.startswith(("1", "204", "206", "304"))
-    html = headers.get("Content-Type", "").startswith("text/html")
-    saved = headers.get("Content-Disposition", "").startswith("attachment")
-    return html and not (bodiless or saved or "Content-Encoding" in headers)
+def _is_page(response: Response) -> bool:
+    html = response.mimetype == "text/html" and not response.content_encoding
+    saved = response.headers.get("Content-Disposition", "").startswith("attachment")
+    return html and not saved and response.status_code not in (204, 206, 304)

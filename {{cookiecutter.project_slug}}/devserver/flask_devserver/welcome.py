@@ -13,9 +13,7 @@ from typing import Any
 
 from flask import Flask
 from jinja2 import Environment, FileSystemLoader
-from werkzeug.exceptions import SecurityError
-from werkzeug.test import run_wsgi_app
-from werkzeug.wrappers import Response
+from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import get_host
 
 from .browser import PREFIX, asks_for_page
@@ -39,25 +37,25 @@ class Welcome:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Respond to a request of the page, or let the application respond."""
-        try:  # A foreign site can make its name lead here.
-            get_host(environ, self.app.config["TRUSTED_HOSTS"])
-        except SecurityError as error:
-            return error(environ, start_response)
-        path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
-        if path == PREFIX + "welcome.js":
+        return Request.application(self._respond)(environ, start_response)
+
+    def _respond(self, request: Request) -> Any:
+        # A foreign site can make its name lead here; this raises `SecurityError`.
+        get_host(request.environ, self.app.config["TRUSTED_HOSTS"])
+        if request.path == PREFIX + "welcome.js":
             script = (FOLDER / "welcome.js").read_text()
-            return Response(script, mimetype="text/javascript")(environ, start_response)
-        if path == PREFIX + "status":
-            text = json.dumps(self._figures(connect=query == "connect"))
-            return Response(text, mimetype="application/json")(environ, start_response)
-        if path != "/" or not asks_for_page(environ):
-            return self.app(environ, start_response)
-        body, status, headers = run_wsgi_app(self.app, environ)
-        if not status.startswith("404"):
-            start_response(status, headers.to_wsgi_list())
-            return body
-        getattr(body, "close", bool)()
-        return Response(self._page(), mimetype="text/html")(environ, start_response)
+            return Response(script, mimetype="text/javascript")
+        if request.path == PREFIX + "status":
+            connect = request.query_string == b"connect"
+            figures = json.dumps(self._figures(connect))
+            return Response(figures, mimetype="application/json")
+        if request.path != "/" or not asks_for_page(request):
+            return self.app
+        response = Response.from_app(self.app, request.environ)
+        if response.status_code == 404:
+            response.close()
+            response = Response(self._page(), mimetype="text/html")
+        return response
 
     def _page(self) -> str:
         environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
