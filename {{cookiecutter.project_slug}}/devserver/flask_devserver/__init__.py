@@ -1,1 +1,9 @@
 """A development server for any Flask application, and a PostgreSQL for it."""
+
+from contextlib import suppress
+
+
+def say(text: str) -> None:
+    """Print a line, if there is still somebody to read it."""
+    with suppress(OSError, ValueError):
+        print(text, flush=True)

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedWriter, TextIOWrapper
 from selectors import EVENT_READ
 from types import FrameType
@@ -27,7 +27,7 @@ from werkzeug.debug import DebuggedApplication
 from .browser import BrowserReload
 from .files import is_library, is_watched_module, module_files
 from .server import RequestHandler, Server
-from .shutdown import kill_after, remember_thread_origins
+from .shutdown import exit_with_parent, kill_after, remember_thread_origins
 from .welcome import Welcome
 
 if sys.platform == "win32":
@@ -35,6 +35,7 @@ if sys.platform == "win32":
 
 Handler = Callable[[int, FrameType | None], object]
 
+COMMAND_DEADLINE = 5.0  # seconds; nobody waits for a command, so it may finish its work
 IDLE = 0.3  # seconds between two checks for modules that were imported
 GRACE = 0.05  # seconds that the next version waits for the requests in flight
 WRITING = os.O_WRONLY | os.O_RDWR
@@ -44,25 +45,43 @@ WRITING = os.O_WRONLY | os.O_RDWR
 class Child:
     """The settings of a process that runs a version of `app`, an import path.
 
-    `parent_pipe` ends with the supervisor, `status_pipe` leads to it; both are file
-    descriptors. `deadline` is how many seconds it has to exit. It `began` to replace
-    the version before at that monotonic time.
+    It serves the application or, with a `command`, runs that. `options` are those of
+    `flask dev`. `listener` is the socket and `status_pipe` leads to the `parent`; both
+    are file descriptors. The version `began` to replace the one before at that
+    monotonic time, unless it is the `first`.
     """
 
     app: str | None
-    deadline: float
-    parent_pipe: int = -1
+    options: dict[str, Any]
+    listener: int
+    command: str = ""
+    parent: int = field(default_factory=os.getpid)
     status_pipe: int = -1
     first: bool = True
-    began: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"flask {self.command}" if self.command else "The application"
+
+    @property
+    def deadline(self) -> float:
+        """The seconds that it has to exit."""
+        return COMMAND_DEADLINE if self.command else float(self.options["deadline"])
 
     def run(self) -> NoReturn:
         """Run until SIGTERM, and exit."""
-        raise NotImplementedError
+        self._prepare()
+        if self.command:
+            self._run_command()
+        else:
+            self._serve()
+        _exit()
 
-    def descriptors(self) -> list[int]:
-        """Return the file descriptors that it needs."""
-        return [self.parent_pipe, self.status_pipe]
+    def descriptors(self) -> tuple[int, int]:
+        """Return the file descriptors that only this process needs."""
+        return self.listener, self.status_pipe
 
     def _prepare(self) -> None:
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", _FLASK_DEV="1")
@@ -79,18 +98,16 @@ class Child:
         self.written: set[str] = set()
         self.lock = threading.Lock()
         sys.addaudithook(self._on_audit)
-        # The application may replace threads by greenlets, which this must not become.
-        _thread.start_new_thread(_exit_with_parent, (self.parent_pipe,))
+        exit_with_parent(self.parent)
         remember_thread_origins()
 
     def _reset_in_fork(self) -> None:
         """Give back, in a process that the application forks, what is not for it."""
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is do_nothing:
-                interrupt = number == signal.SIGINT
-                default = signal.default_int_handler if interrupt else signal.SIG_DFL
-                signal.signal(number, default)
+        if signal.getsignal(signal.SIGINT) is do_nothing:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGTERM) is do_nothing:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for fd in self.descriptors():
             with suppress(OSError):
                 os.close(fd)
@@ -113,7 +130,7 @@ class Child:
 
     def _notify_ready(self) -> None:
         self._send(ready=True)
-        threading.Thread(target=self._send_modules, daemon=True).start()
+        _thread.start_new_thread(self._send_modules, ())
 
     def _send_modules(self) -> None:
         """Report new modules: the supervisor imports some, and watches the files."""
@@ -129,66 +146,41 @@ class Child:
                 files = [path for _, path in new if is_watched_module(path)]
                 self._send(modules=sorted(names - {"__main__"}), files=files)
 
-
-@dataclass(kw_only=True)
-class CommandChild(Child):
-    """A version of the command `flask NAME`, such as a worker.
-
-    It never gets the SIGINT of a terminal, on which Celery would shut down twice.
-    """
-
-    name: str
-
-    def run(self) -> NoReturn:
-        """Run the command, and exit."""
-        self._prepare()
+    def _run_command(self) -> None:
+        # It never gets the SIGINT of a terminal, on which Celery would shut down twice.
+        os.close(self.listener)
+        self.listener = -1
         self._notify_ready()
         app = ["--app", self.app] if self.app else []
         try:
-            cli.main([*app, *shlex.split(self.name)])
+            cli.main([*app, *shlex.split(self.command)])
         except SystemExit:
             pass
         except Exception:
             traceback.print_exc()
-        _exit()
 
-
-@dataclass(kw_only=True)
-class WebChild(Child):
-    """A version that serves the application on the socket `listener`.
-
-    With `browser_reload`, a page in a browser reloads when the next version responds.
-    The `first` version shows the debugger's PIN.
-    """
-
-    host: str
-    port: int
-    listener: int
-    browser_reload: bool
-    debugger: bool
-    threads: bool
-    cert: Any
-
-    def descriptors(self) -> list[int]:
-        return [self.listener, *super().descriptors()]
-
-    def run(self) -> NoReturn:
-        """Serve the application until SIGTERM, and exit."""
-        self._prepare()
+    def _serve(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         ending = threading.Event()
         app = self._load()
-        if self.browser_reload and self.threads:
+        threads, cert = self.options["with_threads"], self.options["cert"]
+        # An open page would take the only thread.
+        if self.options["browser_reload"] and threads:
             app = BrowserReload(app, ending)
-        cert = tuple(self.cert) if isinstance(self.cert, list) else self.cert
-        options: dict[str, Any] = {"fd": self.listener, "ssl_context": cert}
-        server = Server(self.host, self.port, app, RequestHandler, **options)
-        server.threads = self.threads
+        server = Server(
+            self.options["host"],
+            self.options["port"],
+            app,
+            RequestHandler,
+            fd=self.listener,
+            ssl_context=tuple(cert) if isinstance(cert, list) else cert,
+        )
+        server.threads = threads
         os.register_at_fork(after_in_child=server.socket.close)
+        signals = on_signals(do_nothing, signal.SIGTERM)
         # The application may have replaced the selectors, so none was imported by name.
         with selectors.DefaultSelector() as selector:
             selector.register(server.socket, EVENT_READ, server.handle_request)
-            signals = on_signals(do_nothing, signal.SIGTERM)
             selector.register(signals, EVENT_READ, lambda: _set_at_end(ending, signals))
             self._notify_ready()
             while not ending.is_set():
@@ -196,46 +188,52 @@ class WebChild(Child):
                     key.data()
         self._finish(server, signals)
         kill_after(self.deadline, exit_code=1)
-        _exit()
 
     def _finish(self, server: Server, signals: socket.socket) -> None:
         """Finish the requests in flight while the next version starts.
 
         A second SIGTERM asks for an exit at once.
         """
-        if not server.finish_requests(GRACE):
-            self._send(draining=True)
-            end = time.monotonic() + self.deadline
-            while not server.finish_requests(0.02):
-                if time.monotonic() > end:
-                    for each in server.requests_in_flight():
-                        print(f" * {each} was aborted by the reload", file=sys.stderr)
-                    return
-                with suppress(BlockingIOError):
-                    if signal.SIGTERM in signals.recv(1024):
-                        return
+        if server.finish_requests(GRACE):
+            return
+        self._send(draining=True)
+        end = time.monotonic() + self.deadline
+        again = threading.Event()
+        while not (server.finish_requests(0.02) or again.is_set()):
+            if time.monotonic() > end:
+                for request in filter(None, server.in_flight.values()):
+                    print(f" * {request} was aborted by the reload", file=sys.stderr)
+                return
+            with suppress(BlockingIOError):
+                _set_at_end(again, signals)
 
     def _load(self) -> Any:
         try:
             flask_app = ScriptInfo(app_import_path=self.app).load_app()
+            if self.first:
+                # The first request raises again what this does.
+                with suppress(Exception), flask_app.app_context():
+                    flask_app.extensions.get("prepare", bool)()
             seconds = f"{time.monotonic() - self.began:.2f} s"
-            app: Any = Welcome(flask_app, "save a file" if self.first else seconds)
+            app: Any = Welcome(flask_app, "" if self.first else seconds)
         except BaseException as raised:
-            traceback.print_exc()
             app = _failing(raised)
-        if self.debugger:
+        if self.options["debugger"] is not False:
             app = DebuggedApplication(app, evalex=True, pin_logging=self.first)
-            app.trusted_hosts.append(self.host)
+            app.trusted_hosts.append(self.options["host"])
         return app
 
 
 def _failing(raised: BaseException) -> Any:
     """Return an application that raises what the import of another one has raised."""
-    error, place = raised, raised.__traceback__
+    place = raised.__traceback__ and raised.__traceback__.tb_next  # below this module
+    traceback.print_exception(raised.with_traceback(place))
+    error = raised
     if not isinstance(error, Exception):  # The debugger shows no others.
         error = RuntimeError(f"The application raised {raised!r} when it was imported.")
 
     def app(*_: object) -> Any:
+        __traceback_hide__ = True  # Werkzeug's debugger begins below this frame.
         raise error.with_traceback(place)
 
     return app
@@ -261,11 +259,6 @@ def _set_at_end(ending: threading.Event, signals: socket.socket) -> None:
         ending.set()
 
 
-def _exit_with_parent(parent_pipe: int) -> None:
-    os.read(parent_pipe, 1)
-    os._exit(1)
-
-
 def _exit() -> NoReturn:
     """Exit as Python does, but without taking every module apart.
 
@@ -283,5 +276,4 @@ def _exit() -> NoReturn:
 
 
 if __name__ == "__main__":
-    kind = CommandChild if sys.argv[1] == "CommandChild" else WebChild
-    kind(**json.loads(sys.argv[2])).run()
+    Child(**json.loads(sys.argv[1])).run()

@@ -65,14 +65,12 @@ def dev(info: ScriptInfo, /, **options: Any) -> None:
     if sys.platform == "win32":
         message = "flask dev runs on Linux and macOS: use flask run --debug here."
         raise click.ClickException(message)
-    from .supervisor import WebSupervisor  # It needs what Windows does not have.
+    from .supervisor import Supervisor  # It needs what Windows does not have.
 
     if not options["host"].startswith(("127.", "localhost", "::1")):
         warning = " * Others on the network can use the application and its debugger."
         click.secho(warning, err=True, fg="yellow")
-    supervisor = WebSupervisor(info.app_import_path, CREATED, options)
-    if child := supervisor.run():  # In a fork, which has left the supervisor's loop.
-        child.run()
+    Supervisor(info.app_import_path, CREATED, options).run()
 
 
 def _option_of_run(option: click.Parameter) -> click.Parameter:

@@ -7,12 +7,16 @@ system without events delays a reload by a second at most, and no save is lost.
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from errno import EACCES, ENOENT, ENOTDIR
 from fnmatch import fnmatch
 from sysconfig import get_paths
 
-Signature = tuple[int, ...] | None  # None for a file that is not there
+from . import say
+
+Signature = tuple[int, ...]  # empty for a file that is not there
 
 # Files of these kinds count when they appear and disappear, too. Others, such as the
 # drafts of editors, count when they have changed.
@@ -30,6 +34,11 @@ IGNORED = ("__pycache__", "node_modules")
 IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build")
 IGNORED_KINDS = ("~", ".pyc", ".swp", ".tmp", ".log", ".pid", ".lock", "-journal")
 
+SETTLE = 0.001  # seconds from an event to the scan, in which a file is written
+SCAN_INTERVAL = 1.0  # seconds between two scans without an event
+POLL_INTERVAL = 0.3  # where there are no events
+SCAN_SHARE = 20  # A scan takes at most the 20th part of the time.
+
 IN_NONBLOCK, IN_CLOEXEC = 0o4000, 0o2000000
 IN_ATTRIB, IN_CLOSE_WRITE, IN_ONLYDIR = 0x4, 0x8, 0x1000000
 IN_MOVED, IN_CREATE, IN_DELETE = 0xC0, 0x100, 0x200
@@ -42,57 +51,69 @@ class Files:
     These are the folder without caches and data, the modules that a child process has
     loaded, and the paths in `extra`. Files that match a pattern in `exclude`, and those
     that the application itself writes, do not count. The first scan finds what has
-    changed after the time `since`, in nanoseconds.
+    changed after the time `since`, in seconds. `scan_at` is the monotonic time of the
+    next scan.
     """
 
     def __init__(
-        self, root: str, since: int, extra: Iterable[str], exclude: Iterable[str]
+        self, root: str, since: float, extra: Iterable[str], exclude: Iterable[str]
     ) -> None:
         self.root = root
         self.extra = tuple(map(os.path.abspath, extra))
         self.exclude = tuple(exclude)
-        self.folders: set[str] = set()
+        self.events = Events()
+        self.scan_at = 0.0
         self.written: set[str] = set()
-        self.missed: set[str] = set()  # changed before they were known
-        self.modules: dict[str, Signature] = {}
+        self.modules: set[str] = set()
+        self.folders: set[str] = set()
+        self.known: dict[str, Signature] = {}
         self.installed: dict[str, Signature] = {}
-        self.sources = {path: _signature(path) for path in self._sources()}
-        self.missed.update(p for p, s in self.sources.items() if _is_newer(s, since))
+        self._differing(self.known, self._sources())
+        self.missed = {p for p, s in self.known.items() if _is_newer(s, since)}
 
-    def add_modules(self, paths: Iterable[str], since: int) -> None:
+    def add_modules(self, paths: Iterable[str], since: float) -> None:
         """Watch the files of modules that were read after the time `since`."""
-        known = self.sources.keys() | self.modules.keys() | self.installed.keys()
-        for path in set(paths) - known:
+        for path in set(paths) - self.known.keys() - self.installed.keys():
             installed = path.startswith(_LIBRARIES)
-            signatures = self.installed if installed else self.modules
-            signatures[path] = _signature(path, installed)
+            signatures = self.installed if installed else self.known
+            signatures[path] = _signature(path)
+            if not installed:
+                self.modules.add(path)
             if _is_newer(signatures[path], since):
                 self.missed.add(path)
+        self.scan_at = time.monotonic()
 
-    def changed(self, with_installed: bool) -> set[str]:
+    def on_event(self) -> None:
+        """Scan soon, because something has happened."""
+        self.events.clear()
+        self.scan_at = min(self.scan_at, time.monotonic() + SETTLE)
+
+    def scan(self) -> set[str]:
         """Return the files that have changed since the last scan."""
-        found, self.missed = self.missed, set()
-        sources = {path: _signature(path) for path in self._sources()}
-        found |= set(self._differing(self.sources, sources))
-        # An editor may remove a file for a moment before it writes the new one.
-        kept = {p: s for p, s in self.sources.items() if not self._is_source(p)}
-        self.sources = kept | sources
-        modules = {path: _signature(path) for path in self.modules}
-        found |= set(self._differing(self.modules, modules))
-        self.modules = modules
-        if with_installed:
-            installed = {path: _signature(path, True) for path in self.installed}
-            found |= set(self._differing(self.installed, installed))
-            self.installed = installed
-        return {path for path in found if self._counts(path)}
+        began = time.monotonic()
+        self.events.watch(self.folders)
+        found = self.missed | self._differing(self.known, self._sources())
+        self.missed = set()
+        # A reload need not wait for these, which are many and seldom change.
+        found = set(filter(self._counts, found)) or self._differing(self.installed)
+        now = time.monotonic()
+        self.scan_at = now + max(self.events.interval, SCAN_SHARE * (now - began))
+        return set(filter(self._counts, found))
 
     def _differing(
-        self, old: dict[str, Signature], new: dict[str, Signature]
-    ) -> Iterator[str]:
-        for path in old.keys() | new.keys():
-            before, now = old.get(path), new.get(path)
-            if before != now and (self._is_source(path) or before and now):
-                yield path
+        self, old: dict[str, Signature], found: Iterable[str] = ()
+    ) -> set[str]:
+        """Bring `old` and what was found up to date; return the files that differ."""
+        new = {path: _signature(path) for path in {*old, *found}}
+        differing = {path for path in new if new[path] != old.get(path, ())}
+        both = {path for path in differing if new[path] and old.get(path)}
+        # An editor may remove a file for a moment before it writes the new one.
+        old |= {
+            p: signature
+            for p, signature in new.items()
+            if self._is_source(p) or signature
+        }
+        return both | {path for path in differing if self._is_source(path)}
 
     def _is_source(self, path: str) -> bool:
         return path.endswith(SOURCES + SETTINGS) or path.startswith(self.extra)
@@ -146,18 +167,27 @@ class Files:
 
 
 class Events:
-    """Ask the kernel for events in folders; `descriptor` is readable after any."""
+    """Ask the kernel of Linux for events in folders.
+
+    `descriptor` is readable after any. `interval` is how many seconds to wait at most.
+    """
+
+    libc: ctypes.CDLL
 
     def __init__(self) -> None:
-        self.libc = ctypes.CDLL(None, use_errno=True)
-        self.descriptor = self._check(self.libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC))
+        self.descriptor = -1
+        self.interval = POLL_INTERVAL
+        if sys.platform == "linux":
+            self.libc = ctypes.CDLL(None, use_errno=True)
+            self.interval = SCAN_INTERVAL
+            self.descriptor = self.libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
+            self._check(self.descriptor)
 
     def watch(self, folders: Iterable[str]) -> None:
-        """Watch the folders. Raises `OSError` when the kernel's limit is reached."""
-        for folder in folders:
-            with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                path = os.fsencode(folder)
-                self._check(self.libc.inotify_add_watch(self.descriptor, path, EVENTS))
+        """Watch the folders, as many as the kernel's limit allows."""
+        for folder in folders if self.interval == SCAN_INTERVAL else ():
+            path = os.fsencode(folder)
+            self._check(self.libc.inotify_add_watch(self.descriptor, path, EVENTS))
 
     def clear(self) -> None:
         """Forget the events, of which one is as good as many."""
@@ -165,11 +195,12 @@ class Events:
             while os.read(self.descriptor, 65536):
                 pass
 
-    def _check(self, result: int) -> int:
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return result
+    def _check(self, result: int) -> None:
+        number = ctypes.get_errno() if result < 0 else 0
+        if number not in (0, ENOENT, ENOTDIR, EACCES):
+            reason = f"{os.strerror(number)}; see fs.inotify.max_user_watches"
+            say(f" * Not all folders can be watched ({reason}): looking every 0.3 s.")
+            self.interval = POLL_INTERVAL
 
 
 def module_files() -> Iterator[tuple[str, str]]:
@@ -190,15 +221,15 @@ def is_watched_module(path: str) -> bool:
     return path.startswith(_LIBRARIES) or not path.startswith(_STANDARD_LIBRARY)
 
 
-def _signature(path: str, installed: bool = False) -> Signature:
+def _signature(path: str) -> Signature:
     with suppress(OSError, ValueError):
         found = os.stat(path)
         # A hard link to a file of a package, as uv makes, changes the ctime.
-        ctime = 0 if installed else found.st_ctime_ns
+        ctime = 0 if path.startswith(_LIBRARIES) else found.st_ctime_ns
         return found.st_mtime_ns, ctime, found.st_size, found.st_ino
-    return None
+    return ()
 
 
-def _is_newer(signature: Signature, since: int) -> bool:
+def _is_newer(signature: Signature, since: float) -> bool:
     # The ctime tells of a file that was moved here, too.
-    return signature is not None and max(signature[:2]) > since
+    return max(signature[:2], default=0) > since * 1e9

@@ -1,0 +1,113 @@
+"""End old versions of the application, and what these have left running."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from . import say
+
+if sys.platform == "win32":
+    raise ImportError("flask dev needs Linux or macOS.")
+
+ORPHAN_DELAY = 0.1  # seconds for what a child has started to end with it
+ORPHAN_DEADLINE = 1.0  # seconds from SIGTERM to SIGKILL
+
+PR_SET_CHILD_SUBREAPER = 36
+
+# The embedded servers outlive a version on purpose, and end with the supervisor.
+SERVICES = ("postgres", "valkey-server", "redis-server")
+
+
+class Processes:
+    """The processes that are to end, each with a signal that it gets at a time."""
+
+    def __init__(self) -> None:
+        self.dying: dict[int, tuple[float, signal.Signals]] = {}
+        self.named: set[int] = set()  # those that were left running
+        if sys.platform == "linux":  # Orphans become children of this process.
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def end(self, pid: int, seconds: float) -> None:
+        """Let a process exit within so many seconds, and kill it otherwise."""
+        self.dying[pid] = (time.monotonic() + seconds, signal.SIGKILL)
+        send_signal(pid, signal.SIGTERM)
+
+    def signal_overdue(self) -> None:
+        """Send the signals that are due."""
+        for pid, (due, number) in list(self.dying.items()):
+            if time.monotonic() >= due and number == signal.SIGTERM:
+                command = f"{_command_line(pid)} (pid {pid})"
+                say(f" * Ending what the application left running: {command}")
+                self.end(pid, ORPHAN_DEADLINE)
+            elif time.monotonic() >= due:
+                say(f" * Did not exit in time and is killed: {_command_line(pid)}")
+                self.dying[pid] = (float("inf"), number)
+                send_signal(pid, number)
+
+    def kill_all(self) -> None:
+        """Kill those that are left."""
+        for pid in self.dying:
+            send_signal(pid, signal.SIGKILL)
+
+    def ended(self) -> Iterator[tuple[int, bool]]:
+        """Yield the processes that have ended, and whether they were to."""
+        with suppress(ChildProcessError):
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                yield pid, bool(self.dying.pop(pid, None))
+
+    def end_orphans(self, known: Iterable[int], successor: int) -> None:
+        """End the children of this process that are not known.
+
+        One that started after the process `successor` was started by that.
+        """
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        with suppress(OSError):
+            found = {int(pid) for pid in children.read_text().split()}
+            found -= {*known, *self.dying, *self.named}
+            limit = _start_time(successor) if found and successor else float("inf")
+            for pid in found:
+                if _start_time(pid) < limit:
+                    self._end_orphan(pid)
+
+    def _end_orphan(self, pid: int) -> None:
+        if not _is_detached(pid):
+            self.dying[pid] = (time.monotonic() + ORPHAN_DELAY, signal.SIGTERM)
+            return
+        self.named.add(pid)
+        command = _command_line(pid)
+        program = os.path.basename(command.partition(" ")[0]).rstrip(":")
+        if program not in SERVICES and "flask_devserver" not in command:
+            say(f" * Left running in its own session: {command} (pid {pid})")
+
+
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process, if it is still there."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _is_detached(pid: int) -> bool:
+    """Return whether a process has left the session, as daemons do."""
+    with suppress(OSError):
+        return os.getsid(pid) != os.getsid(0)
+    return True
+
+
+def _command_line(pid: int) -> str:
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return os.fsdecode(b" ".join(words)).strip()
+    return ""
+
+
+def _start_time(pid: int) -> float:
+    """Return when a process has started, or infinity when it is gone."""
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return float("inf") if fields[0] == b"Z" else float(fields[19])
+    return float("inf")
