@@ -301,7 +301,7 @@ def runs(process: psutil.Process) -> bool:
 def test_other_interface_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, host: str, warned: bool
 ) -> None:
-    monkeypatch.setattr(supervisor.WebSupervisor, "__init__", lambda *_, **__: None)
-    monkeypatch.setattr(supervisor.WebSupervisor, "run", lambda _: None)
+    monkeypatch.setattr(supervisor.Supervisor, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(supervisor.Supervisor, "run", lambda _: None)
     result = CliRunner().invoke(dev, ["--host", host], catch_exceptions=False)
     assert ("Others on the network" in result.stderr) == warned

@@ -628,6 +628,20 @@ def test_exit_at_import_shows_a_page(site: Site, options: tuple[str, ...]) -> No
     site.reload()
 
 
+@BOTH
+def test_page_of_a_syntax_error_begins_in_the_application(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.start(*options)
+    site.module.write_text("def broken(:\n")
+    site.wait_for(lambda: "SyntaxError" in site.get("/version"), "page of the error")
+    files = re.findall('<cite class="filename">"(.*?)"', site.get("/version"))
+    assert [path for path in files if "flask_devserver" in path] == []
+    assert "flask_devserver" not in site.log
+    site.write()
+    site.reload()
+
+
 SLOW = """
 import time
 
@@ -718,3 +732,30 @@ def test_command_gets_one_signal_and_its_time(
     site.wait_for_line("working")
     site.interrupt()
     assert re.findall("signal .*|finished", site.log) == ["signal SIGTERM", "finished"]
+
+
+PAUSE = """
+import time
+
+@app.cli.command("pause")
+def pause():
+    breakpoint()
+    print("resumed", flush=True)
+    time.sleep(60)
+"""
+
+
+@BOTH
+def test_breakpoint_in_a_command_takes_input(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    terminal, inside = pty.openpty()
+    site.write(PAUSE)
+    site.stdin = inside
+    site.prefix = [sys.executable, "-c", TAKE_TERMINAL]
+    site.start(*options, "--with", "pause")
+    site.wait_for_line("(Pdb)")
+    os.write(terminal, b"continue\n")
+    site.wait_for_line("resumed")
+    os.close(inside)
+    os.close(terminal)

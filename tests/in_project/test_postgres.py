@@ -1,11 +1,12 @@
 """The embedded PostgreSQL, each in a folder of the test's own."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from click import ClickException
 from flask_devserver import postgres
 
 from .conftest import connect
-from .core.reload_server import PACKAGE, ROOT, Server, poll
+from .core.reload_server import DEV, PACKAGE, ROOT, RUN, Server, poll
 
 REAPER = "flask_devserver.postgres"
 
@@ -173,24 +174,36 @@ def test_other_process_with_the_servers_id_is_not_mistaken_for_it(
     assert start().url()
 
 
+@pytest.mark.parametrize("command", [RUN, DEV], ids=" ".join)
 def test_reloads_keep_the_server_and_the_stop_ends_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Sequence[str]
 ) -> None:
     folder = tmp_path / "instance" / "postgres"
-    with Server(tmp_path, DATABASE_URL="") as server:
+    with Server(tmp_path, command=command, DATABASE_URL="") as server:
         monkeypatch.setenv("PGSERVICEFILE", str(folder / "pg_service.conf"))
         url = f"service=dev dbname={PACKAGE}"
         started = query(url, "SELECT pg_postmaster_start_time()")
         for _ in range(3):
             server.reload()
             assert server.request("/readyz")["status"] == "ok"
-            # The reloader's parent listens for the process that serves, and no more.
+            # The parent listens for the process that serves, and no more.
             sockets = server.process.net_connections()
             assert {socket.status for socket in sockets} == {psutil.CONN_LISTEN}
         assert query(url, "SELECT pg_postmaster_start_time()") == started
         server.interrupt()
         assert has_ended(folder)
         assert server.unexpected() == []
+    shutil.rmtree(folder.resolve())
+
+
+def test_database_is_there_before_flask_dev_serves(tmp_path: Path) -> None:
+    with Server(tmp_path, command=DEV, DATABASE_URL="") as server:
+        before, _, _ = server.log.partition(" * Serving")
+        assert "INFO Creating a PostgreSQL in" in before
+        assert re.search("INFO Applied 1 migration, the last of them .*sql\n", before)
+        server.interrupt()
+    folder = tmp_path / "instance" / "postgres"
+    assert has_ended(folder)
     shutil.rmtree(folder.resolve())
 
 
@@ -314,8 +327,11 @@ def test_error_names_the_character_in_the_path_of_the_programs(
     odd.parent.chmod(0o755)
     shutil.copytree(programs, odd)
     monkeypatch.setattr(postgres, "_bin_dir", lambda home: odd)
+    server = postgres.PostgreSQL(tmp_path / "postgres")
+    server.make_home()
     with pytest.raises(ClickException, match=r"avoid \$"):
-        postgres.ensure_database(tmp_path / "instance" / "postgres", "app")
+        server._start()
+    shutil.rmtree(server.home)
     shutil.rmtree(odd.parent)
 
 

@@ -149,6 +149,12 @@ def test_any_name_of_a_route_or_figure_is_shown(app: Flask, client: Client) -> N
     assert "<code>/&lt;int:each&gt;</code>" in page
 
 
+def test_last_reload_is_shown_once_there_was_one(app: Flask) -> None:
+    assert "Last reload" not in browser(app).get("/", headers=PAGE).text
+    page = Client(Welcome(app, "0.04 s")).get("/", headers=PAGE).text
+    assert '<dt>Last reload</dt><dd data-figure="process.reload">0.04 s</dd>' in page
+
+
 def test_any_application_has_the_page() -> None:
     """An application without pool or worker."""
     app = Flask("any.app")
@@ -158,4 +164,4 @@ def test_any_application_has_the_page() -> None:
 
 
 def browser(app: Flask) -> Client:
-    return Client(Welcome(app, "save a file"))
+    return Client(Welcome(app, ""))

@@ -202,11 +202,9 @@ DEFECTS = [
     Defect(
         words="A new worker starts while the old one still runs",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old='        self.name = f"flask {child.name}"\n',
-        new='        self.name = f"flask {child.name}"\n\n'
-        "    def _stop_child(self, deadline: float) -> None:\n"
-        "        if self.pid:\n"
-        "            _send_signal(self.pid, signal.SIGTERM)\n",
+        old="            if runner.wanted and not runner.pid and not self.ending:\n",
+        new="            busy = runner is self.web and runner.pid\n"
+        "            if runner.wanted and not busy and not self.ending:\n",
         test="tests/core/test_reload_tasks.py"
         "::test_next_worker_waits_for_the_end_of_the_one_before",
         sign=r"assert \['task 2'\] == \['task 1', 'task 2'\]",
@@ -291,9 +289,10 @@ DEFECTS = [
     Defect(
         words="A save is lost while a version starts",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old="            self.changed |= paths\n",
-        new="            self.changed |= paths\n"
-        "            self.reload_at = self.reload_at if self.ready else 0.0\n",
+        old="                self.changed |= changed\n",
+        new="                self.changed |= changed\n"
+        "                if not self.web.ready:\n"
+        '                    self.reload_at = float("inf")\n',
         test="tests/test_dev.py"
         "::test_save_while_the_version_before_starts_is_not_lost[dev]",
         sign="no answer of the last version",
@@ -301,7 +300,7 @@ DEFECTS = [
     Defect(
         words="A save before the first scan is lost",
         file=f"{PROJECT}/devserver/flask_devserver/files.py",
-        old="    return signature is not None and max(signature[:2]) > since",
+        old="    return max(signature[:2], default=0) > since * 1e9",
         new="    return False",
         test="tests/test_dev.py::test_save_before_the_first_scan_is_not_lost[dev]",
         sign="no answer of the last version",
@@ -309,24 +308,24 @@ DEFECTS = [
     Defect(
         words="Old bytecode is served after two saves within a second",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old="            _forget_bytecode(path)\n",
-        new="            pass\n",
+        old="                    _forget_bytecode(path)\n",
+        new="                    pass\n",
         test="tests/test_dev.py::test_bytecode_of_the_version_before_is_not_taken[dev]",
         sign="no answer of the last version",
     ),
     Defect(
         words="SIGHUP leaves an orphan that keeps the port",
         file=f"{PROJECT}/devserver/flask_devserver/shutdown.py",
-        old="    while os.getppid() == parent:",
-        new="    while True:",
+        old="    exit_with_parent(os.getppid())\n",
+        new="",
         test="tests/test_dev.py"
         "::test_nothing_outlives_flasks_own_server[1-run --debug]",
         sign="assert False",
     ),
     Defect(
         words="The embedded PostgreSQL is never stopped",
-        file=f"{PROJECT}/devserver/flask_devserver/postgres.py",
-        old="                stop(home)\n",
+        file=f"{PROJECT}/devserver/flask_devserver/embedded.py",
+        old="                    self._stop(server)\n",
         new="",
         test="tests/test_postgres.py"
         "::test_clients_share_one_server_that_stops_with_the_last",

@@ -22,10 +22,12 @@ ALWAYS = """
     devserver/README.md devserver/pyproject.toml
     devserver/flask_devserver/__init__.py devserver/flask_devserver/browser.py
     devserver/flask_devserver/child.py devserver/flask_devserver/cli.py
-    devserver/flask_devserver/files.py devserver/flask_devserver/orphans.py
-    devserver/flask_devserver/postgres.py devserver/flask_devserver/reload.js
+    devserver/flask_devserver/embedded.py devserver/flask_devserver/files.py
+    devserver/flask_devserver/postgres.py devserver/flask_devserver/processes.py
+    devserver/flask_devserver/reload.js devserver/flask_devserver/runner.py
     devserver/flask_devserver/server.py devserver/flask_devserver/shutdown.py
-    devserver/flask_devserver/supervisor.py devserver/flask_devserver/valkey.py
+    devserver/flask_devserver/supervisor.py devserver/flask_devserver/terminal.py
+    devserver/flask_devserver/valkey.py
     devserver/flask_devserver/welcome.html devserver/flask_devserver/welcome.js
     devserver/flask_devserver/welcome.py
     tests/__init__.py tests/conftest.py tests/test_notes.py
@@ -82,7 +84,7 @@ def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
 
 
 def test_default_project_is_small(bake: Bake) -> None:
-    assert len(files(bake())) <= 62
+    assert len(files(bake())) <= 65
 
 
 def check_project(project: Path, answers: Answers) -> None:

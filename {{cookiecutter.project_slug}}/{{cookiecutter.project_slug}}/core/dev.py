@@ -5,6 +5,7 @@ import secrets
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import click
 import psycopg2
@@ -17,8 +18,8 @@ from .migrate import MigrationError, migrate, missing
 def init_app(app: Flask) -> None:
     """Fill in `DATABASE_URL` and `SECRET_KEY` where they are not set.
 
-    The embedded PostgreSQL starts when the first connection is opened. The host that
-    `flask dev` or `flask run` binds to is trusted, too.
+    The embedded PostgreSQL starts when the first connection is opened, or before `flask
+    dev` serves. The host that `flask dev` or `flask run` binds to is trusted, too.
     """
     context = click.get_current_context(silent=True)
     host = context.params.get("host") if context else None
@@ -30,7 +31,8 @@ def init_app(app: Flask) -> None:
         app.config["SECRET_KEY"] = _secret_key(Path(app.instance_path) / "secret_key")
     url = app.config["DATABASE_URL"]
     if not url:
-        app.config["DATABASE_URL"] = partial(_start_database, app)
+        app.config["DATABASE_URL"] = partial(_start_database_once, app, Lock())
+        app.extensions["prepare"] = app.config["DATABASE_URL"]
     elif app.debug:
         app.extensions["problem"] = _find_problem
         app.config["DATABASE_URL"] = partial(_check_database, app, url)
@@ -53,6 +55,13 @@ def _check_database(app: Flask, url: str) -> str:
     return url
 
 
+def _start_database_once(app: Flask, lock: Lock) -> str:
+    with lock:  # Several requests may come first.
+        if callable(app.config["DATABASE_URL"]):
+            app.config["DATABASE_URL"] = _start_database(app)
+        return str(app.config["DATABASE_URL"])
+
+
 def _start_database(app: Flask) -> str:
     """Start the embedded PostgreSQL, apply the migrations and return the URL."""
     # A project with a server of its own needs no `devserver`.
@@ -67,9 +76,8 @@ def _start_database(app: Flask) -> str:
         with closing(psycopg2.connect(url)) as conn:
             conn.autocommit = True
             if names := migrate(conn):
-                message = "Applied %d migrations, the last of them %s"
-                app.logger.info(message, len(names), names[-1])
-    app.config["DATABASE_URL"] = url
+                count = "1 migration" if len(names) == 1 else f"{len(names)} migrations"
+                app.logger.info("Applied %s, the last of them %s", count, names[-1])
     return url
 
 

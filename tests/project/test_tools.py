@@ -1,0 +1,171 @@
+"""`flask dev` with packages that reach deep into Python: gevent, debugpy, TLS."""
+
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from ..support.commands import PROGRAMS, clean_environment, run, wait_for
+from ..support.serving import free_port
+from .test_other_apps import DEVSERVER
+
+pytestmark = pytest.mark.slow
+
+APP = """
+from flask import Flask
+app = Flask(__name__)
+VERSION = 0
+
+
+@app.get("/")
+def index():
+    return str(VERSION)
+"""
+LINE = APP.splitlines().index("    return str(VERSION)") + 1
+GEVENT = "from gevent import monkey\nmonkey.patch_all()\n"
+OPTIONS = pytest.mark.parametrize("option", ["--fork", "--no-fork"])
+
+
+class App:
+    """An application of one module, with `flask dev` and packages for it."""
+
+    def __init__(self, folder: Path, text: str, *packages: str) -> None:
+        self.folder = folder
+        self.module = folder / "served.py"
+        self.module.write_text(text)
+        self.version = 0
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+        uv, environment = PROGRAMS / "uv", folder / ".venv"
+        run(uv, "venv", "--quiet", environment, cwd=folder)
+        self.python = environment / "bin" / "python"
+        install = ["pip", "install", "--quiet", "--python", self.python]
+        run(uv, *install, DEVSERVER, *packages, cwd=folder)
+
+    @contextmanager
+    def serve(self, *options: str, tool: Sequence[str] = ()) -> Iterator[None]:
+        """Serve it until the end of the block."""
+        command = ["-m", "flask", "--app", "served", "dev", "--port", str(self.port)]
+        with (self.folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [self.python, *tool, *command, *options],
+                cwd=self.folder,
+                env=clean_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            wait_for(lambda: self.page() == "0", "first page")
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGINT)
+            server.wait(30)
+
+    def page(self) -> str:
+        """Return the page, whatever its certificate is, or nothing."""
+        context = ssl._create_unverified_context()
+        with suppress(OSError), urlopen(self.url, timeout=30, context=context) as page:
+            return str(page.read().decode())
+        return ""
+
+    def reload(self) -> None:
+        """Save a version and wait for its page."""
+        self.version += 1
+        text = re.sub(r"(?m)^VERSION = .*", f"VERSION = {self.version}", self.text)
+        self.module.write_text(text)
+        wait_for(lambda: self.page() == str(self.version), "page of the next version")
+
+    @property
+    def text(self) -> str:
+        return self.module.read_text()
+
+
+@OPTIONS
+def test_greenlets_instead_of_threads_work(tmp_path: Path, option: str) -> None:
+    app = App(tmp_path, GEVENT + APP, "gevent")
+    with app.serve(option):
+        for _ in range(5):
+            app.reload()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@OPTIONS
+def test_certificate_is_the_same_after_a_reload(tmp_path: Path, option: str) -> None:
+    app = App(tmp_path, APP, "cryptography")
+    app.url = app.url.replace("http:", "https:")
+    with app.serve(option, "--cert", "adhoc"):
+        before = ssl.get_server_certificate(("127.0.0.1", app.port))
+        app.reload()
+        assert ssl.get_server_certificate(("127.0.0.1", app.port)) == before
+
+
+class Editor:
+    """A connection of an editor to the debugger, in the Debug Adapter Protocol."""
+
+    def __init__(self, port: int, module: Path, **attach: Any) -> None:
+        self.stream = socket.create_connection(("127.0.0.1", port), 60).makefile("rwb")
+        self.number = 0
+        self.send("initialize", adapterID="python", pathFormat="path")
+        self.send("attach", justMyCode=False, subProcess=True, **attach)
+        self.read("event", "initialized")
+        lines = {"breakpoints": [{"line": LINE}], "source": {"path": str(module)}}
+        self.send("setBreakpoints", **lines)
+        self.send("configurationDone")
+
+    def send(self, command: str, **arguments: Any) -> None:
+        """Send a request."""
+        self.number += 1
+        request = {"seq": self.number, "type": "request", "command": command}
+        text = json.dumps(request | {"arguments": arguments}).encode()
+        self.stream.write(b"Content-Length: %d\r\n\r\n%s" % (len(text), text))
+        self.stream.flush()
+
+    def read(self, kind: str, name: str) -> dict[str, Any]:
+        """Return the body of the next message of this kind and name."""
+        while True:
+            length = int(self.stream.readline().split(b":")[1])
+            self.stream.readline()
+            message = json.loads(self.stream.read(length))
+            if (message["type"], message.get("event")) == (kind, name):
+                return dict(message["body"])
+
+
+@OPTIONS
+def test_debugger_stops_at_a_breakpoint_after_a_reload(
+    tmp_path: Path, option: str
+) -> None:
+    app, port = App(tmp_path, APP, "debugpy"), free_port()
+    with app.serve(option, tool=["-m", "debugpy", "--listen", f"127.0.0.1:{port}"]):
+        parent = Editor(port, app.module)
+        child = parent.read("event", "debugpyAttach")
+        stop_at_breakpoint(app, Editor(port, app.module, **child))
+        app.module.write_text(app.text.replace("VERSION = 0", "VERSION = 1"))
+        child = parent.read("event", "debugpyAttach")
+        stop_at_breakpoint(app, Editor(port, app.module, **child))
+
+
+def stop_at_breakpoint(app: App, editor: Editor) -> None:
+    """Ask for the page; it comes when the editor has let the stopped thread go on."""
+    pages: list[str] = []
+    thread = Thread(target=lambda: pages.append(app.page()), daemon=True)
+    thread.start()
+    stopped = editor.read("event", "stopped")
+    assert stopped["reason"] == "breakpoint"
+    assert pages == []
+    editor.send("continue", threadId=stopped["threadId"])
+    thread.join(60)
+    assert pages[0]
