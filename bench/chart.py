@@ -18,8 +18,13 @@ rect.ours { fill: #1a7f37; }
 """
 
 
-def draw(file: Path, title: str, bars: dict[str, float], ours: str) -> None:
-    """Write `bars`, by name, as a picture. Highlight names that contain `ours`."""
+def draw(
+    file: Path, title: str, bars: dict[str, float], ours: str, number: str = "{:.2f}"
+) -> None:
+    """Write `bars`, by name, as a picture. Highlight names that contain `ours`.
+
+    `number` is the format of their values.
+    """
     longest = max(bars.values())
     height = HEIGHT * (len(bars) + 2)
     lines = [
@@ -28,13 +33,14 @@ def draw(file: Path, title: str, bars: dict[str, float], ours: str) -> None:
         f"<style>{STYLE}</style>",
         f'<text x="8" y="20" class="ours">{escape(title)}</text>',
     ]
-    for number, (name, value) in enumerate(bars.items(), 1):
-        y = HEIGHT * number + 12
+    for row, (name, value) in enumerate(bars.items(), 1):
+        y = HEIGHT * row + 12
         kind = ' class="ours"' if ours in name else ""
         length = WIDTH * value / longest
         lines += [
             f'<text x="8" y="{y + 15}"{kind}>{escape(name)}</text>',
             f'<rect x="{LEFT}" y="{y}" width="{length:.0f}" height="20"{kind}/>',
-            f'<text x="{LEFT + length + 8:.0f}" y="{y + 15}"{kind}>{value:.2f}</text>',
+            f'<text x="{LEFT + length + 8:.0f}" y="{y + 15}"{kind}>'
+            f"{number.format(value)}</text>",
         ]
     file.write_text("\n".join([*lines, "</svg>\n"]))

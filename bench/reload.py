@@ -24,6 +24,7 @@ from random import shuffle
 from urllib.request import urlopen
 
 import chart
+import psutil
 
 ROUNDS = int(os.environ.get("ROUNDS", "50"))
 TEMPLATE = Path(__file__).parents[1]
@@ -261,10 +262,17 @@ def main() -> None:
 def remove_databases(folder: Path) -> None:
     """Remove the embedded databases, which for root are outside the folder."""
     for link in folder.glob("*/instance/postgres"):
-        home = link.resolve()
-        while (home / "data" / "postmaster.pid").exists():
+        reaper = f"-m flask_devserver.postgres {link}"
+        while any(reaper in " ".join(each) for each in command_lines()):
             time.sleep(0.1)
-        shutil.rmtree(home)
+        shutil.rmtree(link.resolve())
+        link.unlink(missing_ok=True)
+
+
+def command_lines() -> list[list[str]]:
+    """Return the command lines of all processes on this machine."""
+    processes = psutil.process_iter(["cmdline"])
+    return [process.info["cmdline"] or [] for process in processes]
 
 
 if __name__ == "__main__":

@@ -1,368 +1,209 @@
-"""Measure requests per second and latency of the template's pools and of other ways.
+"""Compare projects as deployed with others as their documentation deploys them.
 
-Every application responds with a row of a small table, found by its key. granian serves
-it with 2 workers of 8 threads, as `flask serve` does. In each round, the applications
-run one after the other in random order: together they would need more connections than
-the server has. The bench makes the projects, their environment and a PostgreSQL in a
-temporary folder. It prints a table in Markdown and draws docs/images/requests.svg.
+    python bench/throughput.py FOLDER [COOKIECUTTER_FLASK]
+
+Each application responds with a row of a table as JSON (`/items/42`) and with a page of
+twenty rows as HTML (`/items`); bench/apps has them. In each round, they take turns in
+random order, each alone. FOLDER keeps the environments for the next run. The second
+argument is a clone of cookiecutter-flask. With FORMER, a commit of this template whose
+projects ran on gunicorn, that is measured, too. Prints a table in Markdown and draws
+docs/images/requests.svg.
 """
 
 import json
 import os
-import re
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import sample
 from typing import NamedTuple
 from urllib.request import urlopen
 
 import chart
-from reload import PROGRAMS, TEMPLATE, remove_databases
+from first_minutes import FLASK_ANSWERS
+from reload import PROGRAMS, TEMPLATE
+from serving import (
+    APPS,
+    Load,
+    bake,
+    database,
+    environment,
+    install,
+    load,
+    prepare,
+    run,
+    served,
+)
 
-ROUNDS = int(os.environ.get("ROUNDS", "10"))
-SECONDS = int(os.environ.get("SECONDS", "3"))  # of each application at each of CLIENTS
-CLIENTS = (16, 64)
-ITEM = {"id": 42, "name": "item 42"}
-POOLS = ("none", "psycopg2", "sqlalchemy")
-OTHERS = [
-    "psycopg[binary]",
-    "psycopg_pool",
-    "flask-sqlalchemy",
-    "flask-sqlalchemy-lite",
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
+SECONDS = int(os.environ.get("SECONDS", "2"))  # of each application at each of LOADS
+FORMER = os.environ.get("FORMER", "")
+LOADS = [("/items/42", 16), ("/items/42", 64), ("/items", 64)]
+PAGE = LOADS[-1]
+BARE_FLASK = "bare Flask, no database, granian"
+# On two cores, Flask's documentation says 4 workers, and gunicorn's 5. Django's gives
+# no number.
+SYNC = ["gunicorn", "--bind", "127.0.0.1:PORT", "--workers"]
+PACKAGES = [
+    "flask gunicorn psycopg[binary,pool] psycopg2-binary flask-sqlalchemy".split(),
+    "django asyncpg fastapi[standard]".split(),
 ]
 
-DATABASE = """
-import sys
-from contextlib import closing
-from pathlib import Path
-import psycopg2
-from flask_devserver import postgres
-url = postgres.ensure_database(Path(sys.argv[1]), "bench")
-with closing(psycopg2.connect(url)) as conn, conn, conn.cursor() as cursor:
-    cursor.execute('''
-        CREATE TABLE items (id integer PRIMARY KEY, name text NOT NULL);
-        INSERT INTO items SELECT n, 'item ' || n FROM generate_series(1, 100) AS n;
-        ANALYZE items
-    ''')
-print(url, flush=True)
-sys.stdin.read()
-"""
 
-START = """
-import os
-from flask import Flask
-URL = os.environ["DATABASE_URL"]
-app = Flask(__name__)
+class Contender(NamedTuple):
+    """The command that serves an application, and where it runs."""
+
+    command: list[str]
+    programs: Path
+    cwd: Path
+    environ: dict[str, str] = {}
 
 
-def select(conn, number):
-    with conn.cursor() as cursor:
-        cursor.execute("SELECT id, name FROM items WHERE id = %s", [number])
-        number, name = cursor.fetchone()
-    return {"id": number, "name": name}
-"""
-BARE = """
-@app.get("/items/<int:number>")
-def item(number):
-    return {"id": number, "name": f"item {number}"}
-"""
-CONNECT = """
-from contextlib import closing
-import psycopg2
+def ours(programs: Path, folder: Path, pool: str) -> Contender:
+    """Return a project of this template."""
+    names = {"PACKAGE": f"app_{pool}", "DB_MODULE": f"app_{pool}.core.db"}
+    command = ["flask", "--app", "project", "serve", "--port", "PORT"]
+    return Contender(command, programs, folder / f"app_{pool}", names)
 
 
-@app.get("/items/<int:number>")
-def item(number):
-    with closing(psycopg2.connect(URL)) as conn:
-        conn.autocommit = True
-        return select(conn, number)
-"""
-THREADED = """
-from psycopg2.pool import ThreadedConnectionPool
-pool = ThreadedConnectionPool(8, 8, URL)
+def bare_flask(programs: Path) -> Contender:
+    """Return a Flask without a database on the same server as a project."""
+    command = "granian --interface wsgi --http 1 --workers 2 --blocking-threads 8"
+    command += " --backpressure 65536 --no-ws --port PORT bare_flask:app"
+    return Contender(command.split(), programs, APPS)
 
 
-@app.get("/items/<int:number>")
-def item(number):
-    conn = pool.getconn()
-    conn.autocommit = True
-    try:
-        return select(conn, number)
-    finally:
-        pool.putconn(conn)
-"""
-# The pool of a project in a bare application.
-BAKED = """
-from PACKAGE.core import config, db, pool
-config.init_app(app, {}, db.SETTINGS, pool.SETTINGS)
-db.init_app(app)
-pool.init_app(app)
+def former(folder: Path) -> Contender:
+    """Return the project of an earlier commit, installed."""
+    project = folder / "app_former"
+    if not project.exists():
+        template = folder / "template"
+        template.mkdir()
+        archive = ["git", "-C", TEMPLATE, "archive", FORMER]
+        files = subprocess.run(archive, check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run(["tar", "--extract"], cwd=template, input=files, check=True)
+        bake(folder, template, "project_slug=app_former")
+        run(PROGRAMS / "uv", "sync", "--no-dev", cwd=project)
+    names = {"PACKAGE": "app_former", "DB_MODULE": "app_former.db"}
+    command = ["gunicorn", "--bind", "127.0.0.1:PORT", "project:app"]
+    return Contender(command, project / ".venv" / "bin", project, names)
 
 
-@app.get("/items/<int:number>")
-def item(number):
-    return select(db.get_db(), number)
-"""
-# A whole project, with its log lines and its headers.
-PROJECT = """
-from PACKAGE import create_app
-from PACKAGE.core.db import get_db
-app = create_app()
+def cookiecutter_flask(clone: str, folder: Path) -> Contender:
+    """Return a project of cookiecutter-flask, installed, without its front end."""
+    project = folder / "app"
+    programs = project / ".venv" / "bin"
+    if not project.exists():
+        bake(folder, clone, *FLASK_ANSWERS.split())
+        (project / ".env").unlink()  # It is for development.
+        # gunicorn's worker for gevent imports the second one.
+        install(programs, "-r", "requirements/prod.txt", "packaging", cwd=project)
+    command = ["gunicorn", "cookiecutter_flask:create_app()", "-b", "127.0.0.1:PORT"]
+    command += ["-w", "4", "-k", "gevent", "--max-requests=5000"]
+    command += ["--max-requests-jitter=500", "--log-level=info"]
+    options = {"FLASK_ENV": "production", "SEND_FILE_MAX_AGE_DEFAULT": "31556926"}
+    return Contender(command, programs, project, options)
 
 
-@app.get("/items/<int:number>")
-def item(number):
-    return select(get_db(), number)
-"""
-PSYCOPG3 = """
-from psycopg_pool import ConnectionPool
-autocommit = {"autocommit": True}
-pool = ConnectionPool(URL, min_size=8, max_size=8, open=True, kwargs=autocommit)
-
-
-@app.get("/items/<int:number>")
-def item(number):
-    with pool.connection() as conn:
-        return select(conn, number)
-"""
-ORM = """
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-URL = URL.replace("postgresql:", "postgresql+psycopg2:")
-pool = {"pool_size": 8, "max_overflow": 0}
-app.config["SQLALCHEMY_DATABASE_URI"] = URL
-app.config["SQLALCHEMY_ENGINE_OPTIONS"] = pool
-app.config["SQLALCHEMY_ENGINES"] = {"default": {"url": URL, **pool}}
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-SETUP
-
-
-class Item(Base):
-    __tablename__ = "items"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
-
-@app.get("/items/<int:number>")
-def item(number):
-    found = db.session.get(Item, number)
-    return {"id": found.id, "name": found.name}
-"""
-FULL = """from flask_sqlalchemy import SQLAlchemy
-db = SQLAlchemy(app, model_class=Base)
-Base = db.Model"""
-LITE = """from flask_sqlalchemy_lite import SQLAlchemy
-db = SQLAlchemy(app)"""
-
-BARE_FLASK = "bare Flask, without a database"
-APPLICATIONS = {
-    BARE_FLASK: BARE,
-    "one connection per request": CONNECT,
-    "psycopg2's pool, used plainly": THREADED,
-    "this template, pool none": BAKED.replace("PACKAGE", "app_none"),
-    "this template, pool psycopg2": BAKED.replace("PACKAGE", "app_psycopg2"),
-    "this template, pool sqlalchemy": BAKED.replace("PACKAGE", "app_sqlalchemy"),
-    "this template, psycopg2, with its log": PROJECT.replace("PACKAGE", "app_psycopg2"),
-    "psycopg 3 and its pool": PSYCOPG3,
-    "Flask-SQLAlchemy, ORM": ORM.replace("SETUP", FULL),
-    "Flask-SQLAlchemy-Lite, ORM": ORM.replace("SETUP", LITE),
-}
-
-
-class Found(NamedTuple):
-    """A result: requests per second, and the 99th percentile in milliseconds."""
-
-    rate: float
-    p99: float
-
-
-Results = dict[tuple[str, int], list[Found]]  # by name and number of clients
-
-
-def environment() -> dict[str, str]:
-    """Return the environment without settings that would change the applications."""
-    ours = ("PYTHON", "FLASK", "DATABASE_URL", "SECRET_KEY", "POOL", "PG", "GRANIAN")
-    return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-
-
-def install(folder: Path) -> Path:
-    """Bake and install a project per pool; return the one with all packages."""
-    quiet = {"check": True, "stdout": subprocess.DEVNULL}
-    quiet["env"] = environment() | {"TMPDIR": str(folder)}  # The hooks write to it.
-    bake = [PROGRAMS / "cookiecutter", TEMPLATE, "--no-input", "--output-dir", folder]
-    for pool in POOLS:
-        answers = [f"project_slug=app_{pool}", f"pool={pool}", "worker=none"]
-        subprocess.run([*bake, *answers], **quiet)
-    uv, project = PROGRAMS / "uv", folder / "app_sqlalchemy"
-    subprocess.run([uv, "sync", "--quiet"], cwd=project, **quiet)
-    python = project / ".venv" / "bin" / "python"
-    add = [uv, "pip", "install", "--quiet", "--python", python, *OTHERS]
-    subprocess.run(add, **quiet)
-    return project
-
-
-def write_modules(folder: Path) -> dict[str, str]:
-    """Write the modules of all applications, and return their names."""
-    (folder / "served").mkdir()
-    for pool in POOLS:
-        package = f"app_{pool}"
-        shutil.copytree(folder / package / package, folder / "served" / package)
-    modules = {}
-    for number, (name, text) in enumerate(APPLICATIONS.items()):
-        modules[name] = f"served_{number}"
-        (folder / "served" / f"served_{number}.py").write_text(START + text)
-    return modules
-
-
-@contextmanager
-def database(project: Path) -> Iterator[str]:
-    """Run the PostgreSQL of the project with the table, and yield its URL."""
-    python = project / ".venv" / "bin" / "python"
-    with subprocess.Popen(
-        [python, "-c", DATABASE, project / "instance" / "postgres"],
-        cwd=project,
-        env=environment(),
-        stdin=subprocess.PIPE,  # The server runs until this is closed.
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    ) as process:
-        assert process.stdout
-        if not (url := process.stdout.readline().strip()):
-            sys.exit("The embedded PostgreSQL did not start.")
-        yield url
-
-
-@contextmanager
-def served(granian: Path, folder: Path, module: str, dsn: str) -> Iterator[str]:
-    """Serve the module of the folder, and yield the URL of an item.
-
-    Print the log if the measurement fails.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    command = [granian, "--interface", "wsgi", "--http", "1", "--workers", "2"]
-    command += ["--blocking-threads", "8", "--backpressure", "65536", "--no-ws"]
-    command += ["--port", str(port), f"{module}:app"]
-    environ = environment() | {
-        "DATABASE_URL": dsn,
-        "SECRET_KEY": "0123456789abcdef" * 2,
-        "TRUSTED_HOSTS": "127.0.0.1",
+def contenders(programs: Path, folder: Path, clone: str) -> dict[str, Contender]:
+    """Return all applications, installed."""
+    others = folder / "others" / "bin"
+    if not others.exists():
+        install(others, *sum(PACKAGES, []), cwd=folder)
+        run(others / "django-admin", "startproject", "site_of_items", cwd=folder)
+    settings = {"DJANGO_SETTINGS_MODULE": "django_settings"}
+    uvicorn = "uvicorn fastapi_asyncpg:app --host 127.0.0.1 --port PORT --workers 4"
+    found = {
+        "this template, pool psycopg2": ours(programs, folder, "psycopg2"),
+        "this template, pool sqlalchemy": ours(programs, folder, "sqlalchemy"),
+        "this template, pool none": ours(programs, folder, "none"),
+        BARE_FLASK: bare_flask(programs),
+        "Flask, psycopg_pool, gunicorn": Contender(
+            [*SYNC, "4", "flask_psycopg_pool:app"], others, APPS
+        ),
+        "Flask-SQLAlchemy (ORM), gunicorn": Contender(
+            [*SYNC, "4", "flask_sqlalchemy_orm:app"], others, APPS
+        ),
+        "Django, its pool, gunicorn": Contender(
+            [*SYNC, "5", "site_of_items.wsgi"],
+            others,
+            folder / "site_of_items",
+            settings,
+        ),
+        "FastAPI, asyncpg, uvicorn": Contender(uvicorn.split(), others, APPS),
     }
-    environ["POOL_SIZE"] = "8"
-    log = folder / f"{module}.log"
-    with log.open("w") as output:
-        streams = {"stdout": output, "stderr": output}
-        process = subprocess.Popen(
-            command, cwd=folder, env=environ, start_new_session=True, **streams
-        )
-    try:
-        await_port(port)
-        url = f"http://127.0.0.1:{port}/items/{ITEM['id']}"
-        with urlopen(url, timeout=30) as answer:
-            assert json.load(answer) == ITEM
-        yield url
-    except BaseException:
-        sys.stderr.write(log.read_text())
-        raise
-    finally:
-        process.terminate()
-        process.wait()
+    if FORMER:
+        found["this template before (gunicorn)"] = former(folder)
+    if clone:
+        found["cookiecutter-flask, gunicorn"] = cookiecutter_flask(clone, folder)
+    return found
 
 
-def await_port(port: int) -> None:
-    """Wait at most 30 s until a server listens on the port."""
-    end = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+def check(url: str) -> None:
+    """Exit unless the application responds with the right rows."""
+    with urlopen(f"{url}/items/42") as response:
+        assert json.load(response) == {"id": 42, "name": "item 42"}
+    with urlopen(f"{url}/items") as response:
+        page = response.read().decode()
+    assert page.count("<td>") == 40 and "<td>item 20</td>" in page
 
 
-def load(url: str, clients: int, seconds: int) -> Found:
-    """Send requests for this many seconds, each on a new connection.
-
-    Connections that are kept alive sometimes all go to one of the two workers, which
-    halves the result. ab reports percentiles of measured values only, unlike wrk. A
-    failed request stops the bench.
-    """
-    with tempfile.NamedTemporaryFile("r") as file:
-        command = ["ab", "-q", "-c", str(clients), "-t", str(seconds)]
-        command += ["-n", str(100_000 * seconds), "-e", file.name, url]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        percentiles = dict(re.findall(r"^(\d+),([\d.]+)$", file.read(), re.M))
-    said = dict(re.findall(r"^([\w -]+): +([\d.]+)", done.stdout, re.M))
-    failed = [said.get(name, "0") for name in ("Failed requests", "Non-2xx responses")]
-    if done.returncode or failed != ["0", "0"]:
-        sys.exit(f"Requests failed at {clients} clients of {url}:\n{done.stdout}")
-    return Found(float(said["Requests per second"]), float(percentiles["99"]))
-
-
-def measure(folder: Path, project: Path, dsn: str) -> Results:
-    """Return the results of each application in every round."""
-    modules = write_modules(folder)
-    granian = project / ".venv" / "bin" / "granian"
-    results: Results = {(name, count): [] for name in modules for count in CLIENTS}
+def measure(
+    found: dict[str, Contender], dsn: str
+) -> dict[tuple[str, tuple[str, int]], list[Load]]:
+    """Return what clients got in rounds in which each application has a turn."""
+    results = {(name, each): list[Load]() for name in found for each in LOADS}
     for _ in range(ROUNDS):
-        for name in sample(list(modules), len(modules)):
-            with served(granian, folder / "served", modules[name], dsn) as url:
-                load(url, max(CLIENTS), 1)  # This warms up.
-                for count in sample(CLIENTS, len(CLIENTS)):
-                    results[name, count].append(load(url, count, SECONDS))
+        for name in sample(list(found), len(found)):
+            command, programs, cwd, environ = found[name]
+            environ = environment(dsn) | {"PYTHONPATH": str(APPS)} | environ
+            command = [str(programs / command[0]), *command[1:]]
+            with served(command, cwd, environ, "/items/42") as url:
+                check(url)
+                load(url + PAGE[0], PAGE[1], 1)  # to get warm
+                for path, clients in sample(LOADS, len(LOADS)):
+                    result = load(url + path, clients, SECONDS)
+                    results[name, (path, clients)].append(result)
     return results
 
 
-def show(results: Results) -> None:
-    """Print a table of the medians, and draw a picture of the shares."""
+def show(results: dict[tuple[str, tuple[str, int]], list[Load]]) -> None:
+    """Print a table of the medians, and draw a picture of the page's."""
     rate = {
         key: statistics.median(each.rate for each in found)
         for key, found in results.items()
     }
-    share = {(name, n): rate[name, n] / rate[BARE_FLASK, n] for name, n in rate}
-    few, many = CLIENTS
-    print(f"| | requests/s, {few} clients | of bare Flask | ", end="")
-    print(f"requests/s, {many} clients | of bare Flask | p99, {many} clients |")
-    print("|---|---|---|---|---|---|")
-    for name in APPLICATIONS:
+    names = sorted({name for name, _ in results}, key=lambda name: -rate[name, PAGE])
+    heads = [f"{path}, {clients} clients" for path, clients in LOADS]
+    print("|", *(f"| {head} | of bare Flask | p99 " for head in heads), "| failed |")
+    print("|---" * (3 * len(LOADS) + 2) + "|")
+    for name in names:
         cells = [name]
-        for n in CLIENTS:
-            cells += [f"{rate[name, n]:,.0f}", f"{share[name, n]:.0%}"]
-        p99 = statistics.median(each.p99 for each in results[name, many])
-        print("|", " | ".join([*cells, f"{p99:,.1f} ms"]), "|")
-    bars = {name: share[name, few] for name in APPLICATIONS}
-    title = f"Requests per second with {few} clients, of bare Flask's"
-    chart.draw(TEMPLATE / "docs" / "images" / "requests.svg", title, bars, "template")
+        for each in LOADS:
+            p99 = statistics.median(load.p99 for load in results[name, each])
+            share = rate[name, each] / rate[BARE_FLASK, each]
+            cells += [f"{rate[name, each]:,.0f}", f"{share:.0%}", f"{p99:,.0f} ms"]
+        failed = sum(load.failed for each in LOADS for load in results[name, each])
+        print("|", " | ".join([*cells, str(failed)]), "|")
+    bars = {name: rate[name, PAGE] for name in names}
+    title = "Pages of twenty rows per second, 64 clients"
+    file = TEMPLATE / "docs" / "images" / "requests.svg"
+    chart.draw(file, title, bars, "template,", "{:,.0f}")
 
 
 def main() -> None:
-    """Measure every application, and remove the generated files."""
+    """Measure every application."""
     if not shutil.which("ab"):
-        sys.exit("ab is missing: install it, such as with `apt install apache2-utils`.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM."))
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.callback(remove_databases, folder)
-        project = install(folder)
-        url = stack.enter_context(database(project))
-        show(measure(folder, project, url))
+        sys.exit("ab is missing: install it, with `apt install apache2-utils` say.")
+    project = prepare()
+    clone = str(Path(sys.argv[2]).resolve()) if len(sys.argv) > 2 else ""
+    found = contenders(project / ".venv" / "bin", project.parent, clone)
+    if not ROUNDS:
+        return  # The environments are ready for a run.
+    with database(project) as dsn:
+        show(measure(found, dsn))
 
 
 if __name__ == "__main__":

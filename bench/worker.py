@@ -25,7 +25,7 @@ from random import sample
 from typing import NamedTuple
 
 from reload import PROGRAMS, TEMPLATE, remove_databases
-from throughput import await_port, database, environment
+from serving import await_port, database, environment
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 MANY, SOME, PAUSE = 1000, 300, 0.01  # jobs to work off, jobs to wait for, seconds
