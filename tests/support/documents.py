@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -107,6 +108,8 @@ class Terminal:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                # A shell makes its background jobs, such as tests, ignore SIGINT.
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
         is_at_work = self.works if command.endswith("worker") else self.serves
         wait_for(lambda: self.has_ended() or is_at_work(), command)
