@@ -2,17 +2,15 @@
 
 import atexit
 import os
-import selectors
 from collections import deque
 from contextlib import suppress
-from functools import partial
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
 from threading import Condition, Timer
 from time import monotonic
 from typing import Any, cast
 
 import psycopg2
-from flask import Flask
+from flask import Config, Flask
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
@@ -26,74 +24,32 @@ SETTINGS: Settings = {
     "POOL_RESET": bool_setting(),
 }
 
-SKIP_CHECK_WITHIN = 0.005  # seconds since a connection was returned
 PING_AFTER_IDLE = 1.0  # seconds since a connection was returned
 PING_TIMEOUT = 1.0  # seconds
 
-# It needs one system call where the default selector needs four. Windows has no poll.
-Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
-
-class FairSemaphore:
-    """Let `size` threads in at a time, first come, first served.
-
-    `threading.Semaphore` lets a new thread overtake those that wait.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.free = size
-        self.waiting: deque[object] = deque()
-        self._changed = Condition()
-
-    def acquire(self, timeout: float) -> bool:
-        """Take a slot. Return whether one came free within `timeout` seconds."""
-        waiter = object()
-        with self._changed:
-            if self.free and not self.waiting:
-                self.free -= 1
-                return True
-            self.waiting.append(waiter)
-            try:
-                is_next = partial(self._is_next, waiter)
-                acquired = self._changed.wait_for(is_next, timeout)
-                self.free -= acquired
-            finally:
-                self.waiting.remove(waiter)
-                self._changed.notify_all()
-            return acquired
-
-    def release(self) -> None:
-        """Return a slot."""
-        with self._changed:
-            self.free += 1
-            if self.waiting:
-                self._changed.notify_all()
-
-    def _is_next(self, waiter: object) -> bool:
-        return self.free > 0 and self.waiting[0] is waiter
-
+{% include 'pool/parts.py' %}
 
 class Pool:
     """Lend each connection to one context at a time, as psycopg2's own object.
 
-    `size` is the maximum number of connections. Each is opened when first needed and
-    replaced when it is `recycle` seconds old. A context waits `timeout` seconds for
-    one. `reset` undoes what queries changed in a session (`SET`, advisory locks,
-    temporary tables, `LISTEN`). It costs each context a round trip, as much as a read
-    does. `SET LOCAL` and `pg_advisory_xact_lock` leave nothing to undo.
+    `POOL_SIZE` is the maximum number of connections. Each is opened when first needed
+    and replaced when it is `POOL_RECYCLE` seconds old. A context waits `POOL_TIMEOUT`
+    seconds for one. `POOL_RESET` undoes what queries changed in a session (`SET`,
+    advisory locks, temporary tables, `LISTEN`). It costs each context a round trip, as
+    much as a read does. `SET LOCAL` and `pg_advisory_xact_lock` leave nothing to undo.
     """
 
-    def __init__(self, size: int, timeout: float, recycle: int, reset: bool) -> None:
-        self.size = size
-        self.timeout = timeout
-        self.reset = reset
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.size: int = config["POOL_SIZE"]
         # Without a dialect it sends no queries of its own. Last in, first out keeps a
         # few connections busy and lets the others grow old.
         self._pool = QueuePool(
             cast(Any, connect),
-            pool_size=size,
+            pool_size=self.size,
             max_overflow=0,
-            recycle=recycle,
+            recycle=config["POOL_RECYCLE"],
             use_lifo=True,
             reset_on_return=None,
             events=[(_note_time, "checkin"), (_check, "checkout")],
@@ -115,9 +71,10 @@ class Pool:
         self._checked_out = {}
 
     def getconn(self) -> Connection:
-        """Check out a connection. Raises `DatabaseUnavailable` after `timeout`."""
-        if not self._semaphore.acquire(self.timeout):
-            message = f"No connection came free in POOL_TIMEOUT ({self.timeout:g} s)"
+        """Check out a connection. Raises `DatabaseUnavailable` after `POOL_TIMEOUT`."""
+        timeout = self.config["POOL_TIMEOUT"]
+        if not self._semaphore.acquire(timeout):
+            message = f"No connection came free in POOL_TIMEOUT ({timeout:g} s)"
             hint = f"raise POOL_SIZE ({self.size}) or give them back sooner."
             raise DatabaseUnavailable(f"{message}: {hint}")
         try:
@@ -136,7 +93,8 @@ class Pool:
         if proxy is None:
             return  # It was returned before, or it is the parent process's.
         try:
-            if conn.clean() and (not self.reset or _discard_all(conn)):
+            reset = "DISCARD ALL" if self.config["POOL_RESET"] else ""
+            if conn.clean() and responds(conn, reset):
                 proxy.close()
             else:
                 proxy.invalidate()
@@ -145,8 +103,7 @@ class Pool:
 
     def stats(self) -> dict[str, int]:
         """Return how many connections there may be, are in use, and are waited for."""
-        waiting = len(self._semaphore.waiting)
-        in_use = self.size - self._semaphore.free
+        in_use, waiting = self.size - self._semaphore.free, len(self._semaphore.waiting)
         return {"size": self.size, "in_use": in_use, "waiting": waiting}
 
     def close(self) -> None:
@@ -155,67 +112,18 @@ class Pool:
 
 
 def _note_time(_: Any, record: ConnectionPoolEntry) -> None:
-    record.info["since"] = monotonic()
+    record.info["returned"] = monotonic()
 
 
 def _check(
     conn: Connection, record: ConnectionPoolEntry, _: PoolProxiedConnection
 ) -> None:
-    if "since" in record.info and not _is_alive(conn, record.info["since"]):
-        raise DisconnectionError  # QueuePool opens another one.
-
-
-def _discard_all(conn: Connection) -> bool:
-    return _execute_with_timeout(conn, "DISCARD ALL")
-
-
-def _is_alive(conn: Connection, since: float) -> bool:
-    """Return whether a connection that was returned at `since` can be used."""
-    if conn.closed:
-        return False
-    idle = monotonic() - since
-    # Under load a poll releases the GIL and costs a read a twentieth of its time. An
-    # unrequested message of the server is nearly always that it closes the connection.
-    silent = idle < SKIP_CHECK_WITHIN or not _is_readable(conn)
-    return silent and idle < PING_AFTER_IDLE or _execute_with_timeout(conn, "SELECT 1")
-
-
-def _is_readable(conn: Connection) -> bool:
-    with Selector() as selector:
-        selector.register(conn, selectors.EVENT_READ)
-        return bool(selector.select(0))
-
-
-def _execute_with_timeout(conn: Connection, query: str) -> bool:
-    """Return whether the query succeeds within `PING_TIMEOUT` seconds."""
-    began = monotonic()
-    with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
-        # In a network that drops every packet the query would wait for hours.
-        timer = Timer(PING_TIMEOUT, _shut_down, [duplicate])
-        timer.daemon = True
-        try:
-            timer.start()
-            with conn.cursor() as cursor:
-                cursor.execute(query)
-        except (psycopg2.Error, RuntimeError):  # At its exit Python starts no thread.
-            return False
-        finally:
-            timer.cancel()
-            if timer.ident:
-                timer.join()
-    return monotonic() - began < PING_TIMEOUT
-
-
-def _shut_down(duplicate: socket) -> None:
-    with suppress(OSError):
-        duplicate.shutdown(SHUT_RDWR)
+    if returned := record.info.get("returned"):
+        ping = "SELECT 1" if monotonic() - returned > PING_AFTER_IDLE else ""
+        if not responds(conn, ping):
+            raise DisconnectionError  # QueuePool opens another one.
 
 
 def init_app(app: Flask) -> None:
     """Let the contexts of `app` share a pool instead of connecting each."""
-    app.extensions["pool"] = Pool(
-        size=app.config["POOL_SIZE"],
-        timeout=app.config["POOL_TIMEOUT"],
-        recycle=app.config["POOL_RECYCLE"],
-        reset=app.config["POOL_RESET"],
-    )
+    app.extensions["pool"] = Pool(app.config)

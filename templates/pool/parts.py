@@ -1,0 +1,62 @@
+class FairSemaphore:
+    """Let `size` threads in at a time, first come, first served.
+
+    `threading.Semaphore` lets a new thread overtake those that wait.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.free = size
+        self.waiting: deque[object] = deque()
+        self._changed = Condition()
+
+    def acquire(self, timeout: float) -> bool:
+        """Take a slot. Return whether one came free within `timeout` seconds."""
+        waiter = object()
+
+        def is_next() -> bool:
+            return self.free > 0 and self.waiting[0] is waiter
+
+        with self._changed:
+            self.waiting.append(waiter)
+            try:
+                acquired = self._changed.wait_for(is_next, timeout)
+                self.free -= acquired
+            finally:
+                self.waiting.remove(waiter)
+                self._changed.notify_all()
+        return acquired
+
+    def release(self) -> None:
+        """Return a slot."""
+        with self._changed:
+            self.free += 1
+            self._changed.notify_all()
+
+
+def responds(conn: Connection, query: str = "") -> bool:
+    """Return whether a connection is open, and executes the query if there is one."""
+    try:
+        if query:
+            _execute_with_timeout(conn, query)
+        conn.poll()  # It reads what the server has sent, and does not wait.
+    except (psycopg2.Error, RuntimeError):  # At its exit Python starts no thread.
+        return False
+    # An unrequested message of the server is that it closes the connection.
+    return not conn.notices
+
+
+def _execute_with_timeout(conn: Connection, query: str) -> None:
+    with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
+        # In a network that drops every packet the query would wait for hours.
+        timer = Timer(PING_TIMEOUT, _shut_down, [duplicate])
+        timer.start()
+        try:
+            conn.cursor().execute(query)
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+def _shut_down(duplicate: socket) -> None:
+    with suppress(OSError):
+        duplicate.shutdown(SHUT_RDWR)
