@@ -45,7 +45,8 @@ DEFECTS = [
     Defect(
         words="No teardown: a connection is not returned",
         file=f"{PACKAGE}/core/db.py",
-        old="    hooks.do_teardown_appcontext = tear_down_and_close\n",
+        old="    hooks.do_teardown_appcontext = partial(_tear_down, "
+        "app.do_teardown_appcontext)\n",
         new="",
         test="tests/core/test_db.py::test_connection_returns_at_the_end_of_the_context",
         sign=r"assert \d+ == \d+",
@@ -53,8 +54,8 @@ DEFECTS = [
     Defect(
         words="No `putconn` after an error",
         file=f"{PACKAGE}/core/db.py",
-        old="        finally:\n            close_db()\n",
-        new="        finally:\n            pass\n        close_db()\n",
+        old="    finally:\n        close_db()\n",
+        new="    finally:\n        pass\n    close_db()\n",
         test="tests/core/test_db.py"
         "::test_connection_returns_when_a_teardown_function_fails",
         sign="assert 1 == 0",
@@ -62,8 +63,8 @@ DEFECTS = [
     Defect(
         words="A transaction in which a query failed counts as committed",
         file=f"{PACKAGE}/core/db.py",
-        old="extensions.TRANSACTION_STATUS_INERROR:",
-        new="None:",
+        old="if state == IN_ERROR:",
+        new="if state is None:",
         test="tests/core/test_db.py::test_swallowed_error_is_not_taken_for_a_commit",
         sign="DID NOT RAISE",
     ),
@@ -103,8 +104,8 @@ DEFECTS = [
     Defect(
         words="The pool is opened in `create_app`",
         file="templates/pool/psycopg2.py",
-        old='        reset=app.config["POOL_RESET"],\n    )\n',
-        new='        reset=app.config["POOL_RESET"],\n    )\n'
+        old="= Pool(app.config)\n",
+        new="= Pool(app.config)\n"
         "    with app.app_context():\n"
         '        pool = app.extensions["pool"]\n'
         "        pool.putconn(pool.getconn())\n",
@@ -114,8 +115,8 @@ DEFECTS = [
     Defect(
         words="Idle connections are not checked",
         file="templates/pool/psycopg2.py",
-        old="    return silent and",
-        new="    return True or silent and",
+        old=" and responds(conn, ping)",
+        new="",
         test="tests/core/test_pool.py::test_connection_that_died_idle_is_replaced_unseen",
         sign="AdminShutdown|server closed the connection",
     ),
@@ -130,7 +131,7 @@ DEFECTS = [
     ),
     Defect(
         words="The last waiter gets the first connection",
-        file="templates/pool/psycopg2.py",
+        file="templates/pool/parts.py",
         old="self.waiting[0] is waiter",
         new="self.waiting[-1] is waiter",
         test="tests/core/test_pool.py::test_who_waits_longest_is_first",
@@ -138,7 +139,7 @@ DEFECTS = [
     ),
     Defect(
         words="`POOL_TIMEOUT` is ignored",
-        file="templates/pool/psycopg2.py",
+        file="templates/pool/parts.py",
         old="self._changed.wait_for(is_next, timeout)",
         new="self._changed.wait_for(is_next)",
         test="tests/test_faults.py::test_requests_beyond_pool_size_wait_then_get_503",
@@ -147,8 +148,8 @@ DEFECTS = [
     Defect(
         words="`POOL_RESET` resets nothing",
         file="templates/pool/psycopg2.py",
-        old=" and (not self.reset or _discard_all(conn))",
-        new="",
+        old="responds(conn, reset)",
+        new="responds(conn)",
         test="tests/core/test_pool.py::test_session_is_as_new_where_that_is_asked_for",
         sign="assert .*elsewhere",
     ),
@@ -232,8 +233,8 @@ DEFECTS = [
     Defect(
         words="A migration that rolls itself back counts as applied",
         file=f"{PACKAGE}/core/migrate.py",
-        old='    begin, end = "BEGIN; SAVEPOINT migration", "RELEASE migration"',
-        new='    begin, end = "BEGIN; SAVEPOINT migration", "SELECT 1"',
+        old='cursor.mogrify("DO %s; ", [block.decode()]) + record',
+        new='f"{sql};".encode() + record',
         test="tests/core/test_migrate.py"
         "::test_file_that_ends_its_transaction_is_rejected",
         sign="DID NOT RAISE",
@@ -249,8 +250,8 @@ DEFECTS = [
     Defect(
         words="`/readyz` returns 200 although a migration is missing",
         file=f"{PACKAGE}/core/health.py",
-        old="        missing = migrate.missing(get_db())",
-        new='        get_db().cursor().execute("SELECT 1")\n        missing = []',
+        old='", ".join(migrate.missing(get_db()))',
+        new='get_db().cursor().execute("SELECT 1")',
         test="tests/core/test_migrate.py::test_not_ready_while_some_are_missing",
         sign="assert 200 == 503",
     ),

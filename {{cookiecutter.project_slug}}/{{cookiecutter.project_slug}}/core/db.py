@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from time import monotonic
 from typing import Any, Protocol, Self, cast
@@ -13,10 +13,10 @@ from weakref import finalize
 
 import psycopg2
 from flask import Flask, current_app, g
-from flask.typing import ResponseReturnValue
-from psycopg2 import extensions
 from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
-from psycopg2.extensions import connection, cursor, parse_dsn
+from psycopg2.extensions import STATUS_BEGIN, connection, cursor, parse_dsn
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR as IN_ERROR
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS as IN_TRANSACTION
 from werkzeug.exceptions import ServiceUnavailable
 
 from .config import Settings, number_setting
@@ -54,26 +54,15 @@ class LoggedCursor(cursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """Run a query."""
-        self._watch(super().execute, query, vars)
+        _watch(self.connection, query, super().execute, query, vars)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """Run a query with each of the parameters."""
-        self._watch(super().executemany, query, vars_list)
+        _watch(self.connection, query, super().executemany, query, vars_list)
 
     def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
         """Run a COPY between the table and the file."""
-        self._watch(super().copy_expert, sql, file, size)
-
-    def _watch(self, run: Callable[..., None], query: Any, *args: Any) -> None:
-        conn: Any = self.connection
-        began = monotonic()
-        try:
-            run(query, *args)
-        except psycopg2.Error as error:
-            conn.examine(error)
-            raise
-        finally:
-            _log_slow_query(conn, query, monotonic() - began)
+        _watch(self.connection, sql, super().copy_expert, sql, file, size)
 
 
 class Connection(connection):
@@ -85,32 +74,28 @@ class Connection(connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.autocommit = True
-        self.slow_query: float = current_app.config["SLOW_QUERY"]
-        self.quotes_data = current_app.debug or current_app.testing
+        self.app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         self.is_outdated = False  # The server takes no writes: another one does now.
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
         self._as_opened = self._state()
 
-    def cursor(  # type: ignore[override]
-        self, name: Any = None, cursor_factory: Any = None, **options: Any
-    ) -> Any:
+    def cursor(self, name: Any = None, cursor_factory: Any = None, **rest: Any) -> Any:  # type: ignore[override]
         """Open a cursor."""
         default: Any = self.cursor_factory
         factory = _logged(cursor_factory or default or cursor)
-        return super().cursor(name, cursor_factory=factory, **options)
+        return super().cursor(name, cursor_factory=factory, **rest)
 
     def commit(self) -> None:
         """Commit. Raises `InFailedSqlTransaction` if a query has failed."""
-        if self.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR:
-            self.rollback()
+        state = self.info.transaction_status
+        if self.status == STATUS_BEGIN and state != IN_TRANSACTION:
+            self.rollback()  # A query failed, or was a ROLLBACK.
+        if state == IN_ERROR:
             message = "A query failed, so the transaction was rolled back"
             hint = "let its error leave the `with` block, or use a savepoint."
             raise InFailedSqlTransaction(f"{message}: {hint}")
-        try:
-            super().commit()
-        except psycopg2.Error as error:  # A deferred constraint may fail only here.
-            self.examine(error)
-            raise
+        # A deferred constraint may fail only here.
+        _watch(self, "COMMIT", super().commit)
 
     def rollback(self) -> None:
         """Roll back, and drop what was to follow the commit."""
@@ -120,20 +105,17 @@ class Connection(connection):
 
     def __enter__(self) -> Self:
         if self._on_commit is not None:
-            message = "This context is in a transaction already"
-            hint = "use its connection without another `with get_db()`."
-            raise psycopg2.ProgrammingError(f"{message}: {hint}")
+            message = "In a transaction already: use `get_db()` without another `with`."
+            raise psycopg2.ProgrammingError(message)
         self._autocommit_outside = self.autocommit
-        if not any(self._characteristics()):  # psycopg2 would not restore these.
+        # psycopg2 would not restore what was set for the session.
+        if not (self.isolation_level or self.readonly or self.deferrable):
             self.autocommit = False  # In autocommit there are no server-side cursors.
         super().__enter__()
         self._on_commit = []
         return self
 
     def __exit__(self, *error: Any) -> None:
-        idle = extensions.TRANSACTION_STATUS_IDLE
-        if self.status == extensions.STATUS_BEGIN and self._state()[0] == idle:
-            self._on_commit = []  # by a ROLLBACK that psycopg2 does not know of
         try:
             super().__exit__(*error)
         finally:
@@ -154,9 +136,9 @@ class Connection(connection):
 
         Note whether the server takes no writes any more.
         """
-        if error.pgcode and not self.quotes_data:
-            # A data exception, of class 22, quotes the value in its primary message.
-            is_safe = not error.pgcode.startswith("22")
+        if error.pgcode and not (self.app.debug or self.app.testing):
+            # A data exception quotes the value in its primary message.
+            is_safe = not isinstance(error, psycopg2.DataError)
             message = error.diag.message_primary if is_safe else "invalid data"
             error.args = (f"{message} (SQLSTATE {error.pgcode})",)
         if isinstance(error, ReadOnlySqlTransaction) and not self.readonly:
@@ -169,12 +151,10 @@ class Connection(connection):
         return self.closed == 2 or self.is_outdated
 
     def _state(self) -> tuple[object, ...]:
-        types = (self.cursor_factory, len(self.string_types), len(self.binary_types))
-        own = (self.autocommit, self.encoding, self.is_outdated)
-        return self.get_transaction_status(), *types, *own, *self._characteristics()
-
-    def _characteristics(self) -> tuple[object, ...]:
-        return self.isolation_level, self.readonly, self.deferrable
+        session = self.isolation_level, self.readonly, self.deferrable
+        types = self.cursor_factory, len(self.string_types), len(self.binary_types)
+        own = self.autocommit, self.encoding, self.is_outdated
+        return self.get_transaction_status(), *session, *types, *own
 
 
 class Pool(Protocol):
@@ -247,27 +227,24 @@ def connect() -> Connection:
 
     A server that refuses `STARTUP_OPTIONS` gets none from then on.
     """
-    options: str = current_app.extensions["startup_options"]
     try:
-        return _connect(options)
+        return _connect()
     except DatabaseUnavailable as error:
-        if not options or not REFUSED.search(str(error)):
+        if not REFUSED.search(str(error)):
             raise
-        conn = _connect("")
-        if current_app.extensions["startup_options"]:
-            current_app.extensions["startup_options"] = ""
+        if options := current_app.extensions.pop("startup_options", ""):
             message = "Connecting without `%s`, which the server refuses: %s"
             current_app.logger.warning(message, options, error)
-        return conn
+        return _connect()
 
 
-def _connect(options: str) -> Connection:
-    parameters = connection_parameters(database_url(), options)
+def _connect() -> Connection:
+    parameters = connection_parameters(database_url())
     try:
         conn: Connection = psycopg2.connect(connection_factory=Connection, **parameters)
     except (psycopg2.OperationalError, UnicodeDecodeError) as error:
-        reason = str(getattr(error, "object", error))  # the bytes in another encoding
-        reason = "; ".join(line.strip() for line in reason.splitlines())
+        reason = getattr(error, "object", error)  # the bytes in another encoding
+        reason = " ".join(str(reason).split())
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
     return conn
 
@@ -278,15 +255,13 @@ def database_url() -> str:
     return url() if callable(url) else url
 
 
-def connection_parameters(url: str, options: str | None = None) -> dict[str, Any]:
+def connection_parameters(url: str) -> dict[str, Any]:
     """Return what libpq is told for a connection.
 
     Parameters in `url` win over the defaults here, and so do libpq's own environment
     variables and a service file. PostgreSQL's `options` in `url` or PGOPTIONS come
     after those of the project, so that they win where both set the same.
     """
-    if options is None:
-        options = current_app.extensions["startup_options"]
     given = parse_dsn(url)
     defaults = {"fallback_application_name": current_app.name}
     if "service" not in given and "PGSERVICE" not in os.environ:
@@ -299,6 +274,7 @@ def connection_parameters(url: str, options: str | None = None) -> dict[str, Any
             "keepalives_count": "3",
             "tcp_user_timeout": "25000",
         }
+        options = current_app.extensions.get("startup_options", "")
         own = given.get("options", os.environ.get("PGOPTIONS", ""))
         given["options"] = f"{options} {own}".strip()
     return defaults | given
@@ -307,25 +283,33 @@ def connection_parameters(url: str, options: str | None = None) -> dict[str, Any
 def init_app(app: Flask) -> None:
     """Give every application context of `app` a connection when it asks for one."""
     app.extensions["startup_options"] = STARTUP_OPTIONS
-    app.register_error_handler(DatabaseUnavailable, _service_unavailable)
     # Flask's own hooks do not do: it stops at the first teardown function that fails,
     # and an error handler here would hide the application's for less specific classes.
-    tear_down: Any = app.do_teardown_appcontext
-    handle: Any = app.handle_user_exception
-
-    def tear_down_and_close(*args: Any) -> None:
-        try:
-            tear_down(*args)
-        finally:
-            close_db()
-
-    def handle_lost(*args: Any) -> Any:
-        *context, error = args
-        return handle(*context, _unavailable_if_lost(error))
-
     hooks: Any = app
-    hooks.do_teardown_appcontext = tear_down_and_close
-    hooks.handle_user_exception = handle_lost
+    hooks.do_teardown_appcontext = partial(_tear_down, app.do_teardown_appcontext)
+    hooks.handle_user_exception = partial(_handle_error, app.handle_user_exception)
+
+
+def _tear_down(tear_down: Any, *args: Any) -> None:
+    try:
+        tear_down(*args)
+    finally:
+        close_db()
+
+
+def _handle_error(handle: Any, *args: Any) -> Any:
+    *context, error = args
+    if isinstance(error, psycopg2.Error):
+        # Meanwhile the application may have got another connection.
+        conn: Any = error.cursor.connection if error.cursor else g.get("db")
+        if isinstance(conn, Connection) and conn.is_lost():
+            reason = " ".join(str(error).split())
+            error = DatabaseUnavailable(f"The connection was lost: {reason}")
+    if isinstance(error, DatabaseUnavailable):
+        stats = get_pool().stats()
+        current_app.logger.error("%s (connections: %s)", error, stats)
+        error = ServiceUnavailable(retry_after=1)
+    return handle(*context, error)
 
 
 @cache
@@ -337,41 +321,29 @@ def _check_out(context: Any) -> None:
     began = monotonic()
     pool = get_pool()
     conn = pool.getconn()
+    seconds = monotonic() - began
+    # In development it may have been the start of PostgreSQL.
+    if seconds > SLOW_CHECKOUT and not current_app.debug:
+        message = "It took %d ms to get a connection (connections: %s)"
+        current_app.logger.warning(message, 1000 * seconds, pool.stats())
     # A thread may ask after the context has ended. The last one to drop `g` returns it.
     context.return_db = finalize(context, pool.putconn, conn)
     # At exit, a query that still runs would block it.
     context.return_db.atexit = False
     context.db = conn
-    _log_slow_checkout(monotonic() - began)
 
 
-def _log_slow_checkout(seconds: float) -> None:
-    # In development it may have been the start of PostgreSQL.
-    if seconds > SLOW_CHECKOUT and not current_app.debug:
-        message = "It took %d ms to get a connection (connections: %s)"
-        stats = get_pool().stats()
-        current_app.logger.warning(message, 1000 * seconds, stats)
-
-
-def _log_slow_query(conn: Any, query: object, seconds: float) -> None:
-    if seconds > conn.slow_query:
-        # The bytes or objects that psycopg2 composes hold the parameters.
-        text = query if isinstance(query, str) else f"of the type {type(query)}"
-        text = " ".join(text.split())[:1000]
-        logger.warning("A query took %d ms: %s", 1000 * seconds, text)
-
-
-def _service_unavailable(error: DatabaseUnavailable) -> ResponseReturnValue:
-    stats = get_pool().stats()
-    current_app.logger.error("%s (connections: %s)", error, stats)
-    return current_app.handle_http_exception(ServiceUnavailable(retry_after=1))
-
-
-def _unavailable_if_lost(error: Exception) -> Exception:
-    if isinstance(error, psycopg2.Error):
-        # Meanwhile the application may have got another connection.
-        conn = error.cursor.connection if error.cursor else g.get("db")
-        if isinstance(conn, Connection) and conn.is_lost():
-            reason = " ".join(str(error).split())
-            return DatabaseUnavailable(f"The connection was lost: {reason}")
-    return error
+def _watch(conn: Any, query: object, run: Callable[..., None], *args: Any) -> None:
+    began = monotonic()
+    try:
+        run(*args)
+    except psycopg2.Error as error:
+        conn.examine(error)
+        raise
+    finally:
+        seconds = monotonic() - began
+        if seconds > conn.app.config["SLOW_QUERY"]:
+            # The bytes or objects that psycopg2 composes hold the parameters.
+            text = query if isinstance(query, str) else f"of the type {type(query)}"
+            text = " ".join(text.split())[:1000]
+            logger.warning("A query took %d ms: %s", 1000 * seconds, text)
