@@ -7,7 +7,7 @@ import psycopg2
 import pytest
 from flask import Flask
 from flask.testing import FlaskCliRunner
-from psycopg2.extensions import connection
+from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core import migrate as module
@@ -133,12 +133,27 @@ def test_file_that_ends_its_transaction_is_rejected(
     empty: connection, tmp_path: Path, sql: str
 ) -> None:
     (tmp_path / "0001_a.sql").write_text(sql)
-    message = "^0001_a.sql.*; part of it may be applied.* leave out BEGIN, COMMIT"
+    message = "^0001_a.sql: .*; nothing of it is applied: leave out BEGIN, COMMIT"
     with pytest.raises(MigrationError, match=message):
         migrate(empty, tmp_path)
     with empty.cursor() as cursor:
-        cursor.execute("SELECT FROM schema_migrations")
-        assert cursor.rowcount == 0
+        cursor.execute("SELECT to_regclass('a'), count(*) FROM schema_migrations")
+        assert cursor.fetchone() == (None, 0)
+
+
+def test_file_may_end_with_select_into(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / "0001_a.sql").write_text("SELECT 1 AS b INTO a -- the end")
+    assert migrate(empty, tmp_path) == ["0001_a.sql"]
+    run(empty, "SELECT b FROM a")
+
+
+def test_connection_lost_in_a_file_leaves_it_to_the_status(
+    empty: connection, tmp_path: Path
+) -> None:
+    sql = "SELECT pg_terminate_backend(pg_backend_pid())"
+    (tmp_path / "0001_a.sql").write_text(sql)
+    with pytest.raises(MigrationError, match="--status` tells whether it is applied"):
+        migrate(empty, tmp_path)
 
 
 def test_deferred_constraint_fails_within_the_file(
@@ -169,12 +184,13 @@ def test_table_of_another_tool_is_named(empty_url: str, empty: connection) -> No
     for options in ([], ["--status"]):
         result = app.test_cli_runner().invoke(args=["migrate", *options])
         assert result.exit_code == 1
-        assert result.output.startswith("Error: The table schema_migrations is another")
+        assert "if the table is another tool's, rename it" in result.output
 
 
 def test_role_that_may_not_create_tables_has_nothing_to_apply(
     empty_url: str, empty: connection, tmp_path: Path
 ) -> None:
+    (tmp_path / "0001_a.sql").write_text("SELECT 1")
     migrate(empty, tmp_path)
     run(empty, "REVOKE CREATE ON SCHEMA public FROM current_user, public")
     run(empty, "ALTER SCHEMA public OWNER TO pg_database_owner")
@@ -239,6 +255,19 @@ def test_reset_is_for_development(empty_url: str, empty: connection) -> None:
     result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
     assert (result.exit_code, "flask --debug" in result.output) == (1, True)
     run(empty, "SELECT 1")  # Nobody has ended it.
+
+
+@pytest.mark.parametrize("option", [{"dbname": "template0"}, {"dbname": ""}], ids=str)
+def test_reset_that_fails_says_so_in_a_sentence(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, option: dict[str, str]
+) -> None:
+    # PostgreSQL refuses to drop a template, as it refuses a role without CREATEDB.
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    app = create_app({"TESTING": True, "DATABASE_URL": make_dsn(empty_url, **option)})
+    result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+    [sentence] = result.output.splitlines()
+    assert result.exit_code == 1
+    assert sentence.startswith("Error: ")
 
 
 def test_runners_that_start_together_apply_each_file_once(

@@ -12,16 +12,15 @@ from . import migrate
 from .db import DatabaseUnavailable, connect, database_url
 from .serve import serve_command
 
+ERRORS = (DatabaseUnavailable, migrate.MigrationError, psycopg2.Error, OSError)
+
 
 @click.command("migrate")
 @click.option("--status", "only_list", is_flag=True, help="Only list the migrations.")
 @click.option("--forget", metavar="NAME", help="List a migration as missing again.")
 @click.option("--reset", is_flag=True, help="First drop and create the database.")
-@click.pass_context
 @with_appcontext
-def migrate_command(
-    context: click.Context, only_list: bool, forget: str | None, reset: bool
-) -> None:
+def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
     """Apply the SQL migrations that the database does not have yet.
 
     With --reset, which needs debug mode, a command `seed` of the application follows.
@@ -34,21 +33,15 @@ def migrate_command(
                 found = migrate.status(conn).items()
                 lines = [f"{state} {name}" for name, state in found]
             elif forget:
-                if not migrate.forget(conn, forget):
-                    raise click.ClickException(f"{forget} is not applied.")
+                migrate.forget(conn, forget)
                 lines = [f"Missing {forget}"]
             else:
                 lines = [f"Applied {name}" for name in migrate.migrate(conn)]
-    except (
-        DatabaseUnavailable,
-        migrate.MigrationError,
-        psycopg2.Error,
-        OSError,
-    ) as error:
+    except ERRORS as error:
         raise click.ClickException(" ".join(str(error).split())) from error
     click.echo("\n".join(lines) or "Nothing to apply")
     if reset and (seed := current_app.cli.commands.get("seed")):
-        context.invoke(seed)
+        click.get_current_context().invoke(seed)
 
 
 def _create_again() -> None:
@@ -56,7 +49,8 @@ def _create_again() -> None:
         message = "--reset drops the database: use it with `flask --debug`."
         raise click.ClickException(message)
     url = database_url()
-    name = parse_dsn(url)["dbname"]
+    if not (name := parse_dsn(url).get("dbname")):
+        raise click.ClickException("DATABASE_URL names no database to drop.")
     with closing(psycopg2.connect(make_dsn(url, dbname="postgres"))) as conn:
         conn.autocommit = True
         with conn.cursor() as cursor:

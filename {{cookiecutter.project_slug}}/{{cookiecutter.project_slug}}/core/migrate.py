@@ -1,21 +1,31 @@
 """Plain SQL migrations: `migrations/*.sql`, applied in order by `flask migrate`.
 
-Each runs in a transaction. One that begins with `-- no transaction` does not: it is for
-a single statement that cannot, such as `CREATE INDEX CONCURRENTLY`.
+Each is a transaction, and holds no BEGIN, COMMIT, ROLLBACK or SAVEPOINT. One that begins
+with `-- no transaction` is none: it is for a single statement that cannot be in one, such
+as `CREATE INDEX CONCURRENTLY`.
 """
 
 import logging
-from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import psycopg2
 from flask import Flask, current_app
-from psycopg2.errors import InsufficientPrivilege, UndefinedColumn, UndefinedTable
+from psycopg2.errors import FeatureNotSupported, UndefinedTable
 from psycopg2.extensions import connection, cursor
 
 LOCK = 7_164_001  # Any number will do, as long as every runner takes the same.
+TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
+    name text PRIMARY KEY, checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)"""
+# What a file sets, such as a search_path, is for that file.
+RECORD = (
+    "RESET ROLE; RESET ALL; "
+    "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,27 +45,23 @@ def migrate(conn: connection, *folders: Path) -> list[str]:
     own, *others = folders or _folders()
     with conn.cursor() as cursor:
         _lock(cursor)
-        try:
-            applied = _applied(cursor)
-        except UndefinedTable:
-            cursor.execute(
-                "CREATE TABLE schema_migrations (name text PRIMARY KEY, checksum text"
-                " NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-            )
-            applied = {}
+        applied = _applied(cursor)
         # An edition of the library may edit the files of `others`.
-        _reject_edited(own, applied)
-        paths = [path for path in _paths([own, *others]) if path.name not in applied]
+        _reject_edited(_paths(own), applied)
+        paths = [path for path in _paths(own, *others) if path.name not in applied]
+        if paths and not applied:
+            cursor.execute(TABLE)
         for path in paths:
             _apply(cursor, path)
     return [path.name for path in paths]
 
 
-def forget(conn: connection, name: str) -> bool:
-    """Take the migration for one that is not applied; return whether it was."""
+def forget(conn: connection, name: str) -> None:
+    """Take the migration for one that is not applied. Raises `MigrationError`."""
     with conn.cursor() as cursor:
         cursor.execute("DELETE FROM schema_migrations WHERE name = %s", [name])
-        return cursor.rowcount == 1
+        if cursor.rowcount == 0:
+            raise MigrationError(f"{name} is not applied.")
 
 
 def status(conn: connection) -> dict[str, str]:
@@ -63,14 +69,11 @@ def status(conn: connection) -> dict[str, str]:
 
     A migration is gone when it is applied and has no file any more.
     """
-    try:
-        with conn.cursor() as cursor:
-            applied = _applied(cursor)
-    except UndefinedTable:
-        applied = {}
-    names = [path.name for path in _paths(_folders())]
+    with conn.cursor() as cursor:
+        applied = _applied(cursor)
+    names = [path.name for path in _paths(*_folders())]
     found = {name: "Applied" if name in applied else "Missing" for name in names}
-    return dict.fromkeys(sorted(applied), "Gone") | found
+    return dict.fromkeys(applied, "Gone") | found
 
 
 def missing(conn: connection) -> list[str]:
@@ -88,7 +91,7 @@ def _folders() -> list[Path]:
     return [own, *current_app.extensions.get("migrations", [])]
 
 
-def _paths(folders: Iterable[Path]) -> list[Path]:
+def _paths(*folders: Path) -> list[Path]:
     return [path for folder in folders for path in sorted(folder.glob("*.sql"))]
 
 
@@ -107,28 +110,26 @@ def _try_lock(cursor: cursor) -> bool:
 
 
 def _applied(cursor: cursor) -> dict[str, str]:
-    """Return the checksums by name. Raises `UndefinedTable` where none was applied."""
+    """Return the checksums by name."""
     try:
         cursor.execute("SELECT name, checksum FROM schema_migrations ORDER BY name")
-    except UndefinedColumn as error:
-        message = "The table schema_migrations is another tool's: rename that one, or"
-        raise MigrationError(f"{message} let this role have a schema.") from error
-    except InsufficientPrivilege as error:
-        hint = "GRANT SELECT ON schema_migrations to this role"
-        raise MigrationError(f"{error.diag.message_primary}: {hint}.") from error
+    except UndefinedTable:
+        return {}
+    except psycopg2.ProgrammingError as error:
+        hint = "GRANT SELECT ON schema_migrations to this role, or, if the table is"
+        hint += " another tool's, rename it or let this role have a schema."
+        raise MigrationError(f"{error.diag.message_primary}: {hint}") from error
     return dict(cursor.fetchall())
 
 
-def _reject_edited(folder: Path, applied: dict[str, str]) -> None:
-    paths = _paths([folder])
+def _reject_edited(paths: list[Path], applied: dict[str, str]) -> None:
     for path in paths:
         if applied.get(path.name) not in (None, _read(path)[1]):
-            message = f"{path.name} was edited after it was applied: put the change"
-            message += " into a new file, and this one back as it was."
+            hint = "put the change into a new file, and this one back as it was."
             if path == paths[-1]:
-                message += " In development, apply it again to a new database with"
-                message += " `flask migrate --reset`, or undo it by hand and"
-                message += f" use `flask migrate --forget {path.name}`."
+                hint += " In development, use `flask migrate --reset`, or undo the file"
+                hint += f" by hand and use `flask migrate --forget {path.name}`."
+            message = f"{path.name} was edited after it was applied: {hint}"
             raise MigrationError(message)
 
 
@@ -144,44 +145,29 @@ def _read(path: Path) -> tuple[str, str]:
 
 def _apply(cursor: cursor, path: Path) -> None:
     sql, checksum = _read(path)
-    begin, end = "BEGIN; SAVEPOINT migration", "RELEASE migration"
-    if sql.startswith("-- no transaction"):
-        begin = end = "SELECT"
+    outside = sql.startswith("-- no transaction")
+    record = cursor.mogrify(RECORD, [path.name, checksum])
     try:
-        cursor.execute(begin)
-        cursor.execute(sql)
-        # Settings of a file end with it. RELEASE fails if the file has committed.
-        cursor.execute(f"SET CONSTRAINTS ALL IMMEDIATE; {end}; RESET ROLE; RESET ALL")
-        cursor.execute(
-            "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)",
-            [path.name, checksum],
-        )
-        cursor.execute("COMMIT" if begin != end else "SELECT")
+        if outside:
+            cursor.execute(sql)
+            cursor.execute(record)
+        else:
+            # All or nothing: PostgreSQL executes no COMMIT there. A last SELECT INTO
+            # would be refused as well.
+            block = cursor.mogrify("BEGIN EXECUTE %s; END", [f"{sql}\n;SELECT"])
+            cursor.execute(cursor.mogrify("DO %s; ", [block.decode()]) + record)
     except psycopg2.Error as error:
         reason = error.diag.message_primary or str(error).partition("\n")[0]
-        hint = _clean_up(cursor, begin == end)
-        where = f"{path.name}{_line_number(sql, error)}"
+        hint = "drop what it left behind" if outside else "nothing of it is applied"
+        if isinstance(error, FeatureNotSupported):
+            hint += ": leave out BEGIN, COMMIT and ROLLBACK, as it is a transaction"
+        if cursor.connection.closed:
+            hint = "`flask migrate --status` tells whether it is applied"
+        where = f"{path.name}{_line_number(sql, error.diag)}"
         raise MigrationError(f"{where}: {reason}; {hint}.") from error
 
 
-def _clean_up(cursor: cursor, outside_transaction: bool) -> str:
-    """Roll back. Return what the failed file has left behind."""
-    if outside_transaction:
-        return "drop what it left behind"
-    try:
-        cursor.execute("ROLLBACK TO migration; ROLLBACK")
-    except (psycopg2.OperationalError, psycopg2.InterfaceError):
-        return "`flask migrate --status` tells whether it is applied"
-    except psycopg2.Error:
-        cursor.execute("ROLLBACK")
-        hint = "leave out BEGIN, COMMIT and ROLLBACK: each file is a transaction"
-        return f"part of it may be applied, as it ended its transaction: {hint}"
-    return "nothing of it is applied"
-
-
-def _line_number(sql: str, error: psycopg2.Error) -> str:
+def _line_number(sql: str, diag: Any) -> str:
     """Return the line that PostgreSQL points at, where it points at one."""
-    position = error.diag.statement_position
-    if position is None:
-        return ""
-    return f", line {sql.count(chr(10), 0, int(position) - 1) + 1}"
+    position = diag.statement_position or diag.internal_position
+    return f", line {sql.count(chr(10), 0, int(position)) + 1}" if position else ""
