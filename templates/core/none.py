@@ -1,31 +1,19 @@
 """The machinery of the project. `cruft update` maintains it, so change it elsewhere."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from flask import Flask
 
 from . import cli, config, db, errors, health, log, pool, security
+from .config import Overrides, Settings
 
 
-def init_app(
-    app: Flask,
-    overrides: Mapping[str, Any] | None = None,
-    settings: config.Settings | None = None,
-) -> None:
+def init_app(app: Flask, overrides: Overrides = None, *settings: Settings) -> None:
     """Set up `app`. Raises `ConfigError` if settings are missing or invalid.
 
-    `overrides` are values of settings. `settings` declares the application's own
-    settings, such as `{"NOTES_PER_PAGE": number_setting(100)}`.
+    `overrides` are values of settings. `settings` are tables of the application's own,
+    such as `{"NOTES_PER_PAGE": number_setting(100)}`.
     """
-    config.init_app(
-        app,
-        overrides,
-        security.SETTINGS,
-        db.SETTINGS,
-        pool.SETTINGS,
-        settings or {},
-    )
+    tables = [security.SETTINGS, db.SETTINGS, pool.SETTINGS]
+    config.init_app(app, overrides, *tables, *settings)
     if app.debug or app.testing:
         # Production has no development server and no embedded PostgreSQL to import.
         from . import dev

@@ -3,28 +3,21 @@
 import os
 import re
 import sys
-from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import psycopg2
 from flask import Flask
 from flask.cli import NoAppException
 from psycopg2.extensions import parse_dsn
 
-Number = TypeVar("Number", int, float)
-
 BOOLEANS = {"0": False, "1": True, "false": False, "true": True}
 URL_EXAMPLE = "postgresql://user:password@localhost:5432/name"
-COOKIE = {
-    "APPLICATION_ROOT": "/",
-    "SESSION_COOKIE_DOMAIN": None,
-    "SESSION_COOKIE_NAME": "session",
-    "SESSION_COOKIE_PATH": None,
-    "SESSION_COOKIE_SECURE": True,
-}
+URL_HINT = f"write a PostgreSQL URL like {URL_EXAMPLE}; percent-encode @ / : # ? %."
 KEY_EXAMPLE = "what `python -c 'import secrets; print(secrets.token_hex())'` prints"
+KEY_HINT = f"set it to 32 random bytes or more, such as {KEY_EXAMPLE}."
+# Flask's session cookie, when it is for one host, by TLS only.
+HOST_COOKIE = {"name": "session", "domain": None, "path": None, "secure": True}
 
 
 class ConfigError(NoAppException, RuntimeError):
@@ -34,20 +27,17 @@ class ConfigError(NoAppException, RuntimeError):
     """
 
     def format_message(self) -> str:
-        """Return the message. Exits with it, unless `flask` only prints its help."""
-        if "--help" not in sys.argv:
-            # Otherwise `flask` goes on to claim that the command does not exist.
-            raise SystemExit(f"Error: {self.message}")
-        return self.message
+        """Exit with the message."""
+        # Otherwise `flask` goes on to claim that the command does not exist.
+        raise SystemExit(f"Error: {self.message}")
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """How to read one setting.
 
-    `parse` returns the value of what is given, or raises `ValueError`, `TypeError` or
-    `OverflowError`; `hint` then says what to do. Production does not start without a
-    setting that has an `example`. The value of a `secret` is in no message.
+    `parse` returns the value of what is given, or raises an error such as `ValueError`;
+    `hint` then says what to do. Production does not start without a setting that has an
+    `example`. The value of a `secret` is in no message.
     """
 
     parse: Callable[[Any], Any]
@@ -58,13 +48,14 @@ class Setting:
 
 
 Settings = Mapping[str, Setting]
+Overrides = Mapping[str, Any] | None
 
 
-def number_setting(default: Number) -> Setting:
+def number_setting(default: float) -> Setting:
     """Return a setting that is a number above 0, of the type of `default`."""
     kind = "a whole number" if isinstance(default, int) else "a number"
 
-    def parse(raw: Any) -> Number:
+    def parse(raw: Any) -> float:
         value = type(default)(raw)
         if not (0 < value < 1e9 and value == float(raw)):
             raise ValueError
@@ -75,13 +66,8 @@ def number_setting(default: Number) -> Setting:
 
 def bool_setting(default: bool = False) -> Setting:
     """Return a setting that is true or false."""
-
-    def parse(raw: Any) -> bool:
-        if (text := str(raw).lower()) not in BOOLEANS:
-            raise ValueError
-        return BOOLEANS[text]
-
-    return Setting(parse, "set it to 1 for yes, or to 0 for no.", default)
+    hint = "set it to 1 for yes, or to 0 for no."
+    return Setting(lambda raw: BOOLEANS[str(raw).lower()], hint, default)
 
 
 def text_setting(default: str = "", example: str = "", secret: bool = False) -> Setting:
@@ -123,10 +109,10 @@ def _parse_url(raw: str) -> str:
     except psycopg2.ProgrammingError as error:
         # The query may hold the end of a password, too, but no parameter has an @.
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
-        if unknown and "@" not in url.partition("?")[2]:
-            hint = f"leave out {unknown[1]}, which libpq does not know."
-            raise ValueError(hint) from None
-        raise ValueError from None
+        if not unknown or "@" in url.partition("?")[2]:
+            raise ValueError from None
+        hint = f"leave out {unknown[1]}, which libpq does not know."
+        raise ValueError(hint) from None
     if "@" in parts.get("host", "")[1:] + parts.get("dbname", ""):
         raise ValueError
     return url
@@ -139,21 +125,8 @@ def _parse_key(raw: str) -> str:
 
 
 SETTINGS: Settings = {
-    "DATABASE_URL": Setting(
-        _parse_url,
-        f"write a PostgreSQL URL like {URL_EXAMPLE}, "
-        "and percent-encode @ / : # ? % in it.",
-        default="",
-        example=URL_EXAMPLE,
-        secret=True,
-    ),
-    "SECRET_KEY": Setting(
-        _parse_key,
-        f"set it to 32 random bytes or more, such as {KEY_EXAMPLE}.",
-        default="",
-        example=KEY_EXAMPLE,
-        secret=True,
-    ),
+    "DATABASE_URL": Setting(_parse_url, URL_HINT, "", URL_EXAMPLE, secret=True),
+    "SECRET_KEY": Setting(_parse_key, KEY_HINT, "", KEY_EXAMPLE, secret=True),
     "SECRET_KEY_FALLBACKS": Setting(
         lambda raw: [_parse_key(key) for key in _split(raw)],
         "write former values of SECRET_KEY, with commas between them.",
@@ -162,9 +135,7 @@ SETTINGS: Settings = {
 }
 
 
-def init_app(
-    app: Flask, overrides: Mapping[str, Any] | None, *tables: Settings
-) -> None:
+def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     """Fill `app.config` and validate the settings of all `tables`.
 
     A value comes from `overrides`, else from the environment variable of its name, else
@@ -176,33 +147,30 @@ def init_app(
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=secure)
     app.config.from_prefixed_env()
     app.config.update(given)
-    if {name: app.config[name] for name in COOKIE} == COOKIE:
+    cookie = app.config.get_namespace("SESSION_COOKIE_")
+    if HOST_COOKIE.items() <= cookie.items() and app.config["APPLICATION_ROOT"] == "/":
         # Browsers take the prefix as a promise that no other host can set the cookie.
         app.config["SESSION_COOKIE_NAME"] = "__Host-session"
-    errors = [
-        error
-        for name, setting in ChainMap(*map(dict, tables), dict(SETTINGS)).items()
-        if (error := _set(app, name, setting, given))
-    ]
+    settings = [item for table in (SETTINGS, *tables) for item in table.items()]
+    errors = [error for item in settings if (error := _set(app, given, *item))]
     by_flask = "FLASK_RUN_FROM_CLI" in os.environ or app.testing
     if app.debug and not by_flask and "DEBUG" not in given:
         errors.append("FLASK_DEBUG is on: unset it, for only `flask` may run in debug.")
-    if errors:
+    if errors and "--help" not in sys.argv:
         raise ConfigError("\n".join(errors))
 
 
-def _set(app: Flask, name: str, setting: Setting, given: Mapping[str, Any]) -> str:
+def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> str:
     """Set `app.config[name]`. Return an error message, or an empty string."""
     raw = given.get(name, os.environ.get(name, app.config.get(name)))
+    app.config[name] = setting.default
     if setting.example and raw in (None, "", setting.example):
-        app.config[name] = setting.default
-        if app.debug or app.testing:
-            return ""
         hint = f"set it to {setting.example}, or use `flask --debug` in development."
-        return f"{name} is not set: {hint}"
+        return "" if app.debug or app.testing else f"{name} is not set: {hint}"
     try:
-        app.config[name] = setting.default if raw is None else setting.parse(raw)
-    except (ValueError, TypeError, OverflowError) as error:
+        if raw is not None:
+            app.config[name] = setting.parse(raw)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         shown = "invalid" if setting.secret else repr(raw)
         hint = str(error) if setting.secret and str(error) else setting.hint
         return f"{name} is {shown}: {hint}"
