@@ -4,6 +4,7 @@ import atexit
 import os
 import signal
 import sys
+from functools import partial
 from multiprocessing import parent_process, util
 from threading import Thread
 
@@ -37,7 +38,8 @@ def serve_command(
     if sys.platform != "win32":
         # Until granian handles SIGTERM in a worker, a fork has the handler of its
         # parent, which would lose the signal.
-        os.register_at_fork(after_in_child=_reset_sigterm)
+        reset = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+        os.register_at_fork(after_in_child=reset)
     Granian(
         info.app_import_path or "",
         address=host or ("0.0.0.0" if "PORT" in os.environ else "127.0.0.1"),  # noqa: S104
@@ -61,10 +63,6 @@ def _load_app(path: str) -> Flask:
     # A forked process runs no exit handlers before Python 3.14.
     util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)
     return ScriptInfo(path or None).load_app()
-
-
-def _reset_sigterm() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stop_with_parent() -> None:
