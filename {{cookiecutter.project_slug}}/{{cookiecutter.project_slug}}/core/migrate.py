@@ -1,8 +1,8 @@
 """Plain SQL migrations: `migrations/*.sql`, applied in order by `flask migrate`.
 
-Each is a transaction, and holds no BEGIN, COMMIT, ROLLBACK or SAVEPOINT. One that begins
-with `-- no transaction` is none: it is for a single statement that cannot be in one, such
-as `CREATE INDEX CONCURRENTLY`.
+Each is a transaction, so it holds no BEGIN, COMMIT, ROLLBACK or SAVEPOINT. One that
+begins with `-- no transaction` is none: it is for a single statement that cannot be in
+one, such as `CREATE INDEX CONCURRENTLY`.
 """
 
 import logging
