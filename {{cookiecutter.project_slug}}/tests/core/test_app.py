@@ -1,9 +1,11 @@
 """Every request gets a log line, limits and error pages."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,7 @@ from psycopg2.extras import RealDictCursor, execute_values
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
-from {{ cookiecutter.project_slug }}.core.log import (
-    JsonFormatter,
-    RequestIdFilter,
-    TextFormatter,
-)
+from {{ cookiecutter.project_slug }}.core.log import TEXT, JsonFormatter, RequestIdFilter
 
 from ..conftest import PRODUCTION
 from .items import bp
@@ -59,6 +57,22 @@ def test_request_is_logged(app: Flask, log: pytest.LogCaptureFixture) -> None:
     assert expected.items() <= line.items()
 
 
+def test_production_log_has_the_fields_of_the_formatter(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = logging.StreamHandler(stream := StringIO())
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(RequestIdFilter())
+    for others in ([], [logging.NullHandler()]):
+        monkeypatch.setattr(logging.root, "handlers", [handler, *others])
+        app.test_client().get('/a"%5C', headers={"X-Request-ID": "mine"})
+    quick, formatted = map(json.loads, stream.getvalue().splitlines())
+    assert list(quick) == list(formatted)
+    for name in ("time", "message", "ms"):  # These differ by the time they took.
+        assert type(quick.pop(name)) is type(formatted.pop(name))
+    assert quick == formatted
+
+
 @pytest.mark.parametrize("debug", [True, False])
 def test_request_is_logged_once_per_process(database_url: str, debug: bool) -> None:
     settings = PRODUCTION | {"DATABASE_URL": database_url, "DEBUG": debug}
@@ -77,7 +91,7 @@ def test_request_is_logged_once_per_process(database_url: str, debug: bool) -> N
 def test_path_cannot_add_a_line_to_the_log(
     app: Flask, log: pytest.LogCaptureFixture
 ) -> None:
-    log.handler.setFormatter(TextFormatter())
+    log.handler.setFormatter(logging.Formatter(TEXT))
     app.test_client().get("/a%0AINFO%20b%C3%BC")
     [line] = log.text.splitlines()
     assert "INFO GET /a%0AINFO%20b%C3%BC 404 " in line
@@ -150,7 +164,7 @@ def test_slow_query_that_fails_is_logged(
 def test_text_log_shows_the_request_id(
     app: Flask, log: pytest.LogCaptureFixture
 ) -> None:
-    log.handler.setFormatter(TextFormatter())
+    log.handler.setFormatter(logging.Formatter(TEXT))
     app.test_client().get("/healthz", headers={"X-Request-ID": "mine"})
     assert log.text.endswith(" ms [mine]\n")
 

@@ -4,10 +4,11 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.config import dictConfig
-from secrets import token_hex
+from random import getrandbits
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote
@@ -17,8 +18,18 @@ from flask import Flask
 VALID_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 
 PACKAGE = __name__.partition(".")[0]
+MESSAGE = "%(method)s %(path)s %(status)d %(ms)s ms"
+TEXT = "%(asctime)s %(levelname)s %(message)s%(suffix)s"
+# The line of a request, as `JsonFormatter` formats it.
+LINE = (
+    '{"time": "%(time)s", "level": "INFO", "logger": "%(logger)s",'
+    ' "message": "%(method)s %(path)s %(status)d %(ms)s ms",'
+    ' "request_id": "%(request_id)s", "method": "%(method)s", "path": "%(path)s",'
+    ' "status": %(status)d, "ms": %(ms)s}\n'
+)
 
 logger = logging.getLogger(__name__)
+app_logger = logging.getLogger(PACKAGE)
 _encode = json.JSONEncoder(default=str).encode
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
@@ -28,17 +39,8 @@ class RequestIdFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
+        record.suffix = f" [{request_id.get()}]" if request_id.get() != "-" else ""
         return True
-
-
-class TextFormatter(logging.Formatter):
-    """Format a record for people: time, level, message and request."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        request = getattr(record, "request_id", "-")
-        suffix = f" [{request}]" if request != "-" else ""
-        time = self.formatTime(record, "%H:%M:%S")
-        return f"{time} {record.levelname} {record.message}{suffix}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -73,12 +75,12 @@ class RequestLogMiddleware:
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self.app = app
 
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         began = perf_counter()
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        request_id.set(given if VALID_REQUEST_ID.fullmatch(given) else token_hex(8))
+        if not VALID_REQUEST_ID.fullmatch(given):
+            given = f"{getrandbits(64):016x}"  # noqa: S311  # It is not a secret.
+        request_id.set(given)
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             _log_request(environ, status, began)
@@ -94,12 +96,22 @@ class RequestLogMiddleware:
 
 def _log_request(environ: dict[str, Any], status: str, began: float) -> None:
     parts = {
-        "method": environ["REQUEST_METHOD"],
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "logger": __name__,
+        "request_id": request_id.get(),
+        "method": quote(environ["REQUEST_METHOD"]),
         "path": quote(environ["PATH_INFO"], encoding="latin1"),
         "status": int(status[:3]),
         "ms": round(1000 * (perf_counter() - began), 1),
     }
-    logger.info("%(method)s %(path)s %(status)d %(ms)s ms", parts)
+    handlers: list[Any] = app_logger.handlers + logging.root.handlers
+    is_json = [type(handler.formatter) for handler in handlers] == [JsonFormatter]
+    if is_json and logger.isEnabledFor(logging.INFO):
+        # Making, formatting and handling a record takes five times as long.
+        with suppress(OSError, ValueError):  # The stream may be closed.
+            handlers[0].stream.write(LINE % parts)
+    else:
+        logger.info(MESSAGE, parts)
 
 
 def _is_not_request(record: logging.LogRecord) -> bool:
@@ -110,15 +122,11 @@ CONFIG: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "filters": {"request_id": {"()": RequestIdFilter}},
-    "formatters": {"text": {"()": TextFormatter}, "json": {"()": JsonFormatter}},
-    "handlers": {
-        name: {
-            "class": "logging.StreamHandler",
-            "filters": ["request_id"],
-            "formatter": name,
-        }
-        for name in ("text", "json")
+    "formatters": {
+        "text": {"format": TEXT, "datefmt": "%H:%M:%S"},
+        "json": {"()": JsonFormatter},
     },
+    "root": {"handlers": ["stderr"]},
 }
 
 
@@ -128,9 +136,12 @@ def init_app(app: Flask) -> None:
     # Werkzeug's own server logs one more line per request.
     logging.getLogger("werkzeug").addFilter(_is_not_request)
     if not logging.root.handlers:
-        # None of the formats here has them, and each costs time for every record:
+        # No format here has what these add, and each costs time for every record:
         # https://docs.python.org/3/howto/logging.html#optimization
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-        dictConfig(CONFIG | {"root": {"handlers": ["text" if app.debug else "json"]}})
+        logging._srcfile = None
+        stderr = {"class": "logging.StreamHandler", "filters": ["request_id"]}
+        stderr["formatter"] = "text" if app.debug else "json"
+        dictConfig(CONFIG | {"handlers": {"stderr": stderr}})
     # Flask adds a handler of its own to a logger that has none at its first use.
     app.logger.setLevel(logging.DEBUG if app.debug else logging.INFO)
