@@ -36,6 +36,20 @@ def test_invalid_settings_are_reported_together() -> None:
     assert PASSWORD not in said
 
 
+@pytest.mark.parametrize("command", [[], ["migrate"]], ids=str)
+def test_help_is_shown_without_settings(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "app", *command, "--help"],
+        cwd=ROOT,
+        env=os.environ | {"FLASK_DEBUG": "0"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ") and "migrat" in done.stdout
+
+
 def test_debug_does_not_start() -> None:
     assert error_of_the_start(FLASK_DEBUG="1").startswith("Error: FLASK_DEBUG is on")
 

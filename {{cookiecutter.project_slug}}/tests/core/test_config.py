@@ -99,6 +99,18 @@ def test_invalid_url_is_explained_without_its_password(url: str, hint: str) -> N
     assert "hunter2" not in str(e.value)
 
 
+@pytest.mark.parametrize("count", ["-1", "10", "two"])
+def test_impossible_count_of_proxies_stops_the_start(count: str) -> None:
+    message = f"^TRUSTED_PROXIES is '{count}': set it to the number of proxies[.]$"
+    with pytest.raises(config.ConfigError, match=message):
+        create_app(PRODUCTION | {"TRUSTED_PROXIES": count})
+
+
+def test_help_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["flask", "--help"])
+    assert "migrate" in create_app({"MAX_CONTENT_LENGTH": "1 MB"}).cli.commands
+
+
 def test_url_of_a_mounted_secret_may_end_with_a_newline() -> None:
     app = create_app(PRODUCTION | {"DATABASE_URL": f"{URL}\n"})
     assert app.config["DATABASE_URL"] == URL

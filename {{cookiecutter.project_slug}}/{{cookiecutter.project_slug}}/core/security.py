@@ -21,7 +21,7 @@ SETTINGS: Settings = {
         example="the host names of the site, such as example.com",
     ),
     "TRUSTED_PROXIES": Setting(
-        lambda raw: range(10)[int(raw)], "set it to how many proxies there are.", 0
+        lambda raw: range(10).index(int(raw)), "set it to the number of proxies.", 0
     ),
     "MAX_CONTENT_LENGTH": number_setting(1024 * 1024),  # bytes
 }
@@ -99,8 +99,7 @@ def init_app(app: Flask) -> None:
     app.before_request(_reject_cross_site)
     app.wsgi_app = _add_headers(app.wsgi_app, headers)  # type: ignore[method-assign]
     if count := app.config["TRUSTED_PROXIES"]:
-        proxies = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)
-        app.wsgi_app = proxies  # type: ignore[method-assign]
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)  # type: ignore[method-assign]
 
 
 def _reject_cross_site() -> None:
@@ -111,8 +110,7 @@ def _reject_cross_site() -> None:
     if site := request.headers.get("Sec-Fetch-Site"):
         same = site in ("same-origin", "none")
     else:
-        here = f"{request.scheme}://{request.host}"
-        same = request.origin in (None, "", here)
+        same = request.origin in (None, "", f"{request.scheme}://{request.host}")
     if not same:
         abort(403, "This request comes from another site.")
 
