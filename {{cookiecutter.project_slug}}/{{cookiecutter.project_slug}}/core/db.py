@@ -37,7 +37,6 @@ STARTUP_OPTIONS = (
 # PostgreSQL on Windows refuses the first option, and most poolers refuse them all.
 REFUSED = re.compile("client_connection_check|startup param|command-line opt", re.I)
 
-
 # PostgreSQL tells a client of these settings without being asked.
 READ_ONLY_REPORTS = ("default_transaction_read_only", "in_hot_standby")
 

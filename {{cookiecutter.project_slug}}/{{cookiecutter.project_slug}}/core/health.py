@@ -19,19 +19,21 @@ def healthz() -> dict[str, str]:
 def readyz() -> tuple[dict[str, str], int]:
     """Respond 200 when the database responds and has every migration, 503 otherwise."""
     try:
-        missing = migrate.missing(get_db())
+        missing = ", ".join(migrate.missing(get_db()))
     except migrate.MigrationError as error:
-        current_app.logger.error("Not ready: %s", error)
-        return {"status": "migrations unreadable"}, 503
+        return _not_ready("migrations unreadable", str(error))
     except (DatabaseUnavailable, psycopg2.Error) as error:
         stats = get_pool().stats()  # in the log only: /readyz is public
-        current_app.logger.error("Not ready: %s (connections: %s)", error, stats)
-        return {"status": "unavailable"}, 503
+        return _not_ready("unavailable", f"{error} (connections: {stats})")
     if missing:
-        names = ", ".join(missing)
-        current_app.logger.error("Not ready: run `flask migrate` to apply %s", names)
-        return {"status": "migrations missing"}, 503
+        reason = f"run `flask migrate` to apply {missing}"
+        return _not_ready("migrations missing", reason)
     return {"status": "ok"}, 200
+
+
+def _not_ready(status: str, reason: str) -> tuple[dict[str, str], int]:
+    current_app.logger.error("Not ready: %s", reason)
+    return {"status": status}, 503
 
 
 def init_app(app: Flask) -> None:
