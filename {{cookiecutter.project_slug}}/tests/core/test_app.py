@@ -17,7 +17,11 @@ from psycopg2.extras import RealDictCursor, execute_values
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
-from {{ cookiecutter.project_slug }}.core.log import TEXT, JsonFormatter, RequestIdFilter
+from {{ cookiecutter.project_slug }}.core.log import (
+    TEXT,
+    JsonFormatter,
+    RequestIdFilter,
+)
 
 from ..conftest import PRODUCTION
 from .items import bp

@@ -79,7 +79,7 @@ class Request(flask.Request):
     def stream(self) -> IO[bytes]:
         """The body. A form may have `MAX_FORM_PARTS` fields."""
         if "Transfer-Encoding" in self.headers:
-            # A server may take a body of unknown length for complete that was cut off.
+            # A server may treat a truncated body of unknown length as complete.
             raise LengthRequired
         stream = super().stream
         if self.mimetype != "application/x-www-form-urlencoded":
