@@ -62,7 +62,7 @@ class Child:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         return f"flask {self.command}" if self.command else "The application"
 
     @property

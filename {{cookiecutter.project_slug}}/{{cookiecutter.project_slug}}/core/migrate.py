@@ -21,7 +21,7 @@ TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, checksum text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 )"""
-# What a file sets, such as a search_path, is for that file.
+# Settings of a file, such as its search_path, end with it.
 RECORD = (
     "RESET ROLE; RESET ALL; "
     "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)"
