@@ -57,7 +57,8 @@ def version():
 FLOOR = """
 import importlib, json, os, sys, time
 
-os.environ |= {"FLASK_DEBUG": "1", "WERKZEUG_RUN_MAIN": "true", "_FLASK_DEV": "1"}
+os.environ |= {"FLASK_DEBUG": "1", "FLASK_RUN_FROM_CLI": "true"}
+os.environ |= {"WERKZEUG_RUN_MAIN": "true", "_FLASK_DEV": "1"}
 
 
 def in_fork(function):

@@ -5,6 +5,7 @@ never served, and what remains after the server was killed. Set ROUNDS for more 
 """
 
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -50,7 +51,8 @@ def environment(folder: Path) -> Path:
     uv, python = PROGRAMS / "uv", folder / "environment" / "bin" / "python"
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
     subprocess.run([uv, "venv", "--quiet", folder / "environment"], **quiet)
-    devserver = TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver"
+    devserver = folder / "devserver"
+    shutil.copytree(TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver", devserver)
     packages = [devserver, "hupper", "watchfiles", "flask-hot-reload"]
     install = [uv, "pip", "install", "--quiet", "--python", python, *packages]
     subprocess.run(install, **quiet)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ def test_next_client_replaces_a_killed_program(
     assert has_ended(folder)
 
 
+def test_reaper_restarts_a_killed_server(folder: Path, start: StartClient) -> None:
+    url = start().url()
+    query(url, "CREATE TABLE a (b text); SELECT 1")
+    [server] = [found for found in programs(folder) if "bin/postgres" in title(found)]
+    server.kill()
+    server.wait()
+    assert poll(lambda: responds(url))
+    assert query(url, "SELECT count(*) FROM a") == 0
+
+
 def test_new_reaper_knows_the_clients_of_the_one_before(
     folder: Path, start: StartClient
 ) -> None:
@@ -203,6 +214,26 @@ def test_database_is_there_before_flask_dev_serves(tmp_path: Path) -> None:
         assert re.search("INFO Applied 1 migration, the last of them .*sql\n", before)
         server.interrupt()
     folder = tmp_path / "instance" / "postgres"
+    assert has_ended(folder)
+    shutil.rmtree(folder.resolve())
+
+
+def test_simultaneous_first_requests_create_one_database(tmp_path: Path) -> None:
+    folder = tmp_path / "instance" / "postgres"
+    with Server(tmp_path, DATABASE_URL="") as server:
+        server.interrupt()
+        assert has_ended(folder)
+        shutil.rmtree(folder.resolve())
+        shutil.rmtree(folder.parent)
+        before = len(server.log)
+        server.start()
+        server.wait_for(lambda: not server.port_is_free(), "server")
+        with ThreadPoolExecutor(4) as threads:
+            versions = list(threads.map(server.request, ["/version"] * 4))
+        assert len(versions) == 4
+        log = server.log[before:]
+        assert log.count("Creating a PostgreSQL") == log.count("Applied") == 1
+        server.interrupt()
     assert has_ended(folder)
     shutil.rmtree(folder.resolve())
 
@@ -362,6 +393,13 @@ def cwd(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         return process.cwd()
     return ""
+
+
+def responds(url: str) -> bool:
+    """Return whether the database answers a query."""
+    with suppress(psycopg2.OperationalError):
+        return query(url, "SELECT 1") == 1
+    return False
 
 
 def query(url: str, sql: str) -> object:

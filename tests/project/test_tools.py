@@ -50,8 +50,10 @@ class App:
         uv, environment = PROGRAMS / "uv", folder / ".venv"
         run(uv, "venv", "--quiet", environment, cwd=folder)
         self.python = environment / "bin" / "python"
+        devserver = folder / "devserver"
+        run("cp", "-r", DEVSERVER, devserver, cwd=folder)
         install = ["pip", "install", "--quiet", "--python", self.python]
-        run(uv, *install, DEVSERVER, *packages, cwd=folder)
+        run(uv, *install, devserver, *packages, cwd=folder)
 
     @contextmanager
     def serve(self, *options: str, tool: Sequence[str] = ()) -> Iterator[None]:
@@ -141,7 +143,7 @@ class Editor:
             self.stream.readline()
             message = json.loads(self.stream.read(length))
             if (message["type"], message.get("event")) == (kind, name):
-                return dict(message["body"])
+                return dict(message.get("body", {}))
 
 
 @OPTIONS

@@ -142,7 +142,11 @@ class Child:
                 count = len(sys.modules)
                 new = set(module_files()) - known
                 known |= new
-                names = {name for name, path in new if is_library(path)}
+                names = {
+                    name
+                    for name, path in new
+                    if is_library(path) or name.startswith("flask_devserver.")
+                }
                 files = [path for _, path in new if is_watched_module(path)]
                 self._send(modules=sorted(names - {"__main__"}), files=files)
 

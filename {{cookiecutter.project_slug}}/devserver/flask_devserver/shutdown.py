@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,11 +32,11 @@ def guard() -> None:
     the main thread has finished. It waits there for threads and for executors.
     """
     remember_thread_origins()
-    _silence_server_thread()
     shutdown = threading._shutdown  # type: ignore[attr-defined]
 
     def shutdown_in_time() -> None:
         kill_after(DEADLINE, exit_code=3)  # Werkzeug starts a new child after code 3.
+        threading.excepthook = partial(_silence_server, threading.excepthook)
         shutdown()
 
     threading._shutdown = shutdown_in_time  # type: ignore[attr-defined]
@@ -69,18 +70,12 @@ def _await_orphanage(parent: int, sleep: Callable[[float], None]) -> None:
     os._exit(1)  # Otherwise the orphan keeps the port open.
 
 
-def _silence_server_thread() -> None:
-    hook, main = threading.excepthook, threading.main_thread()
-
-    def quiet_hook(args: threading.ExceptHookArgs) -> None:
-        # The socket is closed while the thread still selects on it: on Windows that
-        # is WinError 10038. The error means nothing once the process is exiting.
-        serving = args.thread and "serve_forever" in args.thread.name
-        over = not main.is_alive() and issubclass(args.exc_type, (OSError, ValueError))
-        if not (serving and over):
-            hook(args)
-
-    threading.excepthook = quiet_hook
+def _silence_server(hook: Callable[..., Any], args: threading.ExceptHookArgs) -> None:
+    # The socket is closed while the thread still selects on it: on Windows that is
+    # WinError 10038. The error means nothing once the process is exiting.
+    serving = args.thread and "serve_forever" in args.thread.name
+    if not (serving and issubclass(args.exc_type, (OSError, ValueError))):
+        hook(args)
 
 
 def remember_thread_origins() -> None:
