@@ -8,10 +8,10 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from typing import Any, Self
 from urllib.request import urlopen
 
 import pytest
@@ -119,14 +119,23 @@ class Editor:
     """A connection of an editor to the debugger, in the Debug Adapter Protocol."""
 
     def __init__(self, port: int, module: Path, **attach: Any) -> None:
-        self.stream = socket.create_connection(("127.0.0.1", port), 60).makefile("rwb")
+        self.connection = socket.create_connection(("127.0.0.1", port), 60)
+        self.stream = self.connection.makefile("rwb")
         self.number = 0
         self.send("initialize", adapterID="python", pathFormat="path")
-        self.send("attach", justMyCode=False, subProcess=True, **attach)
+        self.send("attach", **{"justMyCode": False, "subProcess": True} | attach)
         self.read("event", "initialized")
         lines = {"breakpoints": [{"line": LINE}], "source": {"path": str(module)}}
         self.send("setBreakpoints", **lines)
         self.send("configurationDone")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):
+            self.stream.close()
+        self.connection.close()
 
     def send(self, command: str, **arguments: Any) -> None:
         """Send a request."""
@@ -151,23 +160,22 @@ def test_debugger_stops_at_a_breakpoint_after_a_reload(
     tmp_path: Path, option: str
 ) -> None:
     app, port = App(tmp_path, APP, "debugpy"), free_port()
-    with app.serve(option, tool=["-m", "debugpy", "--listen", f"127.0.0.1:{port}"]):
-        parent = Editor(port, app.module)
-        child = parent.read("event", "debugpyAttach")
-        stop_at_breakpoint(app, Editor(port, app.module, **child))
-        app.module.write_text(app.text.replace("VERSION = 0", "VERSION = 1"))
-        child = parent.read("event", "debugpyAttach")
-        stop_at_breakpoint(app, Editor(port, app.module, **child))
+    listen = ["-m", "debugpy", "--listen", f"127.0.0.1:{port}"]
+    with app.serve(option, tool=listen), Editor(port, app.module) as parent:
+        for version in ("0", "1"):
+            if version == "1":
+                app.module.write_text(app.text.replace("VERSION = 0", "VERSION = 1"))
+            child = parent.read("event", "debugpyAttach")
+            with Editor(port, app.module, **child) as editor:
+                assert page_after_breakpoint(app, editor) == version
 
 
-def stop_at_breakpoint(app: App, editor: Editor) -> None:
-    """Ask for the page; it comes when the editor has let the stopped thread go on."""
-    pages: list[str] = []
-    thread = Thread(target=lambda: pages.append(app.page()), daemon=True)
-    thread.start()
-    stopped = editor.read("event", "stopped")
-    assert stopped["reason"] == "breakpoint"
-    assert pages == []
-    editor.send("continue", threadId=stopped["threadId"])
-    thread.join(60)
-    assert pages[0]
+def page_after_breakpoint(app: App, editor: Editor) -> str:
+    """Ask for the page; return it once the editor lets the stopped thread continue."""
+    with ThreadPoolExecutor(1) as thread:
+        page = thread.submit(app.page)
+        stopped = editor.read("event", "stopped")
+        assert stopped["reason"] == "breakpoint"
+        assert not page.done()
+        editor.send("continue", threadId=stopped["threadId"])
+        return page.result()
