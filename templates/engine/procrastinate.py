@@ -38,7 +38,7 @@ from .migrate import missing
 
 EngineError = ConnectorException
 HEARTBEAT_INTERVAL = 2.0  # seconds
-STALLED_AFTER = 20.0  # seconds without a heartbeat until others requeue a worker's jobs
+STALLED_AFTER = 15.0  # seconds without a heartbeat until others requeue a worker's jobs
 MAX_ATTEMPTS = 6  # starts of a job whose workers were killed
 MAX_RECONNECT_DELAY = 30.0  # seconds, also for a query to wait for PostgreSQL
 
@@ -57,14 +57,14 @@ CROSS JOIN LATERAL (SELECT coalesce(scheduled_at > now(), false) AS later) AS gi
 """
 
 # The condition on the worker keeps two workers from requeueing a job twice. From the
-# second time on, the lock separates a job that kills its workers from its neighbors.
+# third time on, the lock separates a job that kills its workers from its neighbors.
 REQUEUE = """
 UPDATE procrastinate_jobs AS job SET
     status = (CASE WHEN abort_requested OR attempts + 1 >= %(max_attempts)s
             OR EXISTS (SELECT FROM procrastinate_jobs AS other
                 WHERE other.status = 'todo' AND other.queueing_lock = job.queueing_lock)
         THEN 'failed' ELSE 'todo' END)::procrastinate_job_status,
-    lock = CASE WHEN attempts = 0 THEN lock
+    lock = CASE WHEN attempts < 2 THEN lock
         ELSE coalesce(lock, 'interrupted in ' || queue_name) END,
     scheduled_at = now(),
     attempts = attempts + 1
