@@ -55,11 +55,11 @@ URL_EXAMPLE = "redis://localhost:6379/0"
 
 
 def _parse_url(raw: str) -> str:
-    # Celery's own messages quote the URL with the password.
-    parts = urlsplit(raw)
-    if parts.scheme not in TRANSPORT_ALIASES or parts.port == 0:
-        raise ValueError
-    return raw
+    with suppress(ValueError):  # Its message may quote part of the password.
+        parts = urlsplit(raw)
+        if parts.scheme in TRANSPORT_ALIASES and parts.port != 0:
+            return raw
+    raise ValueError
 
 
 SETTINGS: Settings = {
