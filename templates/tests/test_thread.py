@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Callable, Iterator
 from queue import Queue
 from threading import Event, Lock, Thread, Timer
@@ -10,10 +11,7 @@ from psycopg2.extensions import connection
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.jobs import QueueFull, task
-from {{ cookiecutter.project_slug }}.core.log import (
-    RequestIdFilter,
-    TextFormatter,
-)
+from {{ cookiecutter.project_slug }}.core.log import TEXT, RequestIdFilter
 
 from .reload_server import poll, sleeping
 
@@ -162,7 +160,7 @@ def test_task_is_logged_with_the_id_of_its_request(
         add.delay(1, 2)
         return "asked"
 
-    monkeypatch.setattr(caplog.handler, "formatter", TextFormatter())
+    monkeypatch.setattr(caplog.handler, "formatter", logging.Formatter(TEXT))
     monkeypatch.setattr(caplog.handler, "filters", [RequestIdFilter()])
     app.test_client().post("/fail", headers={"X-Request-ID": "mine"})
     assert results.get(timeout=10) == 3
