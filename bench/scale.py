@@ -2,10 +2,10 @@
 
     python bench/scale.py FOLDER
 
-64 clients request a row, a page of twenty rows, and a query that takes 20 ms. The last
-line is of two processes that share 8 connections through PgBouncer, if it is installed.
-FOLDER keeps the environments, and bench/throughput.py uses them, too. Prints a table in
-Markdown.
+64 clients request a row, a page of twenty rows, and a query that takes 20 ms. If
+PgBouncer is installed, two processes share 8 connections through it, with the pool
+psycopg2 and without a pool. FOLDER keeps the environments, and bench/throughput.py uses
+them, too. Prints a table in Markdown.
 """
 
 import os
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import sample
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from reload import command_lines
@@ -30,6 +31,7 @@ from serving import (
     prepare,
     served,
 )
+from throughput import ours
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 SECONDS = int(os.environ.get("SECONDS", "2"))  # of each number of processes and path
@@ -47,6 +49,14 @@ pool_mode = transaction
 default_pool_size = {size}
 server_idle_timeout = 1
 """
+
+
+class Turn(NamedTuple):
+    """The pool of a project, the number of its processes, the URL of its database."""
+
+    pool: str
+    workers: int
+    dsn: str
 
 
 @contextmanager
@@ -69,28 +79,24 @@ def count_connections() -> int:
     return sum(title.startswith("postgres: dev bench ") for title in titles)
 
 
-def measure(project: Path, turns: list[tuple[int, str]]) -> list[list[list[float]]]:
-    """Return the rates of each turn's paths, and its connections, from all rounds.
-
-    A turn is a number of processes and the URL of the database.
-    """
-    found = [[[] for _ in (*PATHS, "connections")] for _ in turns]
-    flask = project.parent / "app_sqlalchemy" / ".venv" / "bin" / "flask"
+def measure(folder: Path, turns: dict[str, Turn]) -> dict[str, list[list[float]]]:
+    """Return the rates of each turn's paths, and its connections, from all rounds."""
+    found = {name: [[] for _ in (*PATHS, "connections")] for name in turns}
+    programs = folder / "app_sqlalchemy" / ".venv" / "bin"
     for _ in range(ROUNDS):
-        for turn in sample(range(len(turns)), len(turns)):
-            workers, dsn = turns[turn]
-            command = [flask, "--app", "project", "serve", "--port", "PORT"]
-            command += ["--workers", str(workers)]
-            environ = environment(dsn) | {"PYTHONPATH": str(APPS)}
-            environ |= {"PACKAGE": project.name, "DB_MODULE": f"{project.name}.core.db"}
-            with served(command, project, environ, PATHS[0]) as url:
+        for name in sample(list(turns), len(turns)):
+            pool, workers, dsn = turns[name]
+            command, _, cwd, environ = ours(programs, folder, pool)
+            command = [programs / command[0], *command[1:], "--workers", str(workers)]
+            environ = environment(dsn) | {"PYTHONPATH": str(APPS)} | environ
+            with served(command, cwd, environ, PATHS[0]) as url:
                 load(url + PATHS[0], CLIENTS, 1)  # to get warm
-                for number, path in sample(list(enumerate(PATHS)), len(PATHS)):
+                for column, path in sample(list(enumerate(PATHS)), len(PATHS)):
                     result = load(url + path, CLIENTS, SECONDS)
                     if result.failed:
                         sys.exit(f"{result.failed} requests failed.")
-                    found[turn][number].append(result.rate)
-                found[turn][-1].append(count_connections())
+                    found[name][column].append(result.rate)
+                found[name][-1].append(count_connections())
     return found
 
 
@@ -100,13 +106,15 @@ def main() -> None:
     folder = project.parent
     with ExitStack() as stack:
         dsn = stack.enter_context(database(project))
-        turns = {f"{count}": (count, dsn) for count in range(1, 5)}
+        turns = {f"{count}": Turn("psycopg2", count, dsn) for count in range(1, 5)}
         if shutil.which("pgbouncer"):
             pooled = stack.enter_context(pgbouncer(folder, dsn))
-            turns[f"2, PgBouncer with {POOLED}"] = (2, pooled)
-        found = measure(folder / "app_psycopg2", list(turns.values()))
+            name = f"2, PgBouncer with {POOLED} connections"
+            turns[name] = Turn("psycopg2", 2, pooled)
+            turns[f"{name}, pool none"] = Turn("none", 2, pooled)
+        found = measure(folder, turns)
     print("| processes |", " | ".join(PATHS), "| connections |\n|---|---|---|---|---|")
-    for name, columns in zip(turns, found, strict=True):
+    for name, columns in found.items():
         medians = [f"{statistics.median(column):,.0f}" for column in columns]
         print("|", " | ".join([name, *medians]), "|")
 

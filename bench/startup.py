@@ -8,6 +8,7 @@ run. Prints a table in Markdown.
 """
 
 import os
+import signal
 import statistics
 import subprocess
 import time
@@ -35,13 +36,16 @@ def seconds_to_response(
     """Start the server; return the seconds until its first response."""
     port = str(free_port())
     command = [str(part).replace("PORT", port) for part in command]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options = {"cwd": cwd, "env": environ, "start_new_session": True}
+    options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     began = time.monotonic()
-    with subprocess.Popen(command, cwd=cwd, env=environ, **quiet) as process:
-        await_response(process, f"http://127.0.0.1:{port}{path}", pause=0.002)
-        seconds = time.monotonic() - began
-        process.terminate()
-    return seconds
+    with subprocess.Popen(command, **options) as process:
+        try:
+            await_response(process, f"http://127.0.0.1:{port}{path}", pause=0.002)
+            return time.monotonic() - began
+        finally:
+            # A worker of granian that is still starting loses SIGTERM.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def measure(folder: Path, programs: Path, dsn: str) -> dict[str, list[float]]:
