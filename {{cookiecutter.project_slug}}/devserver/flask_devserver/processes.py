@@ -28,12 +28,17 @@ class Processes:
 
     def __init__(self) -> None:
         self.dying: dict[int, tuple[float, signal.Signals]] = {}
+        self.names: dict[int, str] = {}
         self.named: set[int] = set()  # those that were left running
         if sys.platform == "linux":  # Orphans become children of this process.
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    def end(self, pid: int, seconds: float) -> None:
-        """Let a process exit within so many seconds, and kill it otherwise."""
+    def end(self, pid: int, seconds: float, name: str = "") -> None:
+        """Let a process exit within so many seconds, and kill it otherwise.
+
+        Its `name` in messages is its command line by default.
+        """
+        self.names[pid] = name or _command_line(pid)
         self.dying[pid] = (time.monotonic() + seconds, signal.SIGKILL)
         send_signal(pid, signal.SIGTERM)
 
@@ -41,11 +46,11 @@ class Processes:
         """Send the signals that are due."""
         for pid, (due, number) in list(self.dying.items()):
             if time.monotonic() >= due and number == signal.SIGTERM:
-                command = f"{_command_line(pid)} (pid {pid})"
-                say(f" * Ending what the application left running: {command}")
-                self.end(pid, ORPHAN_DEADLINE)
+                name = f"{_command_line(pid)} (pid {pid})"
+                say(f" * Ending what the application left running: {name}")
+                self.end(pid, ORPHAN_DEADLINE, name)
             elif time.monotonic() >= due:
-                say(f" * Did not exit in time and is killed: {_command_line(pid)}")
+                say(f" * {self.names[pid]} did not exit in time and is killed")
                 self.dying[pid] = (float("inf"), number)
                 send_signal(pid, number)
 
@@ -58,6 +63,7 @@ class Processes:
         """Yield the processes that have ended, and whether they were to."""
         with suppress(ChildProcessError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                self.names.pop(pid, None)
                 yield pid, bool(self.dying.pop(pid, None))
 
     def end_orphans(self, known: Iterable[int], successor: int) -> None:

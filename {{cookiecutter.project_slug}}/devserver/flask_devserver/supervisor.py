@@ -253,7 +253,7 @@ class Supervisor:
             deadline = runner.child.deadline
             if self.ending and runner is self.web:
                 deadline = min(deadline, LAST_DEADLINE)
-            self.processes.end(runner.pid, deadline + KILL_MARGIN)
+            self.processes.end(runner.pid, deadline + KILL_MARGIN, runner.child.name)
 
     def _stop_children(self) -> None:
         for runner in self.runners:
