@@ -146,8 +146,8 @@ def _limit_redeliveries(app: Flask, request: Any) -> Iterator[None]:
         if (request.delivery_info or {}).get("redelivered"):
             stack.callback(_forget, app, request.id)
             if _redeliveries(app, COUNT, request.id):
-                # From the second time on it runs alone. The jobs that wait here have
-                # not begun, so they do not count as killers of this worker.
+                # From the second time on it runs alone. Jobs that wait here have not
+                # begun, so this worker's death is not counted for them.
                 stack.enter_context(_suspect)
             count = _redeliveries(app, INCREMENT, request.id)
             if count > MAX_REDELIVERIES:
