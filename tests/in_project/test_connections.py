@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg2
@@ -140,6 +141,36 @@ def test_own_read_only_session_is_not_a_failover(url: str) -> None:
     assert client.get("/by-transaction").status_code == 418
 
 
+def test_reset_without_the_right_to_create_databases_keeps_this_one(
+    url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    app = create_app(SETTINGS | {"DATABASE_URL": url})
+    run_as_admin(folder, "ALTER ROLE dev NOCREATEDB")
+    try:
+        result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+    finally:
+        run_as_admin(folder, "ALTER ROLE dev CREATEDB")
+    assert result.output == "Error: permission denied to create database\n"
+    with app.app_context():
+        run("SELECT FROM items")
+
+
+def test_reset_without_a_database_to_connect_to_ends_in_a_sentence(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(parameters: dict[str, str]) -> str:
+        missing = parameters.get("database") == "postgres"
+        return 'database "postgres" does not exist' if missing else ""
+
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    with front(url, refuse) as app:
+        result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+    [sentence] = result.output.splitlines()
+    assert sentence.startswith("Error: ")
+    assert sentence.endswith('database "postgres" does not exist')
+
+
 def add_route(app: Flask, transaction: bool) -> None:
     @app.post("/write")
     def write() -> str:
@@ -170,22 +201,22 @@ def front(url: str, refuse: Callable[[dict[str, str]], str]) -> Iterator[Flask]:
 
 def alter_system(folder: Path, change: str) -> None:
     """Change the configuration of the server, and wait until it applies."""
+    run_as_admin(folder, f"ALTER SYSTEM {change}")
+    run_as_admin(folder, "SELECT pg_reload_conf()")
+    state = "on" if change.startswith("SET") else "off"
+    show = "SHOW default_transaction_read_only"
+    assert poll(lambda: run_as_admin(folder, show) == [(state,)])
+
+
+def run_as_admin(folder: Path, query: str) -> list[Any]:
+    """Execute a query as the administrator of the server, and return the rows."""
     services = ConfigParser(interpolation=None)
     services.read(folder / "pg_service.conf")
     with closing(psycopg2.connect(**services["admin"])) as conn:
         conn.autocommit = True
         with conn.cursor() as cursor:
-            cursor.execute(f"ALTER SYSTEM {change}")
-            cursor.execute("SELECT pg_reload_conf()")
-        state = "on" if change.startswith("SET") else "off"
-        assert poll(lambda: _shows(services, state))
-
-
-def _shows(services: ConfigParser, state: str) -> bool:
-    with closing(psycopg2.connect(**services["admin"])) as conn:
-        with conn.cursor() as cursor:
-            cursor.execute("SHOW default_transaction_read_only")
-            return cursor.fetchone() == (state,)
+            cursor.execute(query)
+            return cursor.fetchall() if cursor.description else []
 
 
 def run(query: str) -> None:

@@ -2,10 +2,9 @@
 
 import json
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from flask import Flask, after_this_request, render_template, request
-from flask.typing import ResponseReturnValue
 from jinja2 import TemplateNotFound
 from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response
@@ -24,11 +23,11 @@ def _vary(response: Response) -> Response:
     return response
 
 
-def _render_error(error: HTTPException) -> ResponseReturnValue:
+def _render_error(error: HTTPException) -> Any:
     # Older Werkzeug declares a class without `data`.
     response: Any = error.get_response()
     if error.response is not None:
-        return cast(Response, response)
+        return response
     if wants_json():
         # https://www.rfc-editor.org/rfc/rfc9457
         detail = {"title": error.name, "detail": error.description}
@@ -39,7 +38,7 @@ def _render_error(error: HTTPException) -> ResponseReturnValue:
         # remains, as it does in an application without the template.
         with suppress(TemplateNotFound):
             response.data = render_template("error.html", error=error)
-    return cast(Response, response)
+    return response
 
 
 def init_app(app: Flask) -> None:

@@ -38,8 +38,8 @@ class RequestIdFilter(logging.Filter):
     """Give every record the id of the current request, or "-" outside of one."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        record.suffix = f" [{request_id.get()}]" if request_id.get() != "-" else ""
+        record.request_id = current = request_id.get()
+        record.suffix = f" [{current}]" if current != "-" else ""
         return True
 
 
@@ -136,10 +136,6 @@ def init_app(app: Flask) -> None:
     # Werkzeug's own server logs one more line per request.
     logging.getLogger("werkzeug").addFilter(_is_not_request)
     if not logging.root.handlers:
-        # No format here has what these add, and each costs time for every record:
-        # https://docs.python.org/3/howto/logging.html#optimization
-        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-        logging._srcfile = None
         stderr = {"class": "logging.StreamHandler", "filters": ["request_id"]}
         stderr["formatter"] = "text" if app.debug else "json"
         dictConfig(CONFIG | {"handlers": {"stderr": stderr}})
