@@ -11,15 +11,16 @@ class FairSemaphore:
 
     def acquire(self, timeout: float) -> bool:
         """Take a slot. Return whether one came free within `timeout` seconds."""
-        waiter = object()
-
-        def is_next() -> bool:
-            return self.free > 0 and self.waiting[0] is waiter
-
         with self._changed:
+            if self.free and not self.waiting:
+                self.free -= 1
+                return True
+            waiter = object()
             self.waiting.append(waiter)
             try:
-                acquired = self._changed.wait_for(is_next, timeout)
+                acquired = self._changed.wait_for(
+                    lambda: self.free > 0 and self.waiting[0] is waiter, timeout
+                )
                 self.free -= acquired
             finally:
                 self.waiting.remove(waiter)
@@ -30,7 +31,8 @@ class FairSemaphore:
         """Return a slot."""
         with self._changed:
             self.free += 1
-            self._changed.notify_all()
+            if self.waiting:
+                self._changed.notify_all()
 
 
 def responds(conn: Connection, query: str = "") -> bool:

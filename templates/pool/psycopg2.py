@@ -75,8 +75,8 @@ class Pool:
         if opened is None:
             return  # It was returned before, or it is the parent process's.
         try:
-            reset = "DISCARD ALL" if self.config["POOL_RESET"] else ""
-            if conn.clean() and responds(conn, reset):
+            reset = self.config["POOL_RESET"]
+            if conn.clean() and (not reset or responds(conn, "DISCARD ALL")):
                 self._idle.append((conn, opened, monotonic()))
             else:
                 conn.close()

@@ -93,8 +93,8 @@ class Pool:
         if proxy is None:
             return  # It was returned before, or it is the parent process's.
         try:
-            reset = "DISCARD ALL" if self.config["POOL_RESET"] else ""
-            if conn.clean() and responds(conn, reset):
+            reset = self.config["POOL_RESET"]
+            if conn.clean() and (not reset or responds(conn, "DISCARD ALL")):
                 proxy.close()
             else:
                 proxy.invalidate()
