@@ -226,24 +226,17 @@ def connect() -> Connection:
 
     A server that refuses `STARTUP_OPTIONS` gets none from then on.
     """
-    try:
-        return _connect()
-    except DatabaseUnavailable as error:
-        if not REFUSED.search(str(error)):
-            raise
-        if options := current_app.extensions.pop("startup_options", ""):
-            message = "Connecting without `%s`, which the server refuses: %s"
-            current_app.logger.warning(message, options, error)
-        return _connect()
-
-
-def _connect() -> Connection:
     parameters = connection_parameters(database_url())
     try:
         conn: Connection = psycopg2.connect(connection_factory=Connection, **parameters)
     except (psycopg2.OperationalError, UnicodeDecodeError) as error:
         reason = getattr(error, "object", error)  # the bytes in another encoding
         reason = " ".join(str(reason).split())
+        if REFUSED.search(reason) and STARTUP_OPTIONS in parameters.get("options", ""):
+            if current_app.extensions.pop("startup_options", ""):
+                message = "Connecting without `%s`, which the server refuses: %s"
+                current_app.logger.warning(message, STARTUP_OPTIONS, reason)
+            return connect()
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
     return conn
 
