@@ -99,9 +99,9 @@ def _split(raw: Any) -> list[str]:
 
 def _parse_url(raw: str) -> str:
     url = raw.strip()  # A mounted secret ends with a newline.
-    scheme = url.partition(":")[0]
-    if "+" in scheme:
-        raise ValueError(f"write it without +{scheme.partition('+')[2]}.")
+    driver = url.partition(":")[0].partition("+")[2]
+    if driver:
+        raise ValueError(f"write it without +{driver}.")
     # libpq's own message may quote the URL with the password. It takes part of a
     # password with an @ or a / for the host.
     try:

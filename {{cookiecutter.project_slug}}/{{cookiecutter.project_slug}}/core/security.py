@@ -6,9 +6,8 @@ from typing import IO, Any
 
 import flask
 from flask import Flask, abort, request
-from flask.json.provider import DefaultJSONProvider
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
-from werkzeug.exceptions import LengthRequired, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, LengthRequired, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.utils import cached_property
 
@@ -61,19 +60,15 @@ class SessionInterface(SecureCookieSessionInterface):
             response.headers.setdefault("Cache-Control", "private")
 
 
-class JSONProvider(DefaultJSONProvider):
-    """Flask's, with a response of 400 to JSON that is nested too deeply."""
-
-    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
-        """Return the object that `s` is the JSON of. Raises `ValueError`."""
-        try:
-            return super().loads(s, **kwargs)
-        except RecursionError:
-            raise ValueError("The JSON is nested too deeply.") from None
-
-
 class Request(flask.Request):
-    """Flask's, with a response of 411 or 413 to more kinds of hostile bodies."""
+    """Flask's, with a response of 400, 411 or 413 to more kinds of hostile bodies."""
+
+    def get_json(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the body, parsed as JSON."""
+        try:
+            return super().get_json(*args, **kwargs)
+        except RecursionError:
+            raise BadRequest("The JSON is nested too deeply.") from None
 
     @cached_property
     def stream(self) -> IO[bytes]:
@@ -92,7 +87,6 @@ class Request(flask.Request):
 
 def init_app(app: Flask) -> None:
     """Protect every request of `app`."""
-    app.json = JSONProvider(app)
     app.request_class = Request
     app.session_interface = SessionInterface()
     headers = HEADERS if app.debug else PRODUCTION_HEADERS
