@@ -90,9 +90,6 @@ class Child:
         signal.signal(signal.SIGINT, do_nothing)
         for fd in self.descriptors():
             os.set_inheritable(fd, False)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, TextIOWrapper):
-                stream.reconfigure(line_buffering=True)  # A killed process loses none.
         os.register_at_fork(after_in_child=self._reset_in_fork)
         self.root = os.path.join(os.getcwd(), "")
         self.written: set[str] = set()

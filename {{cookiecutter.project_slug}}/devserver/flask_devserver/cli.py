@@ -67,7 +67,7 @@ def dev(info: ScriptInfo, /, **options: Any) -> None:
         raise click.ClickException(message)
     from .supervisor import Supervisor  # It needs what Windows does not have.
 
-    if not options["host"].startswith(("127.", "localhost", "::1")):
+    if not options["host"].startswith(("127.", "localhost", "::1", "unix:")):
         warning = " * Others on the network can use the application and its debugger."
         click.secho(warning, err=True, fg="yellow")
     Supervisor(info.app_import_path, CREATED, options).run()

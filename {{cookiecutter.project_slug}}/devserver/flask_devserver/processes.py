@@ -81,9 +81,11 @@ class Processes:
                     self._end_orphan(pid)
 
     def _end_orphan(self, pid: int) -> None:
-        if not _is_detached(pid):
-            self.dying[pid] = (time.monotonic() + ORPHAN_DELAY, signal.SIGTERM)
-            return
+        with suppress(ProcessLookupError):
+            if os.getsid(pid) == os.getsid(0):
+                self.dying[pid] = (time.monotonic() + ORPHAN_DELAY, signal.SIGTERM)
+                return
+        # It has left the session, as daemons do.
         self.named.add(pid)
         command = _command_line(pid)
         program = os.path.basename(command.partition(" ")[0]).rstrip(":")
@@ -95,13 +97,6 @@ def send_signal(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process, if it is still there."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
-
-
-def _is_detached(pid: int) -> bool:
-    """Return whether a process has left the session, as daemons do."""
-    with suppress(OSError):
-        return os.getsid(pid) != os.getsid(0)
-    return True
 
 
 def _command_line(pid: int) -> str:

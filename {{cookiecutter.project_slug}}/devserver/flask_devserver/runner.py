@@ -61,7 +61,8 @@ class Runner:
         for fd in self.child.descriptors():
             os.set_inheritable(fd, True)
         fields = json.dumps(asdict(self.child))
-        command = [sys.executable, "-m", "flask_devserver.child", fields]
+        # Without a buffer, a child that is killed loses nothing that it has printed.
+        command = [sys.executable, "-u", "-m", "flask_devserver.child", fields]
         blocked = [signal.SIGINT]  # until the child handles it
         return os.posix_spawn(command[0], command, os.environ, setsigmask=blocked)
 

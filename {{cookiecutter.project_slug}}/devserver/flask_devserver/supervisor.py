@@ -90,7 +90,8 @@ class Supervisor:
         """Run children until a signal."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # Names may be bytes.
+                # Names may be bytes, and a child that is killed loses no line.
+                stream.reconfigure(errors="backslashreplace", line_buffering=True)
         self.handled = [signal.SIGCHLD, signal.SIGINT, signal.SIGTERM]
         self.ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         if not self.ignores_hangup:
