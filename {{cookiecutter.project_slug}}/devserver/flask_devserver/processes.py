@@ -27,31 +27,29 @@ class Processes:
     """The processes that are to end, each with a signal that it gets at a time."""
 
     def __init__(self) -> None:
-        self.dying: dict[int, tuple[float, signal.Signals]] = {}
-        self.names: dict[int, str] = {}
+        self.dying: dict[int, tuple[float, signal.Signals, str]] = {}
         self.named: set[int] = set()  # those that were left running
         if sys.platform == "linux":  # Orphans become children of this process.
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    def end(self, pid: int, seconds: float, name: str = "") -> None:
-        """Let a process exit within so many seconds, and kill it otherwise.
-
-        Its `name` in messages is its command line by default.
-        """
-        self.names[pid] = name or _command_line(pid)
-        self.dying[pid] = (time.monotonic() + seconds, signal.SIGKILL)
+    def end(self, pid: int, seconds: float, name: str) -> None:
+        """Ask a process to exit within so many seconds."""
         send_signal(pid, signal.SIGTERM)
+        self.kill_after(pid, seconds, name)
+
+    def kill_after(self, pid: int, seconds: float, name: str) -> None:
+        """Kill a process that has not exited after so many seconds."""
+        self.dying[pid] = (time.monotonic() + seconds, signal.SIGKILL, name)
 
     def signal_overdue(self) -> None:
         """Send the signals that are due."""
-        for pid, (due, number) in list(self.dying.items()):
+        for pid, (due, number, name) in list(self.dying.items()):
             if time.monotonic() >= due and number == signal.SIGTERM:
-                name = f"{_command_line(pid)} (pid {pid})"
                 say(f" * Ending what the application left running: {name}")
                 self.end(pid, ORPHAN_DEADLINE, name)
             elif time.monotonic() >= due:
-                say(f" * {self.names[pid]} did not exit in time and is killed")
-                self.dying[pid] = (float("inf"), number)
+                say(f" * {name} did not exit in time and is killed.")
+                self.kill_after(pid, float("inf"), name)
                 send_signal(pid, number)
 
     def kill_all(self) -> None:
@@ -63,7 +61,6 @@ class Processes:
         """Yield the processes that have ended, and whether they were to."""
         with suppress(ChildProcessError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
-                self.names.pop(pid, None)
                 yield pid, bool(self.dying.pop(pid, None))
 
     def end_orphans(self, known: Iterable[int], successor: int) -> None:
@@ -81,16 +78,18 @@ class Processes:
                     self._end_orphan(pid)
 
     def _end_orphan(self, pid: int) -> None:
+        command = _command_line(pid)
+        name = f"{command} (pid {pid})"
         with suppress(ProcessLookupError):
             if os.getsid(pid) == os.getsid(0):
-                self.dying[pid] = (time.monotonic() + ORPHAN_DELAY, signal.SIGTERM)
+                due = time.monotonic() + ORPHAN_DELAY
+                self.dying[pid] = (due, signal.SIGTERM, name)
                 return
         # It has left the session, as daemons do.
         self.named.add(pid)
-        command = _command_line(pid)
         program = os.path.basename(command.partition(" ")[0]).rstrip(":")
         if program not in SERVICES and "flask_devserver" not in command:
-            say(f" * Left running in its own session: {command} (pid {pid})")
+            say(f" * Left running in its own session: {name}")
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:

@@ -122,7 +122,7 @@ class Supervisor:
     def _next_event(self) -> float:
         """Return the seconds until there is something to do without an event."""
         dying = self.processes.dying.values()
-        times = [self.reload_at, *(due for due, _ in dying)]
+        times = [self.reload_at, *(due for due, *_ in dying)]
         times += [self.files.scan_at] if self.files else []
         return 0 if self.to_import else min(0.5, min(times) - time.monotonic())
 
@@ -199,8 +199,8 @@ class Supervisor:
         if self.ending:
             send_signal(runner.pid, signal.SIGTERM)  # It then finishes nothing.
         else:
-            due = time.monotonic() + 2 * runner.child.deadline + KILL_MARGIN
-            self.processes.dying[runner.pid] = (due, signal.SIGKILL)
+            seconds = 2 * runner.child.deadline + KILL_MARGIN
+            self.processes.kill_after(runner.pid, seconds, runner.child.name)
             runner.pid = 0
 
     def _import_next(self) -> None:
@@ -254,7 +254,8 @@ class Supervisor:
             deadline = runner.child.deadline
             if self.ending and runner is self.web:
                 deadline = min(deadline, LAST_DEADLINE)
-            self.processes.end(runner.pid, deadline + KILL_MARGIN, runner.child.name)
+            seconds = deadline + KILL_MARGIN
+            self.processes.end(runner.pid, seconds, runner.child.name)
 
     def _stop_children(self) -> None:
         for runner in self.runners:
