@@ -234,7 +234,8 @@ def _failing(raised: BaseException) -> Any:
         error = RuntimeError(f"The application raised {raised!r} when it was imported.")
 
     def app(*_: object) -> Any:
-        __traceback_hide__ = True  # Werkzeug's debugger begins below this frame.
+        # Werkzeug's debugger begins below this frame.
+        __traceback_hide__ = True  # noqa: F841
         raise error.with_traceback(place)
 
     return app
