@@ -28,7 +28,7 @@ PING_AFTER_IDLE = 1.0  # seconds since a connection was returned
 PING_TIMEOUT = 1.0  # seconds
 
 
-{% include 'pool/parts.py' %}
+{% include 'parts/pool.py' %}
 
 class Pool:
     """Lend each connection to one context at a time, as psycopg2's own object.

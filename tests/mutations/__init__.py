@@ -131,7 +131,7 @@ DEFECTS = [
     ),
     Defect(
         words="The last waiter gets the first connection",
-        file="templates/pool/parts.py",
+        file="templates/parts/pool.py",
         old="self.waiting[0] is waiter",
         new="self.waiting[-1] is waiter",
         test="tests/core/test_pool.py::test_who_waits_longest_is_first",
@@ -139,7 +139,7 @@ DEFECTS = [
     ),
     Defect(
         words="`POOL_TIMEOUT` is ignored",
-        file="templates/pool/parts.py",
+        file="templates/parts/pool.py",
         old=" is waiter, timeout\n",
         new=" is waiter\n",
         test="tests/test_faults.py::test_requests_beyond_pool_size_wait_then_get_503",
