@@ -10,7 +10,6 @@ import signal
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
@@ -20,7 +19,7 @@ import psutil
 from reload import BARE, PROGRAMS, TEMPLATE, Reloader
 
 ROUNDS = int(os.environ.get("ROUNDS", "20"))
-LOST = 5.0  # seconds after which a save that is not served counts as lost
+LOST = 4.0  # seconds after which a save that is not served counts as lost
 
 HOT_RELOAD = """
 from flask_hot_reload import HotReload
@@ -131,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
