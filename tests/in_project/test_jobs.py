@@ -476,7 +476,7 @@ def test_busy_worker_whose_connections_were_cut_keeps_its_jobs(
     url = database.direct.replace("127.0.0.1", "localhost")
     workers.start(DATABASE_URL=url, WORKER_CONCURRENCY="2")
     for number in range(2):
-        give(app, number, 16.0)
+        give(app, number, 12.0)
     assert poll(lambda: count(database, "runs") == 2)
     idle = "application_name = 'app' AND state = 'idle'"
     database.query(
