@@ -215,8 +215,7 @@ def test_failed_job_is_listed_and_can_be_sent_again(
     assert id == job
     assert f"{__name__}.fail [" in call
     app.test_cli_runner().invoke(args=["worker", "--retry", id])
-    status = worker.status()
-    assert (status["waiting"], status["failed"]) == (1, 0)
+    assert (waiting(), worker.failed()) == (1, {})
 
 
 def test_retry_rejects_an_unknown_job(app: Flask) -> None:

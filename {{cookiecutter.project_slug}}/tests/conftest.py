@@ -61,6 +61,8 @@ def scratch_url(server_url: str) -> Iterator[str]:
     name = f"test_{token_hex(8)}"
     with closing(connect(server_url)) as conn, conn.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name}")
+        # Nothing here has to survive a crash.
+        cursor.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
         try:
             yield make_dsn(server_url, dbname=name)
         finally:
