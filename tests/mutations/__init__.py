@@ -261,7 +261,7 @@ DEFECTS = [
         old="    app.before_request(_reject_cross_site)\n",
         new="",
         test="tests/core/test_app.py::test_post_from_another_site_is_rejected",
-        sign="assert 302 == 403",
+        sign="assert 201 == 403",
     ),
     Defect(
         words="`X-Request-ID` is not returned",

@@ -263,7 +263,8 @@ def test_connection_returns_when_a_teardown_function_fails(app: Flask) -> None:
         get_db()
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), app.app_context():
+    context = app.app_context()  # Somebody keeps it.
+    with pytest.raises(RuntimeError), context:
         get_db()
     app.teardown_appcontext_funcs.clear()
     assert in_use(app) == 0
