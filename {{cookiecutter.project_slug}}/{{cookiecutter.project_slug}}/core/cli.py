@@ -55,6 +55,7 @@ def _create_again() -> None:
         conn.autocommit = True
         with conn.cursor() as cursor:
             old, new = quote_ident(name, cursor), quote_ident(f"{name}_new", cursor)
+            cursor.execute(f"DROP DATABASE IF EXISTS {new}")  # It failed before.
             # A role that may not do this loses nothing.
             cursor.execute(f"CREATE DATABASE {new}")
             # WITH (FORCE) would also end an autovacuum, which only a superuser may do.
