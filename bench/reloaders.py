@@ -34,7 +34,7 @@ time.sleep(0.5)
 FLASK = ["-m", "flask", "--app", "served"]
 RUN = [*FLASK, "run", "--port", "PORT"]
 RELOADERS = {
-    "`flask run --debug`": (BARE, [*RUN, "--debug"]),
+    "`flask run --debug` (watchdog 6)": (BARE, [*RUN, "--debug"]),
     "`flask run --debug`, flask-hot-reload": (BARE + HOT_RELOAD, [*RUN, "--debug"]),
     "`hupper -m flask run`": (BARE, ["-m", "hupper", *RUN]),
     "`watchfiles 'flask run'`": (
@@ -52,7 +52,8 @@ def environment(folder: Path) -> Path:
     subprocess.run([uv, "venv", "--quiet", folder / "environment"], **quiet)
     devserver = folder / "devserver"
     shutil.copytree(TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver", devserver)
-    packages = [devserver, "hupper", "watchfiles", "flask-hot-reload"]
+    # With watchdog 7, Flask's own reloader never notices a change.
+    packages = [devserver, "hupper", "watchfiles", "flask-hot-reload", "watchdog<7"]
     install = [uv, "pip", "install", "--quiet", "--python", python, *packages]
     subprocess.run(install, **quiet)
     return python
