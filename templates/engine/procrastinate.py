@@ -20,6 +20,7 @@ from flask.ctx import AppContext
 from procrastinate import JobContext, cli
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
+from procrastinate.periodic import PeriodicRegistry
 from procrastinate.worker import Worker as EngineWorker
 from psycopg.conninfo import make_conninfo
 from psycopg2.extras import RealDictCursor
@@ -251,6 +252,8 @@ class Worker:
     def run_waiting(self) -> None:
         """Run the waiting jobs and those that they enqueue, and return: for tests."""
         queue, before = WorkerQueue(self.app), -1
+        # Otherwise the engine would also enqueue the periodic jobs that are due.
+        queue.periodic_registry = PeriodicRegistry()  # type: ignore[no-untyped-call]
         while queue.started > before:
             before = queue.started
             asyncio.run(_work(queue, wait=False, install_signal_handlers=False))

@@ -7,6 +7,7 @@ import pytest
 from flask import Flask, current_app
 from procrastinate import JobContext, tasks
 from procrastinate.exceptions import AlreadyEnqueued
+from procrastinate.periodic import PeriodicRegistry
 from psycopg2 import OperationalError
 
 from {{ cookiecutter.project_slug }}.core.db import get_db
@@ -48,6 +49,11 @@ def collect(a: int, **others: int) -> None:
 @task(pass_context=True)
 def tell_job(context: JobContext, a: int) -> None:
     results.append((context.job.id, a))
+
+
+@task
+def run_at(timestamp: int) -> None:
+    results.append(timestamp)
 
 
 @task(queueing_lock="one")
@@ -102,6 +108,18 @@ def test_run_jobs_runs_what_jobs_enqueue(run_jobs: Callable[[], None]) -> None:
     add_twice.delay(1, 2)
     run_jobs()
     assert results == [3, 3]
+
+
+def test_run_jobs_enqueues_no_periodic_job(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = PeriodicRegistry()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(queue, "periodic_registry", registry)
+    queue.periodic(cron="* * * * * *")(run_at)
+    worker.run_waiting()
+    worker.run_waiting()
+    assert results == []
+    assert worker.status()["waiting"] == 0
 
 
 def test_job_is_committed_with_the_transaction(run_jobs: Callable[[], None]) -> None:

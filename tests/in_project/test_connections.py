@@ -156,6 +156,18 @@ def test_reset_without_the_right_to_create_databases_keeps_this_one(
         run("SELECT FROM items")
 
 
+def test_reset_that_cannot_drop_the_database_keeps_this_one(
+    url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    app = create_app(SETTINGS | {"DATABASE_URL": url})
+    with closing(connect_as_admin(folder, "connections")):
+        result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+    assert "is being accessed by other users" in result.output
+    with app.app_context():
+        run("SELECT FROM items")
+
+
 def test_reset_without_a_database_to_connect_to_ends_in_a_sentence(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,11 +220,15 @@ def alter_system(folder: Path, change: str) -> None:
     assert poll(lambda: run_as_admin(folder, show) == [(state,)])
 
 
-def run_as_admin(folder: Path, query: str) -> list[Any]:
-    """Execute a query as the administrator of the server, and return the rows."""
+def connect_as_admin(folder: Path, name: str = "postgres") -> Any:
     services = ConfigParser(interpolation=None)
     services.read(folder / "pg_service.conf")
-    with closing(psycopg2.connect(**services["admin"])) as conn:
+    return psycopg2.connect(**dict(services["admin"]) | {"dbname": name})
+
+
+def run_as_admin(folder: Path, query: str) -> list[Any]:
+    """Execute a query as the administrator of the server, and return the rows."""
+    with closing(connect_as_admin(folder)) as conn:
         conn.autocommit = True
         with conn.cursor() as cursor:
             cursor.execute(query)

@@ -1,7 +1,8 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from threading import Event
 
 import psycopg2
 import pytest
@@ -248,6 +249,28 @@ def test_reset_makes_the_database_again(
     with closing(connect(empty_url)) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT to_regclass('in_the_way'), to_regclass('made')")
         assert cursor.fetchone() == (None, "made")
+
+
+def test_reset_succeeds_while_a_client_reconnects(
+    empty_url: str, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    connected, ending = Event(), Event()
+
+    def reconnect() -> None:
+        while not ending.is_set():
+            with suppress(psycopg2.Error), closing(connect(empty_url)) as conn:
+                connected.set()
+                while not ending.is_set():
+                    run(conn, "SELECT pg_sleep(0.01)")
+
+    with ThreadPoolExecutor() as threads:
+        for _ in range(4):
+            threads.submit(reconnect)
+        assert connected.wait(10)
+        result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+        ending.set()
+    assert "Applied 0001_made.sql\n" in result.output
 
 
 def test_reset_is_for_development(empty_url: str, empty: connection) -> None:

@@ -1,11 +1,12 @@
 """The project's commands for `flask`."""
 
-from contextlib import closing
+from contextlib import closing, suppress
 
 import click
 import psycopg2
 from flask import Flask, current_app
 from flask.cli import with_appcontext
+from psycopg2.errors import InvalidCatalogName
 from psycopg2.extensions import make_dsn, parse_dsn, quote_ident
 
 from . import migrate
@@ -58,13 +59,20 @@ def _create_again() -> None:
             cursor.execute(f"DROP DATABASE IF EXISTS {new}")  # It failed before.
             # A role that may not do this loses nothing.
             cursor.execute(f"CREATE DATABASE {new}")
+            allow = f"ALTER DATABASE {old} ALLOW_CONNECTIONS"
+            with suppress(InvalidCatalogName):  # A reset that failed dropped it.
+                cursor.execute(f"{allow} false")  # A worker reconnects at once.
             # WITH (FORCE) would also end an autovacuum, which only a superuser may do.
             cursor.execute(
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
                 " WHERE datname = %s AND usename = current_user",
                 [name],
             )
-            cursor.execute(f"DROP DATABASE IF EXISTS {old}")
+            try:
+                cursor.execute(f"DROP DATABASE IF EXISTS {old}")
+            except psycopg2.Error:
+                cursor.execute(f"{allow} true")
+                raise
             cursor.execute(f"ALTER DATABASE {new} RENAME TO {old}")
 
 
