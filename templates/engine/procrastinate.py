@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from signal import SIGINT, SIGTERM, signal
@@ -16,7 +16,6 @@ from typing import Any
 import procrastinate
 import psycopg
 from flask import Flask
-from flask.ctx import AppContext
 from procrastinate import JobContext, cli
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
@@ -35,7 +34,7 @@ from .db import (
 )
 from .jobs import ContextConnector, queue
 from .log import request_id
-from .migrate import missing
+from .migrate import MigrationError, missing
 
 EngineError = ConnectorException
 HEARTBEAT_INTERVAL = 2.0  # seconds
@@ -186,10 +185,22 @@ class WorkerQueue(procrastinate.App):
         with self._job_context(context):
             return await run()
 
-    def _job_context(self, context: JobContext) -> AppContext:
+    @contextmanager
+    def _job_context(self, context: JobContext) -> Iterator[None]:
+        job = context.job
         self.started += 1
-        request_id.set(f"job-{context.job.id}")
-        return self.flask_app.app_context()
+        request_id.set(f"job-{job.id}")
+        try:
+            with self.flask_app.app_context():
+                yield
+        except Exception as error:
+            # The engine logs only the last failure above INFO.
+            if context.task.get_retry_exception(error, job):
+                name = type(error).__name__
+                parts = {"job_id": job.id, "task": job.task_name, "error": name}
+                message = "Job %(job_id)d (%(task)s) is retried after %(error)s"
+                self.flask_app.logger.warning(message, parts)
+            raise
 
     async def _requeue_stalled_jobs(self, worker: EngineWorker) -> None:
         # A periodic job would wait behind other jobs. The engine's own heartbeat ends
@@ -285,8 +296,11 @@ async def _work(queue: WorkerQueue, **options: Any) -> None:
 
 
 def _check_database() -> None:
-    with closing(connect()) as conn:
-        names = missing(conn)
+    try:
+        with closing(connect()) as conn:
+            names = missing(conn)
+    except MigrationError as error:  # In development, the next try may succeed.
+        raise DatabaseUnavailable(str(error)) from None
     if names:
         message = f"{len(names)} migrations are missing"
         raise DatabaseUnavailable(f"{message}: run `flask migrate`.")

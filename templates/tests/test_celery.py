@@ -214,7 +214,8 @@ def test_failed_job_is_listed_and_can_be_sent_again(
     [(id, call)] = worker.failed().items()
     assert id == job
     assert f"{__name__}.fail [" in call
-    app.test_cli_runner().invoke(args=["worker", "--retry", id])
+    retried = app.test_cli_runner().invoke(args=["worker", "--retry", id])
+    assert retried.output == f"Job {id} waits again\n"
     assert (waiting(), worker.failed()) == (1, {})
 
 

@@ -2,6 +2,7 @@ import logging
 from collections.abc import Callable, Iterator
 from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from flask import Flask, current_app
@@ -10,10 +11,12 @@ from procrastinate.exceptions import AlreadyEnqueued
 from procrastinate.periodic import PeriodicRegistry
 from psycopg2 import OperationalError
 
-from {{ cookiecutter.project_slug }}.core.db import get_db
+from {{ cookiecutter.project_slug }}.core import engine
+from {{ cookiecutter.project_slug }}.core.db import DatabaseUnavailable, get_db
 from {{ cookiecutter.project_slug }}.core.engine import Worker
 from {{ cookiecutter.project_slug }}.core.jobs import queue, task
 from {{ cookiecutter.project_slug }}.core.log import request_id
+from {{ cookiecutter.project_slug }}.core.migrate import MigrationError
 from {{ cookiecutter.project_slug }}.core.worker import get_worker
 
 results: list[Any] = []
@@ -231,7 +234,8 @@ def test_failed_job_is_listed_and_can_be_requeued(app: Flask, worker: Worker) ->
     [(job, call)] = worker.failed().items()
     assert f"fail[{job}](" in call
     assert worker.status()["failed"] == 1
-    app.test_cli_runner().invoke(args=["worker", "--retry", job])
+    retried = app.test_cli_runner().invoke(args=["worker", "--retry", job])
+    assert retried.output == f"Job {job} waits again\n"
     assert worker.status() | {"waiting": 1, "failed": 0} == worker.status()
 
 
@@ -249,10 +253,31 @@ def test_retry_rejects_an_unknown_job(app: Flask) -> None:
     assert found.output == "Error: No failed job has the id 7: see --failed.\n"
 
 
-def test_job_is_retried_when_its_connection_was_lost(worker: Worker) -> None:
-    lose_the_connection.delay()
+def test_job_is_retried_when_its_connection_was_lost(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = lose_the_connection.delay()
     worker.run_waiting()
     assert worker.status() | {"later": 1, "failed": 0} == worker.status()
+    name = f"{__name__}.lose_the_connection"
+    warning = f"Job {job} ({name}) is retried after OperationalError"
+    assert [text for text in caplog.messages if "retried" in text] == [warning]
+
+
+def test_worker_waits_while_a_migration_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "missing", Mock(side_effect=MigrationError("edited")))
+    with pytest.raises(DatabaseUnavailable, match="^edited$"):
+        engine._check_database()
+
+
+def test_rejected_migration_is_one_line(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "status", Mock(side_effect=MigrationError("edited")))
+    found = app.test_cli_runner().invoke(args=["worker", "--status"])
+    assert (found.exit_code, found.output) == (1, "Error: edited\n")
 
 
 def test_command_counts_jobs_and_workers(app: Flask) -> None:

@@ -153,12 +153,13 @@ def test_slow_headers_and_idle_clients_occupy_no_thread(
 
 
 def test_every_log_line_is_json(tmp_path: Path, database_url: str) -> None:
-    with Server(tmp_path, database_url) as server:
+    with Server(tmp_path, database_url, "--threads", "99") as server:
         server.get("/value/1")
         server.process.send_signal(signal.SIGHUP)
         assert poll(lambda: said(server).count("Stopped old worker") == 1)
     for line in server.log.read_text().splitlines():
         assert {"time", "level", "message", "request_id"} <= set(json.loads(line))
+        assert json.loads(line)["level"] == "INFO"
 
 
 @pytest.mark.parametrize(

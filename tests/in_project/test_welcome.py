@@ -60,6 +60,15 @@ def test_page_shows_versions_figures_and_routes(client: Client) -> None:
     assert "_flask_dev/status" not in page
 
 
+def test_first_page_works_as_it_is_shown(client: Client) -> None:
+    page = client.get("/", headers=PAGE).text
+    [code] = re.findall(r"<code>(@app.*?)</code>", page, re.DOTALL)
+    app = Flask("fresh")
+    exec(code, {"app": app})  # noqa: S102
+    assert app.test_client().get("/").text == "Hello!"
+    assert re.search(r"\.next li > code {[^}]* white-space: pre;", page)
+
+
 def test_page_returns_its_connection(app: Flask, client: Client) -> None:
     for _ in range(3):
         assert "Problem" not in client.get("/", headers=PAGE).text

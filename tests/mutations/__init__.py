@@ -242,15 +242,15 @@ DEFECTS = [
     Defect(
         words="An edited migration counts as applied",
         file=f"{PACKAGE}/core/migrate.py",
-        old="        if applied.get(path.name) not in (None, _read(path)[1]):",
-        new="        if applied.get(path.name) == _read(path)[0]:",
+        old="applied.get(p.name) not in (None, _read(p)[1])",
+        new="applied.get(p.name) == _read(p)[0]",
         test="tests/core/test_migrate.py::test_edited_file_is_refused",
         sign="DID NOT RAISE",
     ),
     Defect(
         words="`/readyz` returns 200 although a migration is missing",
         file=f"{PACKAGE}/core/health.py",
-        old='", ".join(migrate.missing(get_db()))',
+        old="migrate.missing(get_db())",
         new='get_db().cursor().execute("SELECT 1")',
         test="tests/core/test_migrate.py::test_not_ready_while_some_are_missing",
         sign="assert 200 == 503",

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -51,7 +52,8 @@ def test_not_ready_while_some_are_missing(
     app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert app.test_client().get("/readyz").status_code == 503
-    assert "Not ready: run `flask migrate` to apply " in caplog.text
+    [message] = [text for text in caplog.messages if "Not ready" in text]
+    assert re.search(r"run `flask migrate` to apply \S+\.sql( and \d+ more)?$", message)
     app.test_cli_runner().invoke(args=["migrate"])
     assert app.test_client().get("/readyz").status_code == 200
 
@@ -93,6 +95,18 @@ def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 2")
     with pytest.raises(MigrationError, match="^0001_a.sql was edited after"):
         migrate(empty, tmp_path)
+
+
+def test_command_lists_what_was_edited(app: Flask, tmp_path: Path) -> None:
+    app.root_path = str(tmp_path)
+    (tmp_path / "migrations").mkdir()
+    for name in ("0002_b.sql", "0003_c.sql"):
+        (tmp_path / "migrations" / name).write_text("SELECT 1")
+    runner = app.test_cli_runner()
+    runner.invoke(args=["migrate"])
+    (tmp_path / "migrations" / "0003_c.sql").write_text("SELECT 2")
+    lines = runner.invoke(args=["migrate", "--status"]).output.splitlines()
+    assert {"Applied 0002_b.sql", "Edited 0003_c.sql"} <= set(lines)
 
 
 @pytest.mark.parametrize("draft", ["0001_a.sql", "0002_b.sql"])

@@ -165,7 +165,7 @@ def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> s
     raw = given.get(name, os.environ.get(name, app.config.get(name)))
     app.config[name] = setting.default
     if setting.example and raw in (None, "", setting.example):
-        hint = f"set it to {setting.example}, or use `flask --debug` in development."
+        hint = f"set it to {setting.example}. Only `flask --debug` runs without it."
         return "" if app.debug or app.testing else f"{name} is not set: {hint}"
     try:
         if raw is not None:

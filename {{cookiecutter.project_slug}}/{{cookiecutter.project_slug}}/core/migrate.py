@@ -65,20 +65,24 @@ def forget(conn: connection, name: str) -> None:
 
 
 def status(conn: connection) -> dict[str, str]:
-    """Return "Applied", "Missing" or "Gone" by name, at one round trip.
+    """Return "Applied", "Edited", "Missing" or "Gone" by name, at one round trip.
 
     A migration is gone when it is applied and has no file any more.
     """
+    own, *others = _folders()
     with conn.cursor() as cursor:
         applied = _applied(cursor)
-    names = [path.name for path in _paths(*_folders())]
+    names = [path.name for path in _paths(own, *others)]
     found = {name: "Applied" if name in applied else "Missing" for name in names}
+    found |= {path.name: "Edited" for path in _edited(_paths(own), applied)}
     return dict.fromkeys(applied, "Gone") | found
 
 
 def missing(conn: connection) -> list[str]:
-    """Return the names of the files that are not applied."""
-    return [name for name, state in status(conn).items() if state == "Missing"]
+    """Return the names of the files that are not applied, at one round trip."""
+    with conn.cursor() as cursor:
+        applied = _applied(cursor)
+    return [path.name for path in _paths(*_folders()) if path.name not in applied]
 
 
 def add_folder(app: Flask, folder: Path) -> None:
@@ -122,15 +126,18 @@ def _applied(cursor: cursor) -> dict[str, str]:
     return dict(cursor.fetchall())
 
 
+def _edited(paths: list[Path], applied: dict[str, str]) -> list[Path]:
+    """Return the files that were edited after they were applied."""
+    return [p for p in paths if applied.get(p.name) not in (None, _read(p)[1])]
+
+
 def _reject_edited(paths: list[Path], applied: dict[str, str]) -> None:
-    for path in paths:
-        if applied.get(path.name) not in (None, _read(path)[1]):
-            hint = "put the change into a new file, and this one back as it was."
-            if path == paths[-1]:
-                hint += " In development, use `flask migrate --reset`, or undo the file"
-                hint += f" by hand and use `flask migrate --forget {path.name}`."
-            message = f"{path.name} was edited after it was applied: {hint}"
-            raise MigrationError(message)
+    for path in _edited(paths, applied):
+        hint = "put the change into a new file, and this one back as it was."
+        if path == paths[-1]:
+            hint += " In development, use `flask migrate --reset`, or undo the file"
+            hint += f" by hand and use `flask migrate --forget {path.name}`."
+        raise MigrationError(f"{path.name} was edited after it was applied: {hint}")
 
 
 def _read(path: Path) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """`flask serve`: the production server, which is granian."""
 
 import atexit
+import logging
 import os
 import signal
 import sys
@@ -40,6 +41,8 @@ def serve_command(
         # parent, which would lose the signal.
         reset = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
         os.register_at_fork(after_in_child=reset)
+    # Its advice on the number of threads is for code that computes. Most of ours waits.
+    logging.getLogger("_granian").addFilter(_is_not_about_threads)
     Granian(
         info.app_import_path or "",
         address=host or ("0.0.0.0" if "PORT" in os.environ else "127.0.0.1"),  # noqa: S104
@@ -56,6 +59,10 @@ def serve_command(
         # Its lines go to the handler of the root logger, as those of the application.
         log_dictconfig={"loggers": {"_granian": {}}},
     ).serve(target_loader=_load_app)
+
+
+def _is_not_about_threads(record: logging.LogRecord) -> bool:
+    return "Python threads" not in str(record.msg)
 
 
 def _load_app(path: str) -> Flask:
