@@ -213,9 +213,8 @@ def test_role_that_may_not_create_tables_has_nothing_to_apply(
 
 
 def test_role_that_may_not_read_the_list_is_told_what_to_grant(
-    empty_url: str, empty: connection, caplog: pytest.LogCaptureFixture
+    app: Flask, empty: connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
     runner = app.test_cli_runner()
     runner.invoke(args=["migrate"])
     run(empty, "REVOKE ALL ON schema_migrations FROM current_user")
@@ -239,9 +238,9 @@ def test_every_failure_of_the_command_is_one_sentence(
     assert (result.exit_code, result.output) == (1, f"Error: {error}\n")
 
 
-def test_forgotten_file_is_applied_again(empty_url: str, empty: connection) -> None:
-    app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
-    runner = app.test_cli_runner()
+def test_forgotten_file_is_applied_again(
+    runner: FlaskCliRunner, empty: connection
+) -> None:
     runner.invoke(args=["migrate"])
     run(empty, "INSERT INTO schema_migrations VALUES ('0000_lost.sql', '')")
     assert "Gone 0000_lost.sql\n" in runner.invoke(args=["migrate", "--status"]).output
