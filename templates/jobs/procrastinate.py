@@ -33,7 +33,7 @@ Args = ParamSpec("Args")
 
 logger = logging.getLogger(__name__)
 
-# A job that lost its connection is retried after 4, 16, 64 and 256 seconds.
+# A job that lost its connection is retried after 4, 16, 64, 256 and 1024 seconds.
 RETRY_ON_CONNECTION_LOSS = procrastinate.RetryStrategy(
     max_attempts=5,
     exponential_wait=4,

@@ -33,6 +33,17 @@ def test_page_with_a_table(bake: Bake, worker: str) -> None:
     assert "/books/<int:book_id>" in run(programs / "flask", "routes", cwd=project)
 
 
+@pytest.mark.parametrize("worker", ["thread", "procrastinate", "celery"])
+def test_task_with_a_test(bake: Bake, worker: str) -> None:
+    project = bake(project_slug="app", worker=worker)
+    programs = install(project)
+    name = "tests/test_tasks.py"
+    [text] = [text for names, _, text in shown(project, "Jobs") if names == [name]]
+    (project / name).write_text(text)
+    check(programs, project)
+    run(programs / "pytest", name, cwd=project)
+
+
 @pytest.mark.parametrize("worker", choices()["worker"])
 def test_example_can_be_removed(bake: Bake, worker: str) -> None:
     project = bake(project_slug="app", worker=worker)
@@ -102,14 +113,17 @@ def shown(project: Path, section: str) -> Iterator[tuple[list[str], str, str]]:
 
 
 def edit(path: Path, diff: str) -> None:
-    """Replace each line with a minus with the lines with a plus below it."""
-    lines = path.read_text().splitlines()
+    """Remove each line with a minus, and insert those with a plus below the others."""
+    lines, at = path.read_text().splitlines(), 0
     for line in diff.splitlines():
-        if line.startswith("-"):
-            assert lines.count(line[1:]) == 1, f"{line[1:]!r} is not once in {path}"
-            at = lines.index(line[1:])
-            del lines[at]
-        else:
+        if line.startswith("+"):
             lines.insert(at, line[1:])
             at += 1
+        else:
+            assert lines.count(line[1:]) == 1, f"{line[1:]!r} is not once in {path}"
+            at = lines.index(line[1:])
+            if line.startswith("-"):
+                del lines[at]
+            else:
+                at += 1
     path.write_text("\n".join(lines) + "\n")
