@@ -34,7 +34,7 @@ from .db import (
 )
 from .jobs import ContextConnector, queue
 from .log import request_id
-from .migrate import MigrationError, missing
+from .migrate import missing
 
 EngineError = ConnectorException
 HEARTBEAT_INTERVAL = 2.0  # seconds
@@ -296,11 +296,8 @@ async def _work(queue: WorkerQueue, **options: Any) -> None:
 
 
 def _check_database() -> None:
-    try:
-        with closing(connect()) as conn:
-            names = missing(conn)
-    except MigrationError as error:  # In development, the next try may succeed.
-        raise DatabaseUnavailable(str(error)) from None
+    with closing(connect()) as conn:
+        names = missing(conn)
     if names:
         message = f"{len(names)} migrations are missing"
         raise DatabaseUnavailable(f"{message}: run `flask migrate`.")

@@ -11,8 +11,7 @@ from procrastinate.exceptions import AlreadyEnqueued
 from procrastinate.periodic import PeriodicRegistry
 from psycopg2 import OperationalError
 
-from {{ cookiecutter.project_slug }}.core import engine
-from {{ cookiecutter.project_slug }}.core.db import DatabaseUnavailable, get_db
+from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.engine import Worker
 from {{ cookiecutter.project_slug }}.core.jobs import queue, task
 from {{ cookiecutter.project_slug }}.core.log import request_id
@@ -262,14 +261,6 @@ def test_job_is_retried_when_its_connection_was_lost(
     name = f"{__name__}.lose_the_connection"
     warning = f"Job {job} ({name}) is retried after OperationalError"
     assert [text for text in caplog.messages if "retried" in text] == [warning]
-
-
-def test_worker_waits_while_a_migration_is_rejected(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engine, "missing", Mock(side_effect=MigrationError("edited")))
-    with pytest.raises(DatabaseUnavailable, match="^edited$"):
-        engine._check_database()
 
 
 def test_rejected_migration_is_one_line(
