@@ -22,6 +22,7 @@ from procrastinate.jobs import Job
 from procrastinate.periodic import PeriodicRegistry
 from procrastinate.worker import Worker as EngineWorker
 from psycopg.conninfo import make_conninfo
+from psycopg.errors import UndefinedFunction, UndefinedTable
 from psycopg2.extras import RealDictCursor
 from psycopg_pool import PoolTimeout
 
@@ -253,7 +254,10 @@ class Worker:
                 if not options.get("wait", True):
                     return
             except (DatabaseUnavailable, ConnectorException, PoolTimeout) as error:
-                if isinstance(error.__cause__, psycopg.ProgrammingError):
+                cause = error.__cause__
+                # During `flask migrate --reset`, the functions and tables are missing.
+                is_reset = isinstance(cause, (UndefinedFunction, UndefinedTable))
+                if isinstance(cause, psycopg.ProgrammingError) and not is_reset:
                     raise
                 self.app.logger.warning("Retrying in %g s: %s", delay, _reason(error))
             queue.stopping.wait(delay)

@@ -2,15 +2,17 @@ import logging
 from collections.abc import Callable, Iterator
 from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from flask import Flask, current_app
 from procrastinate import JobContext, tasks
-from procrastinate.exceptions import AlreadyEnqueued
+from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 from procrastinate.periodic import PeriodicRegistry
+from psycopg.errors import UndefinedFunction
 from psycopg2 import OperationalError
 
+from {{ cookiecutter.project_slug }}.core import engine
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.engine import Worker
 from {{ cookiecutter.project_slug }}.core.jobs import queue, task
@@ -261,6 +263,18 @@ def test_job_is_retried_when_its_connection_was_lost(
     name = f"{__name__}.lose_the_connection"
     warning = f"Job {job} ({name}) is retried after OperationalError"
     assert [text for text in caplog.messages if "retried" in text] == [warning]
+
+
+def test_worker_waits_while_the_database_is_reset(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ConnectorException()
+    error.__cause__ = UndefinedFunction()
+    work = AsyncMock(side_effect=[error, None])
+    monkeypatch.setattr(engine, "_work", work)
+    monkeypatch.setattr(engine.WorkerQueue, "handle_signals", Mock())
+    worker.run(("--one-shot",))
+    assert work.await_count == 2
 
 
 def test_rejected_migration_is_one_line(
