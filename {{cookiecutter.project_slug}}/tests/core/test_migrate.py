@@ -294,8 +294,8 @@ def test_reset_is_for_development(empty_url: str, empty: connection) -> None:
 
 
 @pytest.mark.parametrize("name", ["template0", None])
-def test_reset_that_fails_says_so_in_a_sentence(
-    empty_url: str, monkeypatch: pytest.MonkeyPatch, name: str | None
+def test_reset_that_fails_says_so_in_a_sentence_and_leaves_nothing(
+    empty_url: str, empty: connection, monkeypatch: pytest.MonkeyPatch, name: str | None
 ) -> None:
     # PostgreSQL refuses to drop a template, as it refuses a role without CREATEDB.
     monkeypatch.setenv("FLASK_DEBUG", "1")
@@ -305,6 +305,9 @@ def test_reset_that_fails_says_so_in_a_sentence(
     [sentence] = result.output.splitlines()
     assert result.exit_code == 1
     assert sentence.startswith("Error: ")
+    with empty.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_database WHERE datname = %s", [f"{name}_new"])
+        assert cursor.rowcount == 0
 
 
 def test_runners_that_start_together_apply_each_file_once(

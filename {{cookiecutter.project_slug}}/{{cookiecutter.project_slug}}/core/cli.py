@@ -7,7 +7,7 @@ import psycopg2
 from flask import Flask, current_app
 from flask.cli import with_appcontext
 from psycopg2.errors import InvalidCatalogName
-from psycopg2.extensions import make_dsn, parse_dsn, quote_ident
+from psycopg2.extensions import cursor, make_dsn, parse_dsn, quote_ident
 
 from . import migrate
 from .db import DatabaseUnavailable, connect, database_url
@@ -56,24 +56,34 @@ def _create_again() -> None:
         conn.autocommit = True
         with conn.cursor() as cursor:
             old, new = quote_ident(name, cursor), quote_ident(f"{name}_new", cursor)
-            cursor.execute(f"DROP DATABASE IF EXISTS {new}")  # It failed before.
+            cursor.execute(f"DROP DATABASE IF EXISTS {new}")  # A killed reset left it.
             # A role that may not do this loses nothing.
             cursor.execute(f"CREATE DATABASE {new}")
-            allow = f"ALTER DATABASE {old} ALLOW_CONNECTIONS"
-            with suppress(InvalidCatalogName):  # A reset that failed dropped it.
-                cursor.execute(f"{allow} false")  # A worker reconnects at once.
-            # WITH (FORCE) would also end an autovacuum, which only a superuser may do.
-            cursor.execute(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-                " WHERE datname = %s AND usename = current_user",
-                [name],
-            )
             try:
-                cursor.execute(f"DROP DATABASE IF EXISTS {old}")
+                _drop(cursor, name)
+                cursor.execute(f"ALTER DATABASE {new} RENAME TO {old}")
             except psycopg2.Error:
-                cursor.execute(f"{allow} true")
+                cursor.execute(f"DROP DATABASE {new}")
                 raise
-            cursor.execute(f"ALTER DATABASE {new} RENAME TO {old}")
+
+
+def _drop(cursor: cursor, name: str) -> None:
+    """Drop a database, or let it be as it was."""
+    quoted = quote_ident(name, cursor)
+    allow = f"ALTER DATABASE {quoted} ALLOW_CONNECTIONS"
+    with suppress(InvalidCatalogName):  # A killed reset has dropped it.
+        cursor.execute(f"{allow} false")  # A worker reconnects at once.
+    # WITH (FORCE) would also end an autovacuum, which only a superuser may do.
+    cursor.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = %s AND usename = current_user",
+        [name],
+    )
+    try:
+        cursor.execute(f"DROP DATABASE IF EXISTS {quoted}")
+    except psycopg2.Error:
+        cursor.execute(f"{allow} true")
+        raise
 
 
 def init_app(app: Flask) -> None:
