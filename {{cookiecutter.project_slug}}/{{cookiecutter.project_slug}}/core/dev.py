@@ -50,7 +50,7 @@ def _check_database(app: Flask, url: str) -> str:
     """Warn of missing migrations, once, and return the URL."""
     app.config["DATABASE_URL"] = url
     with suppress(DatabaseUnavailable, MigrationError):  # The next query tells.
-        if problem := _find_problem():
+        if not _is_migrating() and (problem := _find_problem()):
             app.logger.warning(problem)
     return url
 
@@ -71,14 +71,19 @@ def _start_database(app: Flask) -> str:
     if not folder.exists():
         app.logger.info("Creating a PostgreSQL in %s", folder)
     url: str = postgres.ensure_database(folder, app.name)
-    command = click.get_current_context(silent=True)
-    if not command or command.info_name != "migrate":  # It applies them by itself.
+    if not _is_migrating():
         with closing(psycopg2.connect(url)) as conn:
             conn.autocommit = True
             if names := migrate(conn):
                 count = "1 migration" if len(names) == 1 else f"{len(names)} migrations"
                 app.logger.info("Applied %s, the last of them %s", count, names[-1])
     return url
+
+
+def _is_migrating() -> bool:
+    """Return whether this is `flask migrate`, which applies the migrations itself."""
+    command = click.get_current_context(silent=True)
+    return command is not None and command.info_name == "migrate"
 
 
 def _secret_key(path: Path) -> str:
