@@ -1,3 +1,14 @@
+SETTINGS: Settings = {
+    "POOL_SIZE": number_setting(8),
+    "POOL_TIMEOUT": number_setting(5.0),  # seconds
+    "POOL_RECYCLE": number_setting(1800),  # seconds
+    "POOL_RESET": bool_setting(),
+}
+
+PING_AFTER_IDLE = 1.0  # seconds since a connection was returned
+PING_TIMEOUT = 1.0  # seconds
+
+
 class FairSemaphore:
     """Let `size` threads in at a time, first come, first served.
 
@@ -5,16 +16,16 @@ class FairSemaphore:
     """
 
     def __init__(self, size: int) -> None:
-        self.free = size
+        self.size = self.free = size
         self.waiting: deque[object] = deque()
         self._changed = Condition()
 
-    def acquire(self, timeout: float) -> bool:
-        """Take a slot. Return whether one came free within `timeout` seconds."""
+    def acquire(self, timeout: float) -> None:
+        """Take a slot. Raises `DatabaseUnavailable` after `timeout` seconds."""
         with self._changed:
             if self.free and not self.waiting:
                 self.free -= 1
-                return True
+                return
             waiter = object()
             self.waiting.append(waiter)
             try:
@@ -25,7 +36,10 @@ class FairSemaphore:
             finally:
                 self.waiting.remove(waiter)
                 self._changed.notify_all()
-        return acquired
+        if not acquired:
+            message = f"No connection came free in POOL_TIMEOUT ({timeout:g} s)"
+            hint = f"raise POOL_SIZE ({self.size}) or give them back sooner."
+            raise DatabaseUnavailable(f"{message}: {hint}")
 
     def release(self) -> None:
         """Return a slot."""
@@ -33,6 +47,11 @@ class FairSemaphore:
             self.free += 1
             if self.waiting:
                 self._changed.notify_all()
+
+    def stats(self) -> dict[str, int]:
+        """Return how many slots there are, are in use, and are waited for."""
+        in_use, waiting = self.size - self.free, len(self.waiting)
+        return {"size": self.size, "in_use": in_use, "waiting": waiting}
 
 
 def responds(conn: Connection, query: str = "") -> bool:

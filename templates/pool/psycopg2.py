@@ -14,17 +14,6 @@ from flask import Config, Flask
 from .config import Settings, bool_setting, number_setting
 from .db import Connection, DatabaseUnavailable, connect
 
-SETTINGS: Settings = {
-    "POOL_SIZE": number_setting(8),
-    "POOL_TIMEOUT": number_setting(5.0),  # seconds
-    "POOL_RECYCLE": number_setting(1800),  # seconds
-    "POOL_RESET": bool_setting(),
-}
-
-PING_AFTER_IDLE = 1.0  # seconds since a connection was returned
-PING_TIMEOUT = 1.0  # seconds
-
-
 {% include 'parts/pool.py' %}
 
 class Pool:
@@ -56,11 +45,7 @@ class Pool:
 
     def getconn(self) -> Connection:
         """Check out a connection. Raises `DatabaseUnavailable` after `POOL_TIMEOUT`."""
-        timeout = self.config["POOL_TIMEOUT"]
-        if not self._semaphore.acquire(timeout):
-            message = f"No connection came free in POOL_TIMEOUT ({timeout:g} s)"
-            hint = f"raise POOL_SIZE ({self.size}) or give them back sooner."
-            raise DatabaseUnavailable(f"{message}: {hint}")
+        self._semaphore.acquire(self.config["POOL_TIMEOUT"])
         try:
             conn, opened = self._take_idle() or (connect(), monotonic())
             self._checked_out[conn] = opened
@@ -85,8 +70,7 @@ class Pool:
 
     def stats(self) -> dict[str, int]:
         """Return how many connections there may be, are in use, and are waited for."""
-        in_use, waiting = self.size - self._semaphore.free, len(self._semaphore.waiting)
-        return {"size": self.size, "in_use": in_use, "waiting": waiting}
+        return self._semaphore.stats()
 
     def close(self) -> None:
         """Close the idle connections. Those in use stay open."""
