@@ -140,6 +140,16 @@ def give(app: Flask, number: int, seconds: float) -> None:
         work.delay(number, seconds)
 
 
+def start_working(
+    app: Flask, database: Database, workers: Workers, **environ: str
+) -> subprocess.Popen[bytes]:
+    """Start a worker, and wait until it has run a job."""
+    worker = workers.start(**environ)
+    give(app, 1, 0.0)
+    assert poll(lambda: count(database, "effects") == 1)
+    return worker
+
+
 def status(app: Flask) -> dict[str, int]:
     with app.app_context():
         return dict(app.extensions["worker"].status())
@@ -187,9 +197,7 @@ def test_no_job_is_lost_whoever_is_killed(
 def test_worker_outlives_a_restart_of_its_server(
     app: Flask, database: Database, server: Broker | Database, workers: Workers
 ) -> None:
-    worker = workers.start()
-    give(app, 1, 0.0)
-    assert poll(lambda: count(database, "effects") == 1)
+    worker = start_working(app, database, workers)
     for number, seconds in ((2, 1), (3, OUTAGE)):
         restart(server, seconds)
         give(app, number, 0.0)
@@ -344,9 +352,7 @@ def test_jobs_that_were_interrupted_once_run_side_by_side(
 def test_job_that_a_killed_worker_has_just_taken_is_not_lost(
     app: Flask, database: Database, workers: Workers
 ) -> None:
-    worker = workers.start()
-    give(app, 1, 0.0)
-    assert poll(lambda: count(database, "effects") == 1)
+    worker = start_working(app, database, workers)
     psutil.Process(worker.pid).suspend()  # It takes a job, and reads it no more.
     give(app, 2, 0.0)
     workers.kill()
@@ -358,9 +364,7 @@ def test_job_that_a_killed_worker_has_just_taken_is_not_lost(
 def test_worker_that_stops_without_a_signal_fails(
     app: Flask, database: Database, workers: Workers
 ) -> None:
-    worker = workers.start()
-    give(app, 1, 0.0)
-    assert poll(lambda: count(database, "effects") == 1)
+    worker = start_working(app, database, workers)
     app.extensions["celery"].control.shutdown()
     assert worker.wait(10) == 1
     assert "Error: The worker stopped, though no signal" in workers.log.read_text()
@@ -418,11 +422,9 @@ def test_job_for_later_keeps_its_time_when_its_worker_stops(
     app: Flask, database: Database, workers: Workers
 ) -> None:
     hour = {"CELERY_VISIBILITY_TIMEOUT": "3600"}
-    worker = workers.start(**hour)
-    give(app, 0, 0.0)
-    assert poll(lambda: count(database, "effects") == 1)
+    worker = start_working(app, database, workers, **hour)
     with app.app_context():
-        work.apply_async([1, 0.0], countdown=6)
+        work.apply_async([2, 0.0], countdown=6)
     assert poll(lambda: status(app)["waiting"] == 0)
     worker.terminate()
     assert worker.wait(10) == 0

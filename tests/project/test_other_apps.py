@@ -5,10 +5,7 @@ own. A save appends a line to a module. The save counts as served when the line 
 and the page responds.
 """
 
-import os
-import signal
 import socket
-import subprocess
 import sys
 import tarfile
 import time
@@ -21,10 +18,10 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from ..support.commands import PROGRAMS, TEMPLATE, clean_environment, run, wait_for
-from ..support.serving import free_port
+from ..support.commands import run, wait_for
+from ..support.projects import install_devserver
+from ..support.serving import free_port, running
 
-DEVSERVER = TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver"
 SAVES = 20
 
 
@@ -76,28 +73,14 @@ def test_every_save_is_served(tmp_path: Path, other: Other, option: str) -> None
     url = f"http://127.0.0.1:{port}{other.page}"
     command = [programs / "flask", "--app", other.app, "dev", "--port", str(port)]
     log, module = tmp_path / "log", project / other.module
-    with log.open("wb") as output:
-        server = psutil.Popen(
-            [*command, option],
-            cwd=project,
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
+    with running([*command, option], project, log, seconds=30) as server:
         wait_for(lambda: responds(url), "first page", seconds=60)
         for number in range(SAVES):
             with module.open("a") as file:
                 file.write(f"\nprint('saved {number}.', flush=True)\n")
             wait_for(lambda: f"saved {number}." in log.read_text(), f"save {number}")  # noqa: B023
             assert responds(url), log.read_text()
-        family = server.children(recursive=True)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGINT)
-        server.wait(30)
+        family = psutil.Process(server.pid).children(recursive=True)
     wait_for(lambda: not any(map(is_running, family)), "end of all processes")
     socket.create_server(("127.0.0.1", port)).close()
     assert "Traceback" not in log.read_text()
@@ -111,14 +94,7 @@ def install(folder: Path, other: Other) -> tuple[Path, Path]:
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     project = folder / archive.name.removesuffix(".tar.gz") / other.folder
-    environment, uv = folder / "environment", PROGRAMS / "uv"
-    run(uv, "venv", "--quiet", environment, cwd=folder)
-    devserver = folder / "devserver"
-    run("cp", "-r", DEVSERVER, devserver, cwd=folder)
-    python = ["--python", environment / "bin" / "python"]
-    packages = ["--editable", project, devserver, *other.packages]
-    run(uv, "pip", "install", "--quiet", *python, *packages, cwd=folder)
-    return project, environment / "bin"
+    return project, install_devserver(folder, "--editable", project, *other.packages)
 
 
 def responds(url: str) -> bool:

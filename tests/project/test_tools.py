@@ -1,12 +1,9 @@
 """`flask dev` with packages that reach deep into Python: gevent, debugpy, TLS."""
 
 import json
-import os
 import re
-import signal
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,9 +13,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from ..support.commands import PROGRAMS, clean_environment, run, wait_for
-from ..support.serving import free_port
-from .test_other_apps import DEVSERVER
+from ..support.commands import wait_for
+from ..support.projects import install_devserver
+from ..support.serving import free_port, running
 
 pytestmark = pytest.mark.slow
 
@@ -47,35 +44,16 @@ class App:
         self.version = 0
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
-        uv, environment = PROGRAMS / "uv", folder / ".venv"
-        run(uv, "venv", "--quiet", environment, cwd=folder)
-        self.python = environment / "bin" / "python"
-        devserver = folder / "devserver"
-        run("cp", "-r", DEVSERVER, devserver, cwd=folder)
-        install = ["pip", "install", "--quiet", "--python", self.python]
-        run(uv, *install, devserver, *packages, cwd=folder)
+        self.python = install_devserver(folder, *packages) / "python"
 
     @contextmanager
     def serve(self, *options: str, tool: Sequence[str] = ()) -> Iterator[None]:
         """Serve it until the end of the block."""
         command = ["-m", "flask", "--app", "served", "dev", "--port", str(self.port)]
-        with (self.folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [self.python, *tool, *command, *options],
-                cwd=self.folder,
-                env=clean_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        try:
+        command = [self.python, *tool, *command, *options]
+        with running(command, self.folder, self.folder / "log", seconds=30):
             wait_for(lambda: self.page() == "0", "first page")
             yield
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGINT)
-            server.wait(30)
 
     def page(self) -> str:
         """Return the page, whatever its certificate is, or nothing."""

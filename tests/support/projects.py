@@ -15,6 +15,8 @@ from .commands import PROGRAMS, TEMPLATE, clean_environment, run, wait_for
 
 Bake = Callable[..., Path]
 
+DEVSERVER = TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver"
+
 SERVE = """
 import sys
 from pathlib import Path
@@ -30,6 +32,18 @@ def install(project: Path, *options: str, **environ: str) -> Path:
     # Set only here: with UV_PYTHON set, `uv pip` would change the tests' environment.
     run(*sync, cwd=project, **{"UV_PYTHON": sys.executable} | environ)
     return project / ".venv" / PROGRAMS.name
+
+
+def install_devserver(folder: Path, *packages: str | Path) -> Path:
+    """Install `flask dev` and packages into a new environment; return its programs."""
+    uv, environment = PROGRAMS / "uv", folder / "environment"
+    run(uv, "venv", "--quiet", environment, cwd=folder)
+    devserver = folder / "devserver"
+    run("cp", "-r", DEVSERVER, devserver, cwd=folder)
+    programs = environment / "bin"
+    python = ["--python", programs / "python"]
+    run(uv, "pip", "install", "--quiet", *python, devserver, *packages, cwd=folder)
+    return programs
 
 
 def put_inside(project: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,22 +29,9 @@ class Site:
     @contextmanager
     def serve(self, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
         """Serve it until the end of the block, in a session of its own."""
-        with self.log.open("ab") as output:
-            server = subprocess.Popen(
-                self.command,
-                cwd=self.folder,
-                env=clean_environment(),
-                start_new_session=True,
-                **{"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-                | streams,
-            )
-        try:
+        with running(self.command, self.folder, self.log, **streams) as server:
             wait_for(lambda: self.page("notes"), "page")
             yield server
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGINT)
-            server.wait(DEADLINE)
 
     def page(self, path: str, **form: str) -> str:
         """Return the response to a GET of `path`, or to a POST of the form if given."""
@@ -57,6 +44,35 @@ class Site:
         with suppress(OSError), socket.create_server(("127.0.0.1", self.port)):
             return not runs and not postmaster.exists()
         return False
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    cwd: Path,
+    log: Path,
+    seconds: float = DEADLINE,
+    **streams: Any,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a session of its own, and stop it as Ctrl-C does.
+
+    It has so many seconds to exit. Its output goes to the end of `log`.
+    """
+    with log.open("ab") as output:
+        server = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=clean_environment(),
+            start_new_session=True,
+            **{"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            | streams,
+        )
+    try:
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGINT)
+        server.wait(seconds)
 
 
 def page(url: str, **form: str) -> str:
