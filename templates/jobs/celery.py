@@ -147,7 +147,7 @@ def _limit_redeliveries(app: Flask, request: Any) -> Iterator[None]:
             stack.callback(_forget, app, request.id)
             if _redeliveries(app, COUNT, request.id):
                 # From the second time on it runs alone. Jobs that wait here have not
-                # begun, so this worker's death is not counted for them.
+                # started, so they are not blamed for the death of this worker.
                 stack.enter_context(_suspect)
             count = _redeliveries(app, INCREMENT, request.id)
             if count > MAX_REDELIVERIES:

@@ -480,7 +480,7 @@ def test_interrupt_while_packages_are_imported_ends_at_once(
         "import flask_devserver.child as child\nchild.is_library = bool\nimport slow"
     )
     site.start()
-    time.sleep(1)  # The import in the supervisor has begun.
+    time.sleep(1)  # The supervisor now imports the module.
     start = time.monotonic()
     site.interrupt()
     assert time.monotonic() - start < 4
@@ -647,7 +647,7 @@ import time
 
 @app.get("/slow/<float:seconds>")
 def slow(seconds):
-    print("begun", flush=True)
+    print("started", flush=True)
     time.sleep(seconds)
     return f"version {VERSION}"
 """
@@ -660,7 +660,7 @@ def test_request_in_flight_is_finished(site: Site, options: tuple[str, ...]) -> 
     found: list[str] = []
     thread = Thread(target=lambda: found.append(site.get("/slow/6.0", seconds=20)))
     thread.start()
-    site.wait_for_line("begun")
+    site.wait_for_line("started")
     site.reload()
     assert found == []  # The new version does not wait for the request.
     thread.join()
@@ -675,7 +675,7 @@ def test_request_beyond_the_deadline_is_named(
     site.write(SLOW)
     site.start(*options)
     Thread(target=site.get, args=["/slow/30.0"], daemon=True).start()
-    site.wait_for_line("begun")
+    site.wait_for_line("started")
     site.reload()
     site.wait_for_line(" * GET /slow/30.0 was aborted by the reload")
 

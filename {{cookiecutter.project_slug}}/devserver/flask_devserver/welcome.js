@@ -5,9 +5,9 @@
   for (;;) {
     await new Promise((resume) => setTimeout(resume, 1000));
     if (document.hidden) continue;
-    const answer = await fetch(status).catch(() => null); // while there is no server
-    if (!answer?.ok) continue;
-    const figures = await answer.json();
+    const response = await fetch(status).catch(() => null); // while there is no server
+    if (!response?.ok) continue;
+    const figures = await response.json();
     if (!figures.problem === !!problem) return location.reload();
     for (const element of document.querySelectorAll("[data-figure]")) {
       const [group, name] = element.dataset.figure.split(".");

@@ -189,10 +189,6 @@ class Server:
         """The output of the server, without colors."""
         return re.sub(r"\x1b\[\d+m", "", (self.folder / "log").read_text())
 
-    def has_said(self, text: str) -> bool:
-        """Return whether the server wrote the text."""
-        return text in self.log
-
     def unexpected(self) -> list[str]:
         """Return the lines of the log that do not belong there."""
         return [line for line in self.log.splitlines() if not EXPECTED.fullmatch(line)]

@@ -107,14 +107,14 @@ def test_open_transaction_is_rolled_back_by_the_reload(
 
 
 def has_imported(server: Server, package: str) -> bool:
-    """Say whether the process that watches has a package, where versions are forks."""
+    """Return whether the watching process has a package, where children are forks."""
     if server.command != DEV or sys.platform != "linux":
         return True
     return any(package in each.path for each in server.process.memory_maps())
 
 
 def has_settled(server: Server) -> bool:
-    """Say whether the memory of the process that watches is the same for a second."""
+    """Return whether the memory of the watching process stays the same for a second."""
     before = used_memory(server)
     time.sleep(1)
     return used_memory(server) == before
