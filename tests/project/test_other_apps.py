@@ -61,7 +61,7 @@ IHATEMONEY = Other(
 EACH = [
     pytest.param(FLASKR, id="flaskr"),
     pytest.param(CELERY, id="celery"),
-    pytest.param(IHATEMONEY, id="ihatemoney", marks=pytest.mark.slow),
+    pytest.param(IHATEMONEY, id="ihatemoney", marks=pytest.mark.weekly),
 ]
 
 

@@ -11,6 +11,7 @@ from ..support.projects import Bake, install
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.minutes
 def test_lowest_versions_pass_the_tests(bake: Bake) -> None:
     project = bake(project_slug="app", pool="sqlalchemy", worker="thread")
     programs = install(project, "--resolution=lowest-direct")

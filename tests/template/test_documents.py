@@ -81,6 +81,7 @@ def test_every_document_is_known() -> None:
     assert [read(name) for name in WITHOUT if commands(read(name))] == []
 
 
+@pytest.mark.minutes
 @pytest.mark.slow
 def test_commands_of_the_repository(tmp_path: Path) -> None:
     copy_template(tmp_path / "published")
@@ -93,6 +94,7 @@ def test_commands_of_the_repository(tmp_path: Path) -> None:
         remove_database(database)
 
 
+@pytest.mark.minutes
 @pytest.mark.slow
 @pytest.mark.parametrize("worker", WORKERS)
 def test_commands_of_a_project(
