@@ -12,6 +12,7 @@ from flask_devserver.welcome import Welcome
 from psycopg2.extensions import connection, make_dsn
 from werkzeug.test import Client
 
+from .conftest import scratch_database
 from .core.reload_server import has_backend
 
 SETTINGS = {"DEBUG": True, "TESTING": True, "POOL_SIZE": 1}
@@ -120,14 +121,15 @@ def test_page_works_without_a_database(
 
 
 def test_page_and_log_name_missing_migrations(
-    empty_url: str, caplog: pytest.LogCaptureFixture
+    server_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = create_app(SETTINGS | {"DATABASE_URL": empty_url})
-    sentence = "1 migration is missing: run `flask migrate`."
-    assert sentence in browser(app).get("/", headers=PAGE).text
-    assert sum(sentence in message for message in caplog.messages) == 1
-    app.test_cli_runner().invoke(args=["migrate"])
-    assert "Problem" not in browser(app).get("/", headers=PAGE).text
+    with scratch_database(server_url) as url:
+        app = create_app(SETTINGS | {"DATABASE_URL": url})
+        sentence = "1 migration is missing: run `flask migrate`."
+        assert sentence in browser(app).get("/", headers=PAGE).text
+        assert sum(sentence in message for message in caplog.messages) == 1
+        app.test_cli_runner().invoke(args=["migrate"])
+        assert "Problem" not in browser(app).get("/", headers=PAGE).text
 
 
 def test_broken_worker_is_shown_as_a_problem(app: Flask, client: Client) -> None:

@@ -141,7 +141,7 @@ def test_form_with_too_many_fields_is_rejected(production: Flask) -> None:
 def test_error_of_a_query_quotes_no_data_in_the_log(
     production: Flask, db: connection, query: str
 ) -> None:
-    table = "CREATE TABLE people (name text NOT NULL, UNIQUE (name) DEFERRABLE)"
+    table = "CREATE TEMPORARY TABLE people (name text NOT NULL, UNIQUE (name) DEFERRABLE)"
     insert = "INSERT INTO people VALUES ('hunter2')"
     db.cursor().execute(f"{table}; ALTER TABLE people ADD other text; {insert}")
     with production.app_context(), pytest.raises(psycopg2.Error) as error:
