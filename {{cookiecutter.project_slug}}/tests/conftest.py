@@ -1,4 +1,4 @@
-"""A database without rows for each test, on the server of `DATABASE_URL` if it is set."""
+"""A database without rows for each test, on the server of `DATABASE_URL` if set."""
 
 import os
 from collections.abc import {% if cookiecutter.worker != 'none' %}Callable, {% endif %}Iterator
@@ -79,7 +79,7 @@ def filled(migrated_url: str) -> set[str]:
 
 @pytest.fixture
 def database_url(migrated_url: str, filled: set[str]) -> str:
-    """The URL of the database, without other connections and the rows of other tests."""
+    """The URL of the database, without connections and rows of other tests."""
     with closing(connect(migrated_url)) as conn, conn.cursor() as cursor:
         cursor.execute(DISCONNECT, [conn.info.dbname])
         cursor.execute(USED)

@@ -141,9 +141,10 @@ def test_form_with_too_many_fields_is_rejected(production: Flask) -> None:
 def test_error_of_a_query_quotes_no_data_in_the_log(
     production: Flask, db: connection, query: str
 ) -> None:
-    table = "CREATE TEMPORARY TABLE people (name text NOT NULL, UNIQUE (name) DEFERRABLE)"
+    columns = "(name text NOT NULL, UNIQUE (name) DEFERRABLE)"
+    db.cursor().execute(f"DROP TABLE IF EXISTS people; CREATE TABLE people {columns}")
     insert = "INSERT INTO people VALUES ('hunter2')"
-    db.cursor().execute(f"{table}; ALTER TABLE people ADD other text; {insert}")
+    db.cursor().execute(f"ALTER TABLE people ADD other text; {insert}")
     with production.app_context(), pytest.raises(psycopg2.Error) as error:
         with get_db() as conn:
             conn.cursor().execute(query)
