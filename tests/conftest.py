@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from .support.projects import Bake, install, put_inside, remove_database
 from .support.repository import copy_template
 
 collect_ignore = ["in_project"]  # These run inside a baked project.
+
+# The processes of the tests must react to Ctrl-C. They inherit that it is ignored where
+# a shell starts the tests in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +332,21 @@ def test_server_inherits_nothing_of_roots_environment(
     assert not [found for found in servers if "SECRET_KEY" in found.environ()]
 
 
+def test_copied_programs_are_readable_for_every_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "_reachable", lambda: tmp_path / "programs")
+    monkeypatch.setattr(postgres, "_site_packages", lambda: [tmp_path / "venv"])
+    (tmp_path / "venv" / postgres.WHEEL).mkdir(parents=True)
+    (tmp_path / "venv" / postgres.WHEEL / "initdb").touch(mode=0o700)
+    for _ in range(2):  # Another server may do it at the same time.
+        with strict_umask():
+            postgres._copy_programs()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["programs", "venv"]
+    copied = [tmp_path / "programs", *(tmp_path / "programs").rglob("*")]
+    assert [path.stat().st_mode & 0o777 for path in copied] == [0o755] * 3
+
+
 @as_root
 def test_server_starts_under_a_strict_umask(start: StartClient) -> None:
     assert query(start(umask=0o077).url(), "SELECT 1") == 1
@@ -353,17 +368,25 @@ def test_removed_folder_leaves_no_data_behind(folder: Path, start: StartClient) 
 def test_error_names_the_character_in_the_path_of_the_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = postgres._bin_dir(tmp_path)
+    programs = postgres._bin_dir()
     odd = Path(tempfile.mkdtemp(prefix="a$b")) / "bin"
     odd.parent.chmod(0o755)
     shutil.copytree(programs, odd)
-    monkeypatch.setattr(postgres, "_bin_dir", lambda home: odd)
+    monkeypatch.setattr(postgres, "_bin_dir", lambda: odd)
     server = postgres.PostgreSQL(tmp_path / "postgres")
     server.make_home()
     with pytest.raises(ClickException, match=r"avoid \$"):
         server._start()
     shutil.rmtree(server.home)
     shutil.rmtree(odd.parent)
+
+
+@contextmanager
+def strict_umask() -> Iterator[None]:
+    """Create files that only their owner can read."""
+    former = os.umask(0o077)
+    yield
+    os.umask(former)
 
 
 def has_ended(folder: Path) -> bool:

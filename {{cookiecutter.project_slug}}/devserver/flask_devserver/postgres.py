@@ -18,7 +18,7 @@ import tempfile
 import time
 from configparser import ConfigParser
 from contextlib import closing, suppress
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +177,14 @@ class PostgreSQL(EmbeddedServer):
         # The paths in the arguments are relative. A shell, to which pg_ctl hands them
         # on, would expand a `$` in them.
         try:
-            _run_from(_bin_dir(self.home), self.home, program, *arguments)
+            _run_from(self.home, program, *arguments)
         except PermissionError:  # The server's user cannot reach them where they are.
-            _copy_programs(self.home)
-            _run_from(_bin_dir(self.home), self.home, program, *arguments)
+            _copy_programs()
+            _run_from(self.home, program, *arguments)
 
 
-def _run_from(bin_dir: Path, home: Path, program: str, *arguments: str) -> None:
+def _run_from(home: Path, program: str, *arguments: str) -> None:
+    bin_dir = _bin_dir()
     # A file for the output: the server would hold a pipe open for as long as it runs.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
@@ -219,8 +220,8 @@ def _is_root() -> bool:
     return sys.platform != "win32" and os.geteuid() == 0
 
 
-def _bin_dir(home: Path) -> Path:
-    for place in (home / "programs", *_site_packages()):
+def _bin_dir() -> Path:
+    for place in (_reachable(), *_site_packages()):
         for initdb in place.glob(f"{WHEEL}/pginstall*/bin/initdb*"):
             return initdb.parent
     for pattern in INSTALLED:
@@ -229,16 +230,26 @@ def _bin_dir(home: Path) -> Path:
     raise ClickException("There is no PostgreSQL: set DATABASE_URL, or install one.")
 
 
-def _copy_programs(home: Path) -> None:
-    partial = home / "programs.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+def _copy_programs() -> None:
+    reachable = _reachable()
+    partial = Path(tempfile.mkdtemp(dir=reachable.parent, prefix="flask-devserver-"))
     unneeded = shutil.ignore_patterns("include", "*.a")
     for place in _site_packages():
         for folder in place.glob(f"{WHEEL}*"):  # its libraries have one of their own
             shutil.copytree(folder, partial / folder.name, ignore=unneeded)
     for path in (partial, *partial.rglob("*")):
         path.chmod(0o755)  # Under umask 077 the server's user could not read them.
-    partial.rename(home / "programs")
+    with suppress(OSError):  # Another server was faster.
+        partial.rename(reachable)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reachable() -> Path:
+    """Return the copy of the programs that every user can reach, for root's servers."""
+    release = ""
+    with suppress(PackageNotFoundError):
+        release = version(WHEEL)
+    return Path("/var/lib", f"flask-devserver-programs-{release}")
 
 
 def _site_packages() -> list[Path]:
