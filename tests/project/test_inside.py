@@ -11,18 +11,18 @@ from ..support.projects import Bake, install, put_inside
 
 
 @pytest.mark.minutes
+@pytest.mark.parametrize("worker", ["procrastinate", "celery"])
+def test_jobs_through_faults(bake: Bake, worker: str) -> None:
+    environ = {"BROKER_SERVER": broker_server()} if worker == "celery" else {}
+    run_inside(prepare(bake, worker=worker), "jobs", **environ)
+
+
+@pytest.mark.minutes
 @pytest.mark.parametrize("pool", choices()["pool"])
 def test_connections_through_faults(bake: Bake, pool: str) -> None:
     project = prepare(bake, pool=pool)
     run_inside(project, "connections")
     run_inside(project, "faults")
-
-
-@pytest.mark.minutes
-@pytest.mark.parametrize("worker", ["procrastinate", "celery"])
-def test_jobs_through_faults(bake: Bake, worker: str) -> None:
-    environ = {"BROKER_SERVER": broker_server()} if worker == "celery" else {}
-    run_inside(prepare(bake, worker=worker), "jobs", **environ)
 
 
 @pytest.mark.minutes
