@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import psutil
+import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
@@ -23,6 +24,17 @@ from .test_faults import SETTINGS, Server
 ROOT = Path(__file__).parents[1]
 PASSWORD = "hunt er@2%"
 PATHS = ["/failure/query", "/failure/connection", "/failure/lost"]
+# `flask migrate`, with the files of one more folder.
+MIGRATE = """
+import sys
+from pathlib import Path
+from app import create_app
+from app.core.migrate import add_folder
+from flask.cli import ScriptInfo
+app = create_app()
+add_folder(app, Path(sys.argv[1]))
+app.cli.main(["migrate"], obj=ScriptInfo(create_app=lambda: app))
+"""
 DEVELOPMENT = {"flask_devserver", "dotenv", "filelock", "psutil"}
 
 
@@ -180,6 +192,35 @@ def test_password_is_in_no_response_or_log_line(
     assert "password authentication failed" in said or changes != {"password": PASSWORD}
     assert password not in said and quote(password) not in said
     assert not any("Traceback" in str(body) for _, body, _ in responses)
+
+
+def test_interrupted_migration_is_rolled_back(
+    tmp_path: Path, database_url: str
+) -> None:
+    (tmp_path / "9999_slow.sql").write_text("CREATE TABLE slow (); SELECT pg_sleep(60)")
+    process = psutil.Popen(
+        [sys.executable, "-c", MIGRATE, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | SETTINGS | {"DATABASE_URL": database_url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with closing(psycopg2.connect(database_url)) as conn, conn.cursor() as cursor:
+        conn.autocommit = True
+
+        def is_sleeping() -> bool:
+            activity = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            cursor.execute(f"SELECT {activity} AND datname = current_database()")
+            return bool(cursor.rowcount)
+
+        assert poll(is_sleeping)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+        assert not is_sleeping()
+        cursor.execute("SELECT to_regclass('slow')")
+        assert cursor.fetchone() == (None,)
+    reason = "canceling statement due to user request; nothing of it is applied."
+    assert said == f"Error: 9999_slow.sql: {reason}\n"
 
 
 def error_of_the_start(**environ: str) -> str:

@@ -233,8 +233,8 @@ DEFECTS = [
     Defect(
         words="A migration that rolls itself back counts as applied",
         file=f"{PACKAGE}/core/migrate.py",
-        old='cursor.mogrify("DO %s; ", [block.decode()]) + record',
-        new='f"{sql};".encode() + record',
+        old="BLOCK.format(sql=sql, mark=checksum)",
+        new='f"{sql};"',
         test="tests/core/test_migrate.py"
         "::test_file_that_ends_its_transaction_is_rejected",
         sign="DID NOT RAISE",

@@ -140,6 +140,7 @@ ENDS = {
     "BEGIN": "BEGIN; CREATE TABLE a (b text); COMMIT",
     "failure": "CREATE TABLE a (b text); COMMIT; SELECT 1 / 0",
     "second": "CREATE TABLE a (b text); COMMIT; BEGIN; SELECT 1 / 0",
+    "SAVEPOINT": "CREATE TABLE a (b text); SAVEPOINT c; ROLLBACK TO c",
 }
 
 
@@ -187,9 +188,40 @@ def test_byte_order_mark_is_ignored(empty: connection, tmp_path: Path) -> None:
     assert migrate(empty, tmp_path) == ["0001_a.sql"]
 
 
-def test_other_encoding_is_named(empty: connection, tmp_path: Path) -> None:
-    (tmp_path / "0001_a.sql").write_text("SELECT 1", encoding="utf-16")
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_other_encoding_is_named(
+    empty: connection, tmp_path: Path, encoding: str
+) -> None:
+    (tmp_path / "0001_a.sql").write_text("SELECT 1", encoding=encoding)
     with pytest.raises(MigrationError, match="^0001_a.sql is not in UTF-8: save it"):
+        migrate(empty, tmp_path)
+
+
+def test_connection_may_have_another_encoding(empty_url: str, tmp_path: Path) -> None:
+    sql = "SELECT 'é%s\\' AS b INTO a"
+    (tmp_path / "0001_a.sql").write_text(sql, encoding="utf-8")
+    url = make_dsn(empty_url, client_encoding="LATIN1")
+    with closing(connect(url)) as conn, conn.cursor() as cursor:
+        assert migrate(conn, tmp_path) == ["0001_a.sql"]
+        cursor.execute("SELECT b FROM a")
+        assert cursor.fetchone() == ("é%s\\",)
+
+
+def test_files_of_editors_are_ignored(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / ".#0001_a.sql").symlink_to("user@host.1234")  # Emacs's lock
+    (tmp_path / "._0001_a.sql").write_bytes(b"\0\5\x16\7")  # macOS's attributes
+    (tmp_path / "0001_a.sql").write_text("SELECT 1")
+    assert migrate(empty, tmp_path) == ["0001_a.sql"]
+
+
+@pytest.mark.parametrize("line", ["", "-- no transaction\nSET lock_timeout = 9;\n"])
+def test_statement_that_needs_a_file_of_its_own_is_told_so(
+    empty: connection, tmp_path: Path, line: str
+) -> None:
+    sql = f"{line}CREATE INDEX CONCURRENTLY a ON schema_migrations (name)"
+    (tmp_path / "0001_a.sql").write_text(sql)
+    message = "^0001_a.sql: CREATE INDEX CONCURRENTLY cannot .*; put it alone into a"
+    with pytest.raises(MigrationError, match=f"{message}.*`-- no transaction`[.]$"):
         migrate(empty, tmp_path)
 
 

@@ -1,13 +1,15 @@
 """The project's commands for `flask`."""
 
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 import click
 import psycopg2
 from flask import Flask, current_app
 from flask.cli import with_appcontext
+from psycopg2 import extensions
 from psycopg2.errors import InvalidCatalogName
 from psycopg2.extensions import cursor, make_dsn, parse_dsn, quote_ident
+from psycopg2.extras import wait_select
 
 from . import migrate
 from .db import DatabaseUnavailable, connect, database_url
@@ -29,7 +31,10 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
     try:
         if reset:
             _create_again()
-        with closing(connect()) as conn:
+        with closing(connect()) as conn, ExitStack() as stack:
+            # Otherwise Ctrl-C has no effect before the end of a query.
+            extensions.set_wait_callback(wait_select)
+            stack.callback(extensions.set_wait_callback, None)
             if only_list:
                 found = migrate.status(conn).items()
                 lines = [f"{state} {name}" for name, state in found]

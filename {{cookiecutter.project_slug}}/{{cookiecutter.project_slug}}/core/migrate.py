@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg2
 from flask import Flask, current_app
-from psycopg2.errors import FeatureNotSupported, UndefinedTable
+from psycopg2.errors import ActiveSqlTransaction, FeatureNotSupported, UndefinedTable
 from psycopg2.extensions import connection, cursor
 
 LOCK = 7_164_001  # Any number will do, as long as every runner takes the same.
@@ -21,6 +21,7 @@ TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, checksum text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 )"""
+BLOCK = "DO $do_{mark}$BEGIN EXECUTE $_{mark}${sql}\n;SELECT$_{mark}$; END$do_{mark}$; "
 # Settings of a file, such as its search_path, end with it.
 RECORD = (
     "RESET ROLE; RESET ALL; "
@@ -80,9 +81,7 @@ def status(conn: connection) -> dict[str, str]:
 
 def missing(conn: connection) -> list[str]:
     """Return the names of the files that are not applied, at one round trip."""
-    with conn.cursor() as cursor:
-        applied = _applied(cursor)
-    return [path.name for path in _paths(*_folders()) if path.name not in applied]
+    return [name for name, state in status(conn).items() if state == "Missing"]
 
 
 def add_folder(app: Flask, folder: Path) -> None:
@@ -96,7 +95,8 @@ def _folders() -> list[Path]:
 
 
 def _paths(*folders: Path) -> list[Path]:
-    return [path for folder in folders for path in sorted(folder.glob("*.sql"))]
+    # Not those of editors and macOS, which begin with a dot.
+    return [path for folder in folders for path in sorted(folder.glob("[!.]*.sql"))]
 
 
 def _lock(cursor: cursor) -> None:
@@ -144,30 +144,34 @@ def _read(path: Path) -> tuple[str, str]:
     """Return SQL and checksum of the file."""
     try:
         sql = path.read_text(encoding="utf-8-sig")  # PowerShell begins it with a mark.
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError:
+        sql = "\0"
+    if "\0" in sql:  # In UTF-16, every second byte is one.
         message = f"{path.name} is not in UTF-8: save it again in this encoding."
-        raise MigrationError(message) from error
+        raise MigrationError(message)
     return sql, sha256(sql.encode()).hexdigest()
 
 
 def _apply(cursor: cursor, path: Path) -> None:
     sql, checksum = _read(path)
     outside = sql.startswith("-- no transaction")
-    record = cursor.mogrify(RECORD, [path.name, checksum])
+    record = [path.name, checksum]
     try:
         if outside:
             cursor.execute(sql)
-            cursor.execute(record)
+            cursor.execute(RECORD, record)
         else:
             # All or nothing: PostgreSQL executes no COMMIT there. A last SELECT INTO
-            # would be refused as well.
-            block = cursor.mogrify("BEGIN EXECUTE %s; END", [f"{sql}\n;SELECT"])
-            cursor.execute(cursor.mogrify("DO %s; ", [block.decode()]) + record)
+            # would be refused as well. No file holds its own checksum.
+            block = BLOCK.format(sql=sql, mark=checksum).replace("%", "%%")
+            cursor.execute(block + RECORD, record)
     except psycopg2.Error as error:
         reason = error.diag.message_primary or str(error).partition("\n")[0]
         hint = "drop what it left behind" if outside else "nothing of it is applied"
         if isinstance(error, FeatureNotSupported):
-            hint += ": leave out BEGIN, COMMIT and ROLLBACK, as it is a transaction"
+            hint += ": leave out BEGIN, COMMIT, ROLLBACK and SAVEPOINT"
+        if isinstance(error, ActiveSqlTransaction):
+            hint = "put it alone into a file that begins with `-- no transaction`"
         if cursor.connection.closed:
             hint = "`flask migrate --status` tells whether it is applied"
         where = f"{path.name}{_line_number(sql, error.diag)}"
