@@ -27,6 +27,8 @@ from ..conftest import PRODUCTION
 from .items import bp
 
 JSON = {"Accept": "application/json"}
+CYCLE: list[object] = []
+CYCLE.append(CYCLE)
 
 
 @pytest.fixture
@@ -75,6 +77,43 @@ def test_production_log_has_the_fields_of_the_formatter(
     for name in ("time", "message", "ms"):  # These differ by the time they took.
         assert type(quick.pop(name)) is type(formatted.pop(name))
     assert quick == formatted
+
+
+@pytest.mark.parametrize("place", ["logger", "handler"])
+def test_filter_of_the_owner_applies_to_the_lines_of_requests(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    handler = logging.StreamHandler(stream := StringIO())
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(RequestIdFilter())
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    logger = logging.getLogger(JsonFormatter.__module__)
+    monkeypatch.setattr(logger, "filters", [])
+    (logger if place == "logger" else handler).addFilter(is_no_health_check)
+    for path in ("/healthz", "/items"):
+        app.test_client().get(path)
+    [line] = stream.getvalue().splitlines()
+    assert json.loads(line)["path"] == "/items"
+
+
+def is_no_health_check(record: logging.LogRecord) -> bool:
+    return "GET /healthz " not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), {("a", 1): 1}, {"a", "b"}, b"a", CYCLE], ids=repr
+)
+def test_every_line_of_the_production_log_is_json(value: object) -> None:
+    name = JsonFormatter.__module__
+    record = logging.LogRecord(name, 20, "", 0, "%(a)s", ({"a": value},), None)
+    line = json.loads(JsonFormatter().format(record), parse_constant=pytest.fail)
+    assert line["message"] == str(value) == line["a"]
+
+
+def test_stack_is_logged(log: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("a").warning("look", stack_info=True)
+    [line] = lines(log)
+    assert "test_stack_is_logged" in line["stack"]
 
 
 @pytest.mark.parametrize("debug", [True, False])
@@ -245,8 +284,8 @@ def test_session_cookie_can_be_configured() -> None:
 def test_other_host_gets_a_400(database_url: str) -> None:
     settings = {"DATABASE_URL": database_url, "TRUSTED_HOSTS": ["good.example"]}
     client = create_app({"TESTING": True} | settings).test_client()
-    assert client.get("/healthz", base_url="http://good.example").status_code == 200
-    assert client.get("/healthz", base_url="http://bad.example").status_code == 400
+    assert client.get("/none", base_url="http://good.example").status_code == 404
+    assert client.get("/none", base_url="http://bad.example").status_code == 400
 
 
 def test_large_body_is_rejected(client: FlaskClient) -> None:
