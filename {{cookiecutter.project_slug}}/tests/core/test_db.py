@@ -45,6 +45,18 @@ def test_url_wins_over_the_defaults(database_url: str) -> None:
         assert cursor.fetchone() == ("mine",)
 
 
+def test_url_may_change_with_each_connection(database_url: str) -> None:
+    app = create_app({"TESTING": True, "DATABASE_URL": "postgresql:///none"})
+    names = iter(["first", "second"])
+    app.config["DATABASE_URL"] = lambda: make_dsn(
+        database_url, application_name=next(names)
+    )
+    for name in ("first", "second"):
+        with app.app_context():
+            assert show("application_name") == name
+            get_db().close()
+
+
 def test_statement_takes_effect_at_once(app: Flask, db: connection) -> None:
     with app.app_context():
         add_item(get_db())

@@ -3,9 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache, partial
+from functools import lru_cache, partial, partialmethod
 from threading import Lock
 from time import monotonic
 from typing import Any, Protocol, Self, cast
@@ -37,6 +37,9 @@ STARTUP_OPTIONS = (
 # PostgreSQL on Windows refuses the first option, and most poolers refuse them all.
 REFUSED = re.compile("client_connection_check|startup param|command-line opt", re.I)
 
+# The methods of a cursor that send one.
+QUERIES = ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to")
+
 # PostgreSQL tells a client of these settings without being asked.
 READ_ONLY_REPORTS = ("default_transaction_read_only", "in_hot_standby")
 
@@ -45,29 +48,11 @@ class DatabaseUnavailable(Exception):
     """No connection is available now. The response is 503 with Retry-After."""
 
 
-class LoggedCursor(cursor):
-    """Log the queries that take longer than `SLOW_QUERY`, without their parameters.
-
-    An error that a query raises does not quote them either: see `Connection.examine`.
-    """
-
-    def execute(self, query: Any, vars: Any = None) -> None:
-        """Run a query."""
-        _watch(self.connection, query, super().execute, query, vars)
-
-    def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
-        """Run a query with each of the parameters."""
-        _watch(self.connection, query, super().executemany, query, vars_list)
-
-    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-        """Run a COPY between the table and the file."""
-        _watch(self.connection, sql, super().copy_expert, sql, file, size)
-
-
 class Connection(connection):
     """psycopg2's connection, in autocommit, whose transactions never fail silently.
 
-    Every cursor, of whatever class, does what `LoggedCursor` does.
+    Every cursor, of whatever class, logs the queries that take longer than `SLOW_QUERY`
+    without their parameters. The errors that they raise do not quote them either.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -76,7 +61,7 @@ class Connection(connection):
         self.app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         self.is_outdated = False  # The server takes no writes: another one does now.
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
-        self._as_opened = self._state()
+        self.as_opened: tuple[object, ...] = ()
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, **rest: Any) -> Any:  # type: ignore[override]
         """Open a cursor."""
@@ -94,7 +79,7 @@ class Connection(connection):
             hint = "let its error leave the `with` block, or use a savepoint."
             raise InFailedSqlTransaction(f"{message}: {hint}")
         # A deferred constraint may fail only here.
-        _watch(self, "COMMIT", super().commit)
+        _watch(self, connection.commit)
 
     def rollback(self) -> None:
         """Roll back, and drop what was to follow the commit."""
@@ -115,6 +100,8 @@ class Connection(connection):
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if isinstance(error[1], psycopg2.Error):
+            self.examine(error[1])  # It is of the FETCH of a server-side cursor.
         try:
             super().__exit__(*error)
         finally:
@@ -128,7 +115,7 @@ class Connection(connection):
     def clean(self) -> bool:
         """Return whether nothing is open or changed, and drop the server's notices."""
         self.notices, self.notifies = [], []
-        return self._state() == self._as_opened
+        return self.state() == self.as_opened
 
     def examine(self, error: psycopg2.Error) -> None:
         """Leave DETAIL, CONTEXT and the query out of the message, which the log quotes.
@@ -149,7 +136,8 @@ class Connection(connection):
         """Return whether the server closed it, or takes no writes any more."""
         return self.closed == 2 or self.is_outdated
 
-    def _state(self) -> tuple[object, ...]:
+    def state(self) -> tuple[object, ...]:
+        """Return what a context may change, apart from the server's settings."""
         session = self.isolation_level, self.readonly, self.deferrable
         types = self.cursor_factory, len(self.string_types), len(self.binary_types)
         own = self.autocommit, self.encoding, self.is_outdated
@@ -238,6 +226,7 @@ def connect() -> Connection:
                 current_app.logger.warning(message, STARTUP_OPTIONS, reason)
             return connect()
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
+    conn.as_opened = conn.state()  # Only now, as tracing sets its `cursor_factory`.
     return conn
 
 
@@ -304,9 +293,10 @@ def _handle_error(handle: Any, *args: Any) -> Any:
     return handle(*context, error)
 
 
-@cache
+@lru_cache
 def _logged(factory: type[cursor]) -> type[cursor]:
-    return type(factory.__name__, (LoggedCursor, factory), {})
+    methods = {name: partialmethod(_watch, getattr(factory, name)) for name in QUERIES}
+    return type(factory.__name__, (factory,), methods)
 
 
 def _check_out(context: Any) -> None:
@@ -325,17 +315,18 @@ def _check_out(context: Any) -> None:
     context.db = conn
 
 
-def _watch(conn: Any, query: object, run: Callable[..., None], *args: Any) -> None:
+def _watch(self: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    conn: Connection = getattr(self, "connection", self)
     began = monotonic()
     try:
-        run(*args)
+        return method(self, *args, **kwargs)
     except psycopg2.Error as error:
         conn.examine(error)
         raise
     finally:
         seconds = monotonic() - began
         if seconds > conn.app.config["SLOW_QUERY"]:
-            # The bytes or objects that psycopg2 composes hold the parameters.
-            text = query if isinstance(query, str) else f"of the type {type(query)}"
-            text = " ".join(text.split())[:1000]
+            # Bytes, and the objects that psycopg2 composes, hold the parameters.
+            words = [arg for arg in args if isinstance(arg, str)] or [method.__name__]
+            text = " ".join(words[0].split())[:1000]
             logger.warning("A query took %d ms: %s", 1000 * seconds, text)
