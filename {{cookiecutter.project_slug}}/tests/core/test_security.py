@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 
@@ -10,14 +10,16 @@ import click
 import psycopg2
 import pytest
 from flask import Flask, request, session, url_for
-from psycopg2.extensions import connection
+from psycopg2.extensions import connection, cursor
 
 from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.log import JsonFormatter
+from {{ cookiecutter.project_slug }}.core.security import accept_cross_site
 
 from ..conftest import PRODUCTION
 
+DATA = b"hunter2"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
@@ -36,7 +38,7 @@ def production(database_url: str) -> Iterator[Flask]:
     app.extensions["pool"].close()
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/static//example.com"])
+@pytest.mark.parametrize("path", ["/none", "/static//example.com"])
 def test_other_host_is_rejected_in_production(production: Flask, path: str) -> None:
     client = production.test_client()
     assert client.get(path, base_url="http://other.example").status_code == 400
@@ -45,8 +47,8 @@ def test_other_host_is_rejected_in_production(production: Flask, path: str) -> N
 def test_rebound_name_is_rejected_in_debug() -> None:
     client = create_app({"DEBUG": True}).test_client()
     for host in ("localhost:5000", "a.localhost", "127.0.0.1:5000"):
-        assert client.get("/healthz", base_url=f"http://{host}").status_code == 200
-    assert client.get("/healthz", base_url="http://other.example").status_code == 400
+        assert client.get("/none", base_url=f"http://{host}").status_code == 404
+    assert client.get("/none", base_url="http://other.example").status_code == 400
 
 
 @pytest.mark.parametrize("host", ["mine.example", "::1"])
@@ -55,7 +57,15 @@ def test_host_of_the_command_is_trusted_in_debug(host: str) -> None:
         context.params["host"] = host
         client = create_app({"DEBUG": True}).test_client()
     name = f"[{host}]" if ":" in host else host
-    assert client.get("/healthz", base_url=f"http://{name}:5000").status_code == 200
+    assert client.get("/none", base_url=f"http://{name}:5000").status_code == 404
+
+
+@pytest.mark.parametrize("hosts", ["*", "localhost", ".example.org"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_check_may_name_any_host(hosts: str, path: str) -> None:
+    client = create_app(PRODUCTION | {"TRUSTED_HOSTS": hosts}).test_client()
+    response = client.get(path, base_url="http://10.0.0.7:8000")
+    assert response.json in ({"status": "ok"}, {"status": "unavailable"})
 
 
 def test_hsts_is_sent_in_production_only(production: Flask) -> None:
@@ -78,6 +88,18 @@ def test_origin_of_another_scheme_is_rejected(production: Flask) -> None:
         answer = client.post(
             "/echo", base_url="https://localhost", headers={"Origin": origin}
         )
+        assert answer.status_code == status
+
+
+def test_view_can_accept_posts_from_other_sites(production: Flask) -> None:
+    @production.post("/callback")
+    @accept_cross_site
+    def callback() -> str:
+        return "checked"
+
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"}
+    for path, status in (("/callback", 200), ("/echo", 403)):
+        answer = production.test_client().post(path, headers=headers)
         assert answer.status_code == status
 
 
@@ -153,12 +175,31 @@ def test_error_of_a_query_quotes_no_data_in_the_log(
     assert "hunter2" not in line
 
 
-def test_copy_quotes_no_row_in_the_log(production: Flask) -> None:
+@pytest.mark.parametrize(
+    "query",
+    [
+        lambda cursor: cursor.copy_expert("COPY numbers FROM STDIN", BytesIO(DATA)),
+        lambda cursor: cursor.copy_from(BytesIO(DATA), "numbers"),
+        lambda cursor: cursor.callproc("int4in", ["hunter2"]),
+        lambda cursor: fetch(cursor, "SELECT ('hunter' || n)::int FROM numbers"),
+    ],
+    ids=["copy_expert", "copy_from", "callproc", "fetch"],
+)
+def test_no_way_to_query_quotes_data_in_the_log(
+    production: Flask, query: Callable[[cursor], object]
+) -> None:
     with production.app_context(), pytest.raises(psycopg2.DataError) as error:
-        cursor = get_db().cursor()
-        cursor.execute("CREATE TEMPORARY TABLE numbers (number int)")
-        cursor.copy_expert("COPY numbers FROM STDIN", BytesIO(b"hunter2"))
+        with get_db() as conn, conn.cursor() as cursor:
+            cursor.execute("CREATE TEMPORARY TABLE numbers (n int)")
+            cursor.execute("INSERT INTO numbers VALUES (2)")
+            query(cursor)
     assert "hunter2" not in str(error.value)
+
+
+def fetch(cursor: cursor, query: str) -> None:
+    with cursor.connection.cursor("server_side") as rows:
+        rows.execute(query)
+        rows.fetchall()
 
 
 def test_log_merges_the_named_parts_of_our_own_messages_only() -> None:

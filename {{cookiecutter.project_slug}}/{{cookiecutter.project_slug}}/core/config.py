@@ -75,30 +75,12 @@ def text_setting(default: str = "", example: str = "", secret: bool = False) -> 
     return Setting(str, "set it to text.", default, example, secret)
 
 
-def hosts_setting(default: list[str], example: str = "") -> Setting:
-    """Return a setting that is a list of host names, or None for any host.
-
-    In the environment they are separated by commas, and `*` means any.
-    """
-
-    def parse(raw: Any) -> list[str] | None:
-        found = _split(raw)
-        if found == ["*"]:
-            return None
-        if not all(re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*", host) for host in found):
-            raise ValueError
-        return found
-
-    hint = "write hosts like example.com,.example.org, or * for any."
-    return Setting(parse, hint, default, example)
-
-
-def _split(raw: Any) -> list[str]:
+def split(raw: Any) -> list[str]:
+    """Return the parts of a text that are separated by commas, or a list itself."""
     return re.split(r"\s*,\s*", raw) if isinstance(raw, str) else list(raw)
 
 
-def _parse_url(raw: str) -> str:
-    url = raw.strip()  # A mounted secret ends with a newline.
+def _parse_url(url: str) -> str:
     driver = url.partition(":")[0].partition("+")[2]
     if driver:
         raise ValueError(f"write it without +{driver}.")
@@ -128,7 +110,7 @@ SETTINGS: Settings = {
     "DATABASE_URL": Setting(_parse_url, URL_HINT, "", URL_EXAMPLE, secret=True),
     "SECRET_KEY": Setting(_parse_key, KEY_HINT, "", KEY_EXAMPLE, secret=True),
     "SECRET_KEY_FALLBACKS": Setting(
-        lambda raw: [_parse_key(key) for key in _split(raw)],
+        lambda raw: [_parse_key(key) for key in split(raw)],
         "write former values of SECRET_KEY, with commas between them.",
         secret=True,
     ),
@@ -163,6 +145,8 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
 def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> str:
     """Set `app.config[name]`. Return an error message, or an empty string."""
     raw = given.get(name, os.environ.get(name, app.config.get(name)))
+    if isinstance(raw, str):
+        raw = raw.strip()  # A mounted secret ends with a newline.
     app.config[name] = setting.default
     if setting.example and raw in (None, "", setting.example):
         hint = f"set it to {setting.example}. Only `flask --debug` runs without it."

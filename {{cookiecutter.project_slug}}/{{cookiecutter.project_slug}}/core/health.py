@@ -1,5 +1,8 @@
 """Whether the process is alive and ready, for a load balancer to poll."""
 
+from functools import partial
+from typing import Any
+
 import psycopg2
 from flask import Blueprint, Flask, current_app
 
@@ -38,5 +41,16 @@ def _not_ready(status: str, reason: str) -> tuple[dict[str, str], int]:
 
 
 def init_app(app: Flask) -> None:
-    """Add the two routes to `app`."""
+    """Add the two routes to `app`, for any host."""
     app.register_blueprint(bp)
+    app.wsgi_app = partial(_trust_checks, app, app.wsgi_app)  # type: ignore[method-assign]
+
+
+def _trust_checks(
+    app: Flask, wsgi_app: Any, environ: dict[str, Any], start_response: Any
+) -> Any:
+    # Most load balancers name the address of the machine, which may change.
+    if environ["PATH_INFO"] in ("/healthz", "/readyz"):
+        hosts = app.config["TRUSTED_HOSTS"] or ["localhost"]
+        environ["HTTP_HOST"] = hosts[0].lstrip(".")
+    return wsgi_app(environ, start_response)

@@ -1,22 +1,35 @@
 """Protection of visitors and the application: rejected requests and headers."""
 
+import re
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import IO, Any
 
 import flask
-from flask import Flask, abort, request
+from flask import Flask, abort, current_app, request
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
 from werkzeug.exceptions import BadRequest, LengthRequired, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.utils import cached_property
 
-from .config import Setting, Settings, hosts_setting, number_setting
+from .config import Setting, Settings, number_setting, split
+
+
+def _parse_hosts(raw: Any) -> list[str] | None:
+    hosts = [host.lower() for host in split(raw)]
+    if hosts == ["*"]:
+        return None
+    if not all(re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*", host) for host in hosts):
+        raise ValueError
+    return hosts
+
 
 SETTINGS: Settings = {
-    # With any host, a foreign name that leads to this machine reads a developer's data.
-    "TRUSTED_HOSTS": hosts_setting(
-        ["localhost", ".localhost", "127.0.0.1"],
+    "TRUSTED_HOSTS": Setting(
+        _parse_hosts,
+        "write hosts like example.com,.example.org, or * for any.",
+        # With any host, a foreign name that leads here reads a developer's data.
+        default=["localhost", ".localhost", "127.0.0.1"],
         example="the host names of the site, such as example.com",
     ),
     "TRUSTED_PROXIES": Setting(
@@ -96,10 +109,18 @@ def init_app(app: Flask) -> None:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)  # type: ignore[method-assign]
 
 
+def accept_cross_site(view: Any) -> Any:
+    """Accept requests from other sites: the view itself checks what is in them."""
+    view.accepts_cross_site = True
+    return view
+
+
 def _reject_cross_site() -> None:
     # Browsers tell where a request comes from, so no token is needed. Other clients do
     # not: see https://words.filippo.io/csrf/ and Go's CrossOriginProtection.
-    if request.method in ("GET", "HEAD", "OPTIONS"):
+    view = current_app.view_functions.get(request.endpoint or "")
+    is_accepted = getattr(view, "accepts_cross_site", False)
+    if is_accepted or request.method in ("GET", "HEAD", "OPTIONS"):
         return
     if site := request.headers.get("Sec-Fetch-Site"):
         same = site in ("same-origin", "none")

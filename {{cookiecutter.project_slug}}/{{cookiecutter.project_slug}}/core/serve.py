@@ -14,7 +14,10 @@ from flask import Flask
 from flask.cli import ScriptInfo, pass_script_info
 
 MAX_CONNECTIONS = 65536  # per process, unless the system allows fewer open files
-IDLE_TIMEOUT = 60  # seconds for an idle connection, and for the headers of a request
+# Seconds for an idle connection, and for the headers of a request. The load balancer
+# must be the first to close one, or it sends a request into a closed connection and
+# returns a 502. Load balancers wait for up to 600 seconds.
+IDLE_TIMEOUT = 650
 STOP_TIMEOUT = 30  # seconds that requests have left when the server is told to stop
 
 
