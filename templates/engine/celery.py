@@ -44,8 +44,11 @@ class Channel(redis.Channel):
     """Kombu's channel to Redis, for a worker whose death loses no job.
 
     Kombu takes a job with BRPOP and only then notes that it is not acknowledged. This
-    one waits with a BLMOVE that changes nothing, and takes the job in a script.
+    one takes the job in a script. If the last one found none, it first waits with a
+    BLMOVE that changes nothing.
     """
+
+    _waits = True
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -56,17 +59,21 @@ class Channel(redis.Channel):
         self._brpop_sent_at = time.monotonic()
         wait = ("BLMOVE", keys[2], keys[2], "RIGHT", "RIGHT", MAX_WAIT)
         take = ("EVAL", TAKE, len(keys), *keys, time.time())
-        conn.send_packed_command(conn.pack_commands([wait, take]))
+        commands = [wait, take] if self._waits else [take]
+        conn.send_packed_command(conn.pack_commands(commands))
 
     def _brpop_read(self: Any, **options: Any) -> Any:
         conn = self.client.connection
+        waited, self._waits = self._waits, True
         try:
-            self.client.parse_response(conn, "BLMOVE")
+            if waited:
+                self.client.parse_response(conn, "BLMOVE")
         except self.ResponseError:
-            conn.disconnect()  # The response of the script would follow.
-            raise
+            time.sleep(MAX_WAIT)  # A full server takes no BLMOVE, but gives jobs.
         # It takes the response of the script for that to BRPOP.
-        return super()._brpop_read(**options)  # type: ignore[misc]
+        found = super()._brpop_read(**options)  # type: ignore[misc]
+        self._waits = False
+        return found
 
 
 class Worker:
@@ -135,8 +142,7 @@ class Worker:
         """Return the failed jobs: their calls by their ids."""
         with get_db().cursor() as cursor:
             cursor.execute(
-                "SELECT id, name, args #>> array[]::text[], kwargs #>> array[]::text[]"
-                " FROM failed_tasks"
+                "SELECT id, name, args #>> '{}', kwargs #>> '{}' FROM failed_tasks"
             )
             return {id: f"{name} {args} {kwargs}" for id, name, args, kwargs in cursor}
 
@@ -144,8 +150,8 @@ class Worker:
         """Send a failed job again."""
         with get_db() as db, db.cursor() as cursor:
             cursor.execute(
-                "DELETE FROM failed_tasks WHERE id = %s RETURNING"
-                " name, args #>> array[]::text[], kwargs #>> array[]::text[]",
+                "DELETE FROM failed_tasks WHERE id = %s"
+                " RETURNING name, args #>> '{}', kwargs #>> '{}'",
                 [job],
             )
             for name, args, kwargs in cursor:
@@ -155,7 +161,7 @@ class Worker:
         self._consumer = sender
         channel = sender.task_consumer.channel
         if isinstance(channel, redis.Channel):
-            seconds = min(channel.visibility_timeout / 4, 60.0)
+            seconds = min(channel.visibility_timeout / 4, 10.0)
             sender.timer.call_repeatedly(seconds, self._renew)
 
     def _renew(self) -> None:

@@ -15,16 +15,7 @@ from importlib.util import find_spec
 from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from threading import Lock
-from typing import (
-    Any,
-    Concatenate,
-    Literal,
-    NoReturn,
-    ParamSpec,
-    TypeVar,
-    cast,
-    overload,
-)
+from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, overload
 from urllib.parse import urlsplit
 
 from celery import Celery, shared_task, signals
@@ -97,9 +88,9 @@ class Task(CeleryTask[P, R]):
         content_type, encoding, data = dumps([args, kwargs], serializer="json")
         call = loads(data, content_type, encoding)  # It may change until the commit.
         task: Any = get_celery().tasks[self.name]
-        job = task.AsyncResult(uuid())
+        job: AsyncResult[R] = task.AsyncResult(uuid())
         on_commit(partial(task.apply_async, *call, task_id=job.id))
-        return cast("AsyncResult[R]", job)
+        return job
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         request: Any = self.request
@@ -107,7 +98,8 @@ class Task(CeleryTask[P, R]):
             return self.run(*args, **kwargs)
         if not request.is_eager:
             request_id.set(f"job-{request.id}")
-        app = get_flask_app(self.app)
+        celery: Any = self.app
+        app: Flask = celery.flask_app
         try:
             with _limit_redeliveries(app, request), app.app_context():
                 return self.run(*args, **kwargs)
@@ -115,11 +107,11 @@ class Task(CeleryTask[P, R]):
             if request.is_eager:
                 raise
             self._send_again(error)
-
-    def on_failure(
-        self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any
-    ) -> None:
-        _note(self.app, task_id, self.name, args, kwargs)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, MemoryError):
+                raise
+            # Celery would never end this job, nor give its thread another one.
+            raise RuntimeError(f"The task raised {error!r}") from error
 
     def _send_again(self, error: Exception) -> NoReturn:
         # Not by `retry`, whose limit is for the errors of the task.
@@ -206,16 +198,18 @@ def note_failure(job: str, name: str, args: str, kwargs: str) -> None:
         )
 
 
-def _note(celery: Celery, job: str, name: str, args: Any, kwargs: Any) -> None:
+def _note(celery: Any, job: str, name: str, args: Any, kwargs: Any) -> None:
     call = [job, name, json_dumps(args), json_dumps(kwargs)]
     try:
-        with get_flask_app(celery).app_context():
+        with celery.flask_app.app_context():
             note_failure(*call)
     except CONNECTION_ERRORS:
         celery.send_task(note_failure.name, call)
-    except Exception:  # Celery would never acknowledge the job.
-        message = "Job %s (%s) failed and could not be listed"
-        logger.exception(message, job, name)
+
+
+@signals.task_failure.connect
+def _note_failed(sender: Any, task_id: str, args: Any, kwargs: Any, **_: Any) -> None:
+    _note(sender.app, task_id, sender.name, args, kwargs)
 
 
 @signals.task_unknown.connect
@@ -278,11 +272,6 @@ def get_celery() -> FlaskCelery:
     return celery
 
 
-def get_flask_app(celery: Celery) -> Flask:
-    """Return the application that `celery` belongs to."""
-    return cast(FlaskCelery, celery).flask_app
-
-
 def init_app(app: Flask) -> None:
     """Give `app` a Celery application, and `flask migrate` its tables."""
     add_folder(app, Path(__file__).parent)
@@ -290,6 +279,7 @@ def init_app(app: Flask) -> None:
     celery.conf.update(
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
+        broker_pool_limit=100,  # No thread waits for another that sends a job.
         control_exchange=app.name,  # Projects may share a broker.
         imports=[TASKS] if find_spec(TASKS) else [],  # and others that have tasks
         task_acks_late=True,

@@ -22,7 +22,7 @@ from werkzeug.test import Client
 from .brokers import Broker, RabbitMQ, Redis
 from .core.reload_server import ROOT, poll
 from .test_faults import SETTINGS, Database
-from .working import TABLES, create_app, fail, kill_worker, work
+from .working import TABLES, create_app, fail, fail_with, kill_worker, work
 
 JOBS = int(os.environ.get("JOBS", "1000"))
 CELERY = not hasattr(work, "defer")
@@ -232,7 +232,7 @@ def test_failures_that_cannot_be_noted_do_not_stop_the_worker(
     give(app, 1, 0.0)
     assert poll(lambda: count(database, "effects") == 1)
     database.query("ALTER TABLE elsewhere RENAME TO failed_tasks; SELECT 1")
-    assert workers.log.read_text().count("could not be listed") == 4
+    assert workers.log.read_text().count("_note_failed") >= 4
     with app.app_context():
         fail.delay(uuid4())
     assert poll(lambda: count(database, "failed_tasks") == 1)
@@ -330,6 +330,79 @@ def test_job_that_kills_its_worker_fails_alone(
     assert count(database, "runs WHERE number = 1") == 6
     assert poll(lambda: count(database, "effects") == 3)
     assert status(app)["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    "error", ["SystemExit", "KeyboardInterrupt", "MemoryError", "GeneratorExit"]
+)
+def test_job_fails_with_any_error_and_the_worker_goes_on(
+    app: Flask, database: Database, workers: Workers, error: str
+) -> None:
+    worker = workers.start()
+    with app.app_context():
+        for _ in range(4):  # as many as the worker has threads
+            fail_with.delay(error)
+    give(app, 1, 0.0)
+    assert poll(lambda: count(database, "effects") == 1)
+    assert poll(lambda: status(app)["failed"] == 4)
+    worker.terminate()
+    assert worker.wait(10) == 0
+
+
+@procrastinate
+def test_job_that_was_retried_often_is_requeued_when_its_worker_is_killed(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    from .retrying import fail_slowly  # Only such a project can import it.
+
+    command = ["flask", "--app", "tests.retrying", "worker"]
+    workers.start(*command, **SOON)
+    with app.app_context():
+        fail_slowly.delay(1, failures=7)
+    assert poll(lambda: count(database, "runs") == 8, SECONDS)
+    workers.kill()
+    workers.start(*command, **SOON)
+    assert poll(lambda: count(database, "runs") == 9, SECONDS)
+    assert status(app)["failed"] == 0
+
+
+@procrastinate
+def test_retried_job_fails_when_another_with_its_queueing_lock_waits(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    from .retrying import fail_slowly  # Only such a project can import it.
+
+    workers.start("flask", "--app", "tests.retrying", "worker")
+    locks = {"lock": "one", "queueing_lock": "one"}
+    with app.app_context():
+        fail_slowly.configure(**locks).defer(number=1, failures=1)
+        assert poll(lambda: count(database, "runs") == 1)
+        fail_slowly.configure(**locks).defer(number=2, failures=0)
+    assert poll(lambda: count(database, "runs WHERE number = 2") == 1)
+    assert status(app) | {"running": 1, "failed": 1} == status(app)
+
+
+@celery
+def test_job_whose_process_is_killed_is_listed_as_failed(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start(arguments=["--pool", "prefork"])
+    with app.app_context():
+        kill_worker.delay(1)
+    assert poll(lambda: status(app)["failed"] == 1, SECONDS)
+
+
+@celery
+@pytest.mark.parametrize("options", [{"priority": 6}, {"queue": "slow"}], ids=str)
+def test_jobs_of_other_priorities_and_queues_are_not_slower(
+    app: Flask, database: Database, workers: Workers, options: dict[str, object]
+) -> None:
+    with app.app_context():
+        for number in range(100):
+            work.apply_async([number, 0.0], **options)
+    workers.start(arguments=["--queues", "app,slow"])
+    assert poll(lambda: count(database, "effects") > 0)
+    assert poll(lambda: count(database, "effects") == 100, 5)
 
 
 @celery

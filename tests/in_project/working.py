@@ -1,5 +1,6 @@
 """Tasks for the tests of workers. Running a job twice has the effect of one run."""
 
+import builtins
 import os
 import signal
 import time
@@ -48,4 +49,10 @@ def fail(thing: object) -> None:
     raise RuntimeError("on purpose")
 
 
-__all__ = ["create_app", "fail", "kill_worker", "work"]
+@task
+def fail_with(error: str) -> None:
+    """Fail with a built-in error."""
+    raise getattr(builtins, error)("on purpose")
+
+
+__all__ = ["create_app", "fail", "fail_with", "kill_worker", "work"]
