@@ -3,22 +3,22 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from signal import SIGINT, SIGTERM, signal
 from threading import Event, Timer
-from time import monotonic
 from typing import Any
 
 import procrastinate
 import psycopg
 from flask import Flask
 from procrastinate import JobContext, cli
-from procrastinate.exceptions import ConnectorException
-from procrastinate.jobs import Job
+from procrastinate.exceptions import ConnectorException, UniqueViolation
+from procrastinate.jobs import Job, Status
+from procrastinate.manager import JobManager
 from procrastinate.periodic import PeriodicRegistry
 from procrastinate.worker import Worker as EngineWorker
 from psycopg.conninfo import make_conninfo
@@ -37,11 +37,13 @@ from .jobs import ContextConnector, queue
 from .log import request_id
 from .migrate import missing
 
+logger = logging.getLogger(__name__)
+
 EngineError = ConnectorException
 HEARTBEAT_INTERVAL = 2.0  # seconds
 STALLED_AFTER = 15.0  # seconds without a heartbeat until others requeue a worker's jobs
-MAX_ATTEMPTS = 6  # starts of a job whose workers were killed
-MAX_RECONNECT_DELAY = 30.0  # seconds, also for a query to wait for PostgreSQL
+MAX_INTERRUPTIONS = 6  # of a job whose workers were killed
+RECONNECT_DELAY = 3.0  # seconds
 
 STATUS = """
 SELECT count(*) FILTER (WHERE status = 'todo' AND NOT later) AS waiting,
@@ -58,20 +60,27 @@ CROSS JOIN LATERAL (SELECT coalesce(scheduled_at > now(), false) AS later) AS gi
 """
 
 # The condition on the worker keeps two workers from requeueing a job twice. From the
-# third time on, the lock separates a job that kills its workers from its neighbors.
+# third time on, the lock separates a job that kills its workers from its neighbors. The
+# events count the interruptions, as `attempts` counts the job's own failures.
 REQUEUE = """
-UPDATE procrastinate_jobs AS job SET
-    status = (CASE WHEN abort_requested OR attempts + 1 >= %(max_attempts)s
-            OR EXISTS (SELECT FROM procrastinate_jobs AS other
-                WHERE other.status = 'todo' AND other.queueing_lock = job.queueing_lock)
-        THEN 'failed' ELSE 'todo' END)::procrastinate_job_status,
-    lock = CASE WHEN attempts < 2 THEN lock
-        ELSE coalesce(lock, 'interrupted in ' || queue_name) END,
-    scheduled_at = now(),
-    attempts = attempts + 1
-WHERE id = %(id)s AND status = 'doing'
-    AND worker_id IS NOT DISTINCT FROM %(worker_id)s
-RETURNING status
+WITH requeued AS (
+    UPDATE procrastinate_jobs AS job SET
+        status = (CASE WHEN abort_requested OR interruptions + 1 >= %(limit)s
+                OR EXISTS (SELECT FROM procrastinate_jobs AS other WHERE
+                    other.status = 'todo' AND other.queueing_lock = job.queueing_lock)
+            THEN 'failed' ELSE 'todo' END)::procrastinate_job_status,
+        lock = CASE WHEN interruptions < 2 THEN lock
+            ELSE coalesce(lock, 'interrupted in ' || queue_name) END,
+        scheduled_at = now()
+    FROM (SELECT count(*) AS interruptions FROM procrastinate_events
+        WHERE job_id = %(id)s AND type = 'aborted') AS counted
+    WHERE id = %(id)s AND status = 'doing'
+        AND worker_id IS NOT DISTINCT FROM %(worker_id)s
+    RETURNING id, status
+), noted AS (
+    INSERT INTO procrastinate_events (job_id, type) SELECT id, 'aborted' FROM requeued
+)
+SELECT status FROM requeued
 """
 
 
@@ -96,8 +105,8 @@ class Connector(procrastinate.PsycopgConnector):
             try:
                 await super().execute_query_async(query, **arguments)
                 return
-            except (ConnectorException, PoolTimeout) as error:
-                lost = (psycopg.OperationalError, psycopg.InterfaceError, type(None))
+            except ConnectorException as error:
+                lost = (psycopg.OperationalError, psycopg.InterfaceError)
                 if not isinstance(error.__cause__, lost):
                     raise
                 await asyncio.sleep(1.0)
@@ -105,9 +114,21 @@ class Connector(procrastinate.PsycopgConnector):
     async def listen_notify(self, *args: Any, **kwargs: Any) -> None:
         # The engine would stop the worker. Until this reconnects, that polls for jobs.
         while True:
-            with suppress(ConnectorException, PoolTimeout, psycopg.Error):
+            with suppress(ConnectorException):
                 await super().listen_notify(*args, **kwargs)
             await asyncio.sleep(1.0)
+
+
+class Jobs(JobManager):
+    """The jobs of a worker, of which none runs for ever."""
+
+    async def retry_job(self: Any, job: Job, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super().retry_job(job, *args, **kwargs)
+        except UniqueViolation:
+            message = "Job %d (%s) fails, as another with its queueing lock waits"
+            logger.warning(message, job.id, job.task_name)
+            await self.finish_job(job, Status.FAILED, delete_job=False)
 
 
 class WorkerQueue(procrastinate.App):
@@ -120,7 +141,7 @@ class WorkerQueue(procrastinate.App):
         with app.app_context():
             dsn = make_conninfo(**connection_parameters(database_url()))
         super().__init__(
-            connector=Connector(conninfo=dsn, timeout=MAX_RECONNECT_DELAY),
+            connector=Connector(conninfo=dsn),
             import_paths=queue.import_paths,
             worker_defaults={
                 "concurrency": app.config["WORKER_CONCURRENCY"],
@@ -131,6 +152,7 @@ class WorkerQueue(procrastinate.App):
             },
         )
         logging.getLogger("procrastinate.worker").addFilter(_drop_arguments)
+        self.job_manager = Jobs(self.connector)
         self.tasks = queue.tasks
         self.periodic_registry = queue.periodic_registry
         self.flask_app = app
@@ -173,7 +195,7 @@ class WorkerQueue(procrastinate.App):
     def _force_exit(self) -> None:
         # Nothing else stops a thread. Its transaction is rolled back.
         message = "Jobs still run after WORKER_DEADLINE; another worker restarts them"
-        self.flask_app.logger.warning(message)
+        logger.warning(message)
         os._exit(1)
 
     def _run(self, run: Callable[[], Any], context: JobContext, _: object) -> Any:
@@ -200,7 +222,7 @@ class WorkerQueue(procrastinate.App):
                 name = type(error).__name__
                 parts = {"job_id": job.id, "task": job.task_name, "error": name}
                 message = "Job %(job_id)d (%(task)s) is retried after %(error)s"
-                self.flask_app.logger.warning(message, parts)
+                logger.warning(message, parts)
             raise
 
     async def _requeue_stalled_jobs(self, worker: EngineWorker) -> None:
@@ -208,25 +230,24 @@ class WorkerQueue(procrastinate.App):
         # when the worker is told to stop, though its jobs still run.
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL)
-            if worker.worker_id is not None:
-                await self.job_manager.update_heartbeat(worker.worker_id)
-            stalled: Iterable[Job] = []
-            with suppress(ConnectorException, PoolTimeout):
-                stalled = await self.job_manager.get_stalled_jobs(
+            with suppress(ConnectorException):
+                if worker.worker_id is not None:
+                    await self.job_manager.update_heartbeat(worker.worker_id)
+                for job in await self.job_manager.get_stalled_jobs(
                     seconds_since_heartbeat=STALLED_AFTER
-                )
-            for job in stalled:
-                with suppress(ConnectorException, PoolTimeout):
+                ):
                     await self._requeue(job)
 
     async def _requeue(self, job: Job) -> None:
-        rows = await self.connector.execute_query_all_async(
-            REQUEUE, id=job.id, worker_id=job.worker_id, max_attempts=MAX_ATTEMPTS
-        )
+        rows: Any = []
+        with suppress(ConnectorException):  # The other jobs are not to wait for it.
+            rows = await self.connector.execute_query_all_async(
+                REQUEUE, id=job.id, worker_id=job.worker_id, limit=MAX_INTERRUPTIONS
+            )
         for row in rows:
             parts = {"job_id": job.id, "task": job.task_name, "status": row["status"]}
             message = "Job %(job_id)d (%(task)s) lost its worker and is now %(status)s"
-            self.flask_app.logger.warning(message, parts)
+            logger.warning(message, parts)
 
 
 class Worker:
@@ -245,9 +266,7 @@ class Worker:
         del options["command"], options["func"]
         queue = WorkerQueue(self.app)
         queue.handle_signals()
-        delay = 1.0
         while not queue.stopping.is_set():
-            began = monotonic()
             try:
                 _check_database()
                 asyncio.run(_work(queue, **options))
@@ -259,10 +278,9 @@ class Worker:
                 is_reset = isinstance(cause, (UndefinedFunction, UndefinedTable))
                 if isinstance(cause, psycopg.ProgrammingError) and not is_reset:
                     raise
-                self.app.logger.warning("Retrying in %g s: %s", delay, _reason(error))
-            queue.stopping.wait(delay)
-            is_new = monotonic() - began < MAX_RECONNECT_DELAY
-            delay = min(2 * delay, MAX_RECONNECT_DELAY) if is_new else 1.0
+                reason = str(cause or error).partition("\n")[0]
+                logger.warning("Retrying in %g s: %s", RECONNECT_DELAY, reason)
+            queue.stopping.wait(RECONNECT_DELAY)
 
     def run_waiting(self) -> None:
         """Run the waiting jobs and those that they enqueue, and return: for tests."""
@@ -305,10 +323,6 @@ def _check_database() -> None:
     if names:
         message = f"{len(names)} migrations are missing"
         raise DatabaseUnavailable(f"{message}: run `flask migrate`.")
-
-
-def _reason(error: BaseException) -> str:
-    return str(error.__cause__ or error).partition("\n")[0]
 
 
 def _drop_arguments(record: logging.LogRecord) -> bool:
