@@ -73,10 +73,29 @@ def test_compose_requires_secrets_and_contains_none(
 @pytest.mark.parametrize("answers", combinations("worker"), ids=label)
 def test_services_have_minimal_privileges(bake: Bake, answers: Answers) -> None:
     for service in load(bake(project_slug="app", **answers))["services"].values():
-        assert service["read_only"]
+        # Compose refuses to write a config into a read-only service.
+        assert service["read_only"] == ("configs" not in service)
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "build" in service or service["user"] != "root"
+
+
+@pytest.mark.parametrize("answers", combinations("worker"), ids=label)
+def test_configs_can_be_read_by_the_user_of_the_service(
+    bake: Bake, answers: Answers
+) -> None:
+    # Some versions of Compose write a config for root only, unless it has a mode.
+    services = load(bake(project_slug="app", **answers))["services"].values()
+    modes = [each["mode"] for s in services for each in s.get("configs", [])]
+    assert modes == [0o444]
+
+
+@pytest.mark.parametrize("answers", combinations("worker"), ids=label)
+def test_env_file_cannot_move_the_published_port(bake: Bake, answers: Answers) -> None:
+    project = bake(project_slug="app", **answers)
+    web = load(project)["services"]["web"]
+    # Like FLASK_DEBUG, PORT may be in .env, which Compose also gives to the container.
+    assert web["ports"] == [f"127.0.0.1:8000:{web['environment']['PORT']}"]
 
 
 @pytest.mark.slow
