@@ -1,5 +1,6 @@
 """The CI of a project passes linters, and its steps pass on this machine."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,31 @@ def test_github_and_gitlab_run_the_same(bake: Bake, answers: Answers) -> None:
     jobs = github(bake(ci="github", **answers)), gitlab(bake(ci="gitlab", **answers))
     assert jobs[0] == jobs[1]
     assert ("container" in jobs[0]) == answers["docker"]
+
+
+@pytest.mark.parametrize("branch", ["main", "master"])
+def test_workflow_runs_on_the_default_branch_of_git(bake: Bake, branch: str) -> None:
+    triggers = workflow(bake(project_slug="app"))[True]  # YAML reads `on` as true.
+    assert branch in triggers["push"]["branches"]
+
+
+def test_no_bot_proposes_a_major_version_of_postgres(bake: Bake) -> None:
+    # It could not read the volume of compose.yaml.
+    dependabot = yaml.safe_load(
+        (bake(project_slug="app") / ".github" / "dependabot.yml").read_text()
+    )
+    updates = {each["package-ecosystem"]: each for each in dependabot["updates"]}
+    assert updates["docker-compose"]["ignore"] == [
+        {
+            "dependency-name": "postgres",
+            "update-types": ["version-update:semver-major"],
+        }
+    ]
+    renovate = json.loads((bake(ci="gitlab") / "renovate.json").read_text())
+    [rule] = renovate["packageRules"]
+    assert rule["matchPackageNames"] == ["postgres"]
+    assert rule["matchUpdateTypes"] == ["major"]
+    assert rule["enabled"] is False
 
 
 @pytest.mark.slow
