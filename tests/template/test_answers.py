@@ -1,6 +1,7 @@
 """Invalid answers stop the bake with one message; odd answers arrive unchanged."""
 
 import keyword
+import re
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from cookiecutter.prompt import prompt_for_config
 from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 
-from ..support.answers import QUESTIONS, choices
+from ..support.answers import QUESTIONS, Answers, choices, combinations, label
 from ..support.commands import PROGRAMS, run
 from ..support.projects import Bake, check_style
 
@@ -59,6 +60,10 @@ SLUGS = {
     "public": RESERVED,
     "template0": RESERVED,
     "true": RESERVED,  # as YAML reads it in compose.yaml
+    "license": RESERVED,  # LICENSE, for macOS and Windows
+    "lpt1": RESERVED,  # a device of Windows
+    "htmlcov": RESERVED,  # Git ignores it.
+    "sitecustomize": RESERVED,  # Python imports it when it starts.
 }
 
 BAD_EMAILS = ["", "me", "me@", 'a"b@c', "a@b c", "a@b\\", "a@b@c", "a@b..c"]
@@ -87,6 +92,10 @@ ODD = [
     "<b>&amp;</b> *stars* _lines_ `ticks` [link](to) ~~struck~~",
     "x" * 500,
 ]
+
+
+# Descriptions that Markdown would read as something else at the start of a line.
+STARTS = ["- dash", "+ plus", "> quote", "1. One", "2) Two. (Or three.)", "---", "    x"]
 
 
 @pytest.fixture
@@ -160,6 +169,19 @@ def test_default_slug_of_every_name_is_accepted(template: Path, folder: Path) ->
         run_script_with_context(script, folder, context)
 
 
+@pytest.mark.parametrize("answers", combinations("worker"), ids=label)
+def test_reserved_names_include_files_of_the_project(
+    bake: Bake, answers: Answers
+) -> None:
+    project = bake(project_slug="app", **answers)
+    ignored = (project / ".gitignore").read_text().split()
+    # A pattern such as `celery*` would hide the package `celeryx`.
+    names = {pattern.strip("/").replace("*", "x") for pattern in ignored}
+    names |= {path.name.lower() for path in project.iterdir()} - {"app"}
+    could_be_slugs = {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
+    assert could_be_slugs - set(QUESTIONS["_reserved_names"].split()) == set()
+
+
 def test_reserved_names_include_names_of_python() -> None:
     python = {*sys.stdlib_module_names, *keyword.kwlist, *keyword.softkwlist}
     lower = {name for name in python if name[0].islower() and name == name.lower()}
@@ -219,6 +241,16 @@ def test_odd_text_arrives_unchanged(template: Path, tmp_path: Path, text: str) -
     assert shown((project / "README.md").read_text("utf-8"))[:2] == [text, text]
     check_style(project)
     assert build(project)["Summary"] == text
+
+
+@pytest.mark.parametrize("text", STARTS)
+def test_description_is_a_paragraph(bake: Bake, text: str) -> None:
+    project = bake(project_slug="notes", description=text)
+    readme = (project / "README.md").read_text("utf-8")
+    tokens = MarkdownIt().parse(readme)[3:6]
+    kinds = [token.type for token in tokens]
+    assert kinds == ["paragraph_open", "inline", "paragraph_close"]
+    assert shown(readme)[1] == text.strip()
 
 
 @pytest.mark.slow
