@@ -7,6 +7,9 @@ PORT ?= 5000
 SLUG ?= demo_$(POOL)_$(WORKER)
 UV := $(shell command -v uv || echo .venv/bin/uv)
 
+# This file names .venv, so no setting may put the environment elsewhere.
+export UV_PROJECT_ENVIRONMENT = .venv
+
 # uv uses the Python that the user names, or else a suitable one.
 NAMED = $(if $(filter file,$(origin PYTHON)),,--python '$(PYTHON)')
 

@@ -69,6 +69,15 @@ def test_demo_uses_uv_on_the_path(clone: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_demo_ignores_an_environment_elsewhere(clone: Path, tmp_path: Path) -> None:
+    (clone / ".venv" / "ready").unlink()
+    (tmp_path / "uv").write_text("#!/bin/sh\necho in $UV_PROJECT_ENVIRONMENT\n")
+    (tmp_path / "uv").chmod(0o755)
+    path = f"{tmp_path}:{PLAIN}"
+    done = make(clone, ".venv/ready", PATH=path, UV_PROJECT_ENVIRONMENT="/elsewhere")
+    assert "in .venv\n" in done.stdout
+
+
 def test_demo_explains_how_to_replace_ensurepip(clone: Path, tmp_path: Path) -> None:
     (clone / ".venv" / "ready").unlink()
     (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
