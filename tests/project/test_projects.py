@@ -39,7 +39,9 @@ def test_project(bake: Bake, answers: Answers) -> None:
     run(programs / "mypy", cwd=project)
     reloads = "20" if answers == DEFAULT else "5"
     tests = ["-m", ""] if has_reload_tests(answers) else []
-    run(programs / "pytest", *tests, cwd=project, RELOADS=reloads)
+    # The tests may run behind a proxy, which cannot reach their servers.
+    environ = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "RELOADS": reloads}
+    run(programs / "pytest", *tests, cwd=project, **environ)
     check_style(project)
     assert slugs_hidden_by_packages(programs, project) == set()
 

@@ -21,6 +21,10 @@ SETTINGS = {
     "TRUSTED_HOSTS": "127.0.0.1",
 }
 
+# A proxy of the network cannot reach this machine's own servers.
+DIRECT = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+os.environ["no_proxy"] = f"127.0.0.1,localhost,{DIRECT}"
+
 # Seconds until a wait fails. A wait ends as soon as its condition holds.
 DEADLINE = float(os.environ.get("DEADLINE", "120"))
 
