@@ -29,6 +29,7 @@ PYTESTS = {
     "ci/project": 1,
     "ci/control": 5,
     "newest/brokers": 1,
+    "newest/applications": 1,
 }
 
 GH = """#!/bin/sh
