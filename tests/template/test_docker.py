@@ -91,6 +91,13 @@ def test_configs_can_be_read_by_the_user_of_the_service(
 
 
 @pytest.mark.parametrize("answers", combinations("worker"), ids=label)
+def test_sigterm_stops_a_program_that_is_starting(bake: Bake, answers: Answers) -> None:
+    # The kernel ignores a SIGTERM to process 1 until the program has a handler for it.
+    for service in load(bake(project_slug="app", **answers))["services"].values():
+        assert service["init"] is True
+
+
+@pytest.mark.parametrize("answers", combinations("worker"), ids=label)
 def test_env_file_cannot_move_the_published_port(bake: Bake, answers: Answers) -> None:
     project = bake(project_slug="app", **answers)
     web = load(project)["services"]["web"]
