@@ -24,7 +24,8 @@ demo: .venv/ready
 bake: .venv/ready
 	@test ! -e '.demo/$(SLUG)' || \
 		{ echo ".demo/$(SLUG) exists: remove it, or choose another SLUG." >&2; exit 1; }
-	@.venv/bin/python -m cookiecutter . --no-input --output-dir .demo \
+	@# Cookiecutter writes into HOME, which may be read-only.
+	@HOME=.venv .venv/bin/python -m cookiecutter . --no-input --output-dir .demo \
 		project_slug='$(SLUG)' pool='$(POOL)' worker='$(WORKER)' > /dev/null
 
 test: .venv/ready lint

@@ -45,6 +45,10 @@ def test_demo_takes_answers_from_arguments_or_environment(clone: Path) -> None:
     assert "--port '5001'" in make(clone, "--dry-run", "demo", PORT="5001").stdout
 
 
+def test_demo_needs_no_home_that_can_be_written(clone: Path) -> None:
+    assert make(clone, "bake", HOME="/proc").returncode == 0
+
+
 def test_demo_shows_the_message_about_a_rejected_slug(clone: Path) -> None:
     done = make(clone, "bake", "SLUG=flask")
     assert done.returncode == 2
