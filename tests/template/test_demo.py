@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,15 @@ def test_demo_ignores_an_environment_elsewhere(clone: Path, tmp_path: Path) -> N
     path = f"{tmp_path}:{PLAIN}"
     done = make(clone, ".venv/ready", PATH=path, UV_PROJECT_ENVIRONMENT="/elsewhere")
     assert "in .venv\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_demo_installs_uv_where_pip_installs_for_the_user(clone: Path) -> None:
+    shutil.rmtree(clone / ".venv")
+    environ = {"PIP_USER": "1", "PIP_NO_INDEX": "1"}
+    done = make(clone, ".venv/ready", f"PYTHON={sys.executable}", **environ)
+    # pip looks for uv, instead of refusing to install outside the environment.
+    assert "No matching distribution found for uv" in done.stdout
 
 
 def test_demo_explains_how_to_replace_ensurepip(clone: Path, tmp_path: Path) -> None:
