@@ -135,6 +135,12 @@ def test_python_in_documents_is_python(bake: Bake) -> None:
     assert len(found) > 5
 
 
+def test_every_picture_is_shown() -> None:
+    text = "\n".join(map(read, NAMES))
+    pictures = [path for path in TEMPLATE.glob("docs/images/*") if path.is_file()]
+    assert [path.name for path in pictures if f"images/{path.name})" not in text] == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_links_within_the_documents_lead_somewhere(name: str) -> None:
     broken = []

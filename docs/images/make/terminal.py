@@ -63,6 +63,7 @@ class Terminal:
     """A terminal in `folder` with the programs of this environment on its PATH."""
 
     def __init__(self, folder: Path, height: int, setup: str = "") -> None:
+        self.folder = folder
         self.socket = ["tmux", "-f", "/dev/null", "-S", str(folder / "tmux")]
         rc = folder / "bashrc"
         path = shlex.quote(f"{PROGRAMS}:{os.environ['PATH']}")
@@ -107,7 +108,8 @@ class Terminal:
 
     def draw(self, name: str) -> None:
         """Write the screen as a picture."""
-        text = Text.from_ansi(self.screen("-e"))
+        screen = self.screen("-e").replace(str(self.folder), "/home/ada")
+        text = Text.from_ansi(screen)
         console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"))
         console.print(text)
         svg = console.export_svg(code_format=FORMAT, unique_id="t")
