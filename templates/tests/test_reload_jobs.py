@@ -8,7 +8,6 @@ from psycopg2.extensions import connection
 
 from .reload_server import (
     COMMANDS,
-    DEV,
     RELOADS,
     Server,
     constant_requests,
@@ -49,7 +48,7 @@ def test_each_job_runs_once_across_reloads(server: Server, db: connection) -> No
     assert [line for line in lines if "Warm shutdown" not in line] == []
 
 
-@pytest.mark.parametrize("server", [(*DEV, *WITH)], indirect=True, ids=" ".join)
+@pytest.mark.parametrize("server", [(*each, *WITH) for each in COMMANDS[1:2]], indirect=True, ids=" ".join)
 def test_next_worker_waits_for_the_end_of_the_one_before(
     server: Server, db: connection
 ) -> None:

@@ -4,7 +4,7 @@ from contextlib import closing
 import pytest
 from flask import Flask
 
-from ..conftest import DISCONNECT, connect, scratch_database
+from ..conftest import DISCONNECT, EMPTY, connect, scratch_database
 from .items import bp, create_table
 
 
@@ -20,16 +20,15 @@ def empty_url(scratch_url: str) -> str:
     """The URL of the database, without tables and other connections."""
     with closing(connect(scratch_url)) as conn, conn.cursor() as cursor:
         cursor.execute(DISCONNECT, [conn.info.dbname])
-        # Much faster than a new database.
-        cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        cursor.execute(EMPTY)
     return scratch_url
 
 
-@pytest.fixture(scope="session")
-def migrated_url(migrated_url: str) -> str:
+@pytest.fixture
+def database_url(database_url: str) -> str:
     """A database with the table of the tests."""
-    create_table(migrated_url)
-    return migrated_url
+    create_table(database_url)
+    return database_url
 
 
 @pytest.fixture

@@ -34,4 +34,5 @@ def add() -> ResponseReturnValue:
 def create_table(url: str) -> None:
     """Create the table in the database at `url`."""
     with closing(connect(url)) as conn, conn.cursor() as cursor:
-        cursor.execute("CREATE TABLE items (id serial PRIMARY KEY, body text)")
+        columns = "(id serial PRIMARY KEY, body text)"
+        cursor.execute(f"CREATE TABLE IF NOT EXISTS items {columns}")

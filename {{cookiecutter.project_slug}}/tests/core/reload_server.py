@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
+from importlib.util import find_spec
 from pathlib import Path
 from random import randrange
 from threading import Event, Thread
@@ -50,7 +51,7 @@ RUN = ("run", "--debug")
 DEV = ("dev",)
 DEV_WITHOUT_FORK = ("dev", "--no-fork")
 COMMANDS: list[tuple[str, ...]] = [RUN]
-if sys.platform != "win32":
+if sys.platform != "win32" and find_spec("flask_devserver"):
     COMMANDS += [DEV, DEV_WITHOUT_FORK]
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from io import StringIO
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,19 @@ def test_filter_of_the_owner_applies_to_the_lines_of_requests(
         app.test_client().get(path)
     [line] = stream.getvalue().splitlines()
     assert json.loads(line)["path"] == "/items"
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.WARNING])
+def test_requests_reach_a_handler_of_any_kind_at_its_level(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    handler = MemoryHandler(capacity=9)
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(RequestIdFilter())
+    handler.setLevel(level)
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    assert app.test_client().get("/items").status_code == 200
+    assert len(handler.buffer) == (level == logging.NOTSET)
 
 
 def is_no_health_check(record: logging.LogRecord) -> bool:

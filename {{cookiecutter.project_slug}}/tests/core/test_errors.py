@@ -20,6 +20,17 @@ def test_error_page_is_the_template_of_the_application(
     assert text in response.text
 
 
+def test_error_page_that_fails_becomes_the_plain_page(
+    app: Flask, client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.jinja_env.loader = DictLoader(LINKS)
+    app.context_processor(lambda: {}["missing"])
+    response = client.put("/readyz", headers={"Accept": "text/html"})
+    assert (response.status_code, "<h1>" in response.text) == (405, True)
+    assert "GET" in response.headers["Allow"]
+    assert "KeyError: 'missing'" in caplog.text
+
+
 def test_error_page_keeps_the_headers_of_the_error(
     app: Flask, client: FlaskClient
 ) -> None:

@@ -74,6 +74,16 @@ def test_refused_file_changes_nothing(empty: connection, tmp_path: Path) -> None
     assert migrate(empty, tmp_path) == ["0001_a.sql"]
 
 
+def test_line_is_that_of_the_file_and_not_of_a_function(
+    empty: connection, tmp_path: Path
+) -> None:
+    body = "'BEGIN EXECUTE ''\n\n\n NONSENSE''; RETURN 1; END'"
+    run(empty, f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS {body}")
+    (tmp_path / "0001_a.sql").write_text("SELECT 1;\nSELECT f();")
+    with pytest.raises(MigrationError, match="^0001_a.sql: syntax error"):
+        migrate(empty, tmp_path)
+
+
 def test_file_without_a_line_to_blame_is_named_all_the_same(
     empty: connection, tmp_path: Path
 ) -> None:
@@ -338,8 +348,18 @@ def test_reset_that_fails_says_so_in_a_sentence_and_leaves_nothing(
     assert result.exit_code == 1
     assert sentence.startswith("Error: ")
     with empty.cursor() as cursor:
-        cursor.execute("SELECT FROM pg_database WHERE datname = %s", [f"{name}_new"])
+        query = "SELECT FROM pg_database WHERE datname = %s"
+        cursor.execute(query, [f"reset_of_{name}"])
         assert cursor.rowcount == 0
+
+
+@pytest.mark.parametrize("option", [["--status"], ["--forget", "0001_made.sql"]])
+def test_reset_takes_no_other_option(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    result = app.test_cli_runner().invoke(args=["migrate", "--reset", *option])
+    assert "Use --reset without other options." in result.output
 
 
 def test_runners_that_start_together_apply_each_file_once(

@@ -28,6 +28,8 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
 
     With --reset, which needs debug mode, a command `seed` of the application follows.
     """
+    if reset and (only_list or forget):
+        raise click.UsageError("Use --reset without other options.")
     try:
         if reset:
             _create_again()
@@ -60,7 +62,7 @@ def _create_again() -> None:
     with closing(psycopg2.connect(make_dsn(url, dbname="postgres"))) as conn:
         conn.autocommit = True
         with conn.cursor() as cursor:
-            old, new = quote_ident(name, cursor), quote_ident(f"{name}_new", cursor)
+            old, new = (quote_ident(n, cursor) for n in (name, f"reset_of_{name}"))
             cursor.execute(f"DROP DATABASE IF EXISTS {new}")  # A killed reset left it.
             # A role that may not do this loses nothing.
             cursor.execute(f"CREATE DATABASE {new}")

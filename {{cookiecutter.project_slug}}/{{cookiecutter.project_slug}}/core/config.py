@@ -1,5 +1,6 @@
 """Settings: declared by each module in a table, read and validated once."""
 
+import json
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import psycopg2
 from flask import Flask
 from flask.cli import NoAppException
+from flask.helpers import get_debug_flag
 from psycopg2.extensions import parse_dsn
 
 BOOLEANS = {"0": False, "1": True, "false": False, "true": True}
@@ -127,7 +129,8 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     given = overrides or {}
     secure = not given.get("DEBUG", app.debug)
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=secure)
-    app.config.from_prefixed_env()
+    app.config.from_prefixed_env(loads=_load)
+    app.config["DEBUG"] = get_debug_flag()  # Flask takes "no" for False there.
     app.config.update(given)
     cookie = app.config.get_namespace("SESSION_COOKIE_")
     if HOST_COOKIE.items() <= cookie.items() and app.config["APPLICATION_ROOT"] == "/":
@@ -142,6 +145,11 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
         raise ConfigError("\n".join(errors))
 
 
+def _load(raw: str) -> Any:
+    """Read JSON, or `True` and `False` as Python writes them."""
+    return BOOLEANS[raw.lower()] if raw in ("True", "False") else json.loads(raw)
+
+
 def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> str:
     """Set `app.config[name]`. Return an error message, or an empty string."""
     raw = given.get(name, os.environ.get(name, app.config.get(name)))
@@ -152,7 +160,7 @@ def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> s
         hint = f"set it to {setting.example}. Only `flask --debug` runs without it."
         return "" if app.debug or app.testing else f"{name} is not set: {hint}"
     try:
-        if raw is not None:
+        if raw not in (None, ""):
             app.config[name] = setting.parse(raw)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         shown = "invalid" if setting.secret else repr(raw)

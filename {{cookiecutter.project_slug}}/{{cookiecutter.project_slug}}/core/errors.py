@@ -1,10 +1,15 @@
 """Error responses: HTML pages for people, problem details for clients of the API."""
 
 import json
-from contextlib import suppress
 from typing import Any
 
-from flask import Flask, after_this_request, render_template, request
+from flask import (
+    Flask,
+    after_this_request,
+    current_app,
+    render_template,
+    request,
+)
 from jinja2 import TemplateNotFound
 from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response
@@ -36,8 +41,12 @@ def _render_error(error: HTTPException) -> Any:
     elif not isinstance(request.routing_exception, BadRequest):
         # Flask builds no URL for a host that it rejected, so Werkzeug's plain page
         # remains, as it does in an application without the template.
-        with suppress(TemplateNotFound):
+        try:
             response.data = render_template("error.html", error=error)
+        except TemplateNotFound:
+            pass
+        except Exception:  # It may need the database that is unavailable.
+            current_app.logger.exception("The page of the error cannot be rendered")
     return response
 
 

@@ -100,9 +100,9 @@ def _log_request(environ: dict[str, Any], status: str, began: float) -> None:
         "ms": round(1000 * (perf_counter() - began), 1),
     }
     handlers: list[Any] = app_logger.handlers + logging.root.handlers
-    states = [(type(h.formatter), len(h.filters)) for h in handlers]
+    kinds = [(type(h), type(h.formatter), len(h.filters), h.level) for h in handlers]
     is_enabled = not logger.filters and logger.isEnabledFor(logging.INFO)
-    if is_enabled and states == [(JsonFormatter, 1)]:
+    if is_enabled and kinds == [(logging.StreamHandler, JsonFormatter, 1, 0)]:
         # Making, formatting and handling a record takes five times as long.
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -47,7 +47,7 @@ def migrate(conn: connection, *folders: Path) -> list[str]:
     with conn.cursor() as cursor:
         _lock(cursor)
         applied = _applied(cursor)
-        # An edition of the library may edit the files of `others`.
+        # A newer version of a library may have changed its files.
         _reject_edited(_paths(own), applied)
         paths = [path for path in _paths(own, *others) if path.name not in applied]
         if paths and not applied:
@@ -180,5 +180,7 @@ def _apply(cursor: cursor, path: Path) -> None:
 
 def _line_number(sql: str, diag: Any) -> str:
     """Return the line that PostgreSQL points at, where it points at one."""
-    position = diag.statement_position or diag.internal_position
+    position = diag.statement_position
+    if (diag.internal_query or "").startswith(sql):  # not the query of a function
+        position = diag.internal_position
     return f", line {sql.count(chr(10), 0, int(position)) + 1}" if position else ""
