@@ -49,6 +49,14 @@ def test_environment_without_dev_prints_no_tip(bake: Bake) -> None:
     assert "Tip" not in done.stderr
 
 
+def test_each_test_starts_with_the_rows_of_the_migrations(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    programs = install(project)
+    (project / "app" / "migrations" / "0002_kinds.sql").write_text(KINDS)
+    (project / "tests" / "test_kinds.py").write_text(TEST_KINDS.lstrip())
+    run(programs / "pytest", "tests/test_kinds.py", cwd=project)
+
+
 def test_long_sql_and_response_json_pass_the_checks(bake: Bake) -> None:
     project = bake(project_slug="app")
     programs = install(project)
@@ -79,6 +87,26 @@ def test_every_log_line_of_the_server_is_json(shared: Path) -> None:
     assert "_granian" in loggers
     assert len(lines) > 3
 
+
+KINDS = """
+CREATE TABLE kinds (name text, note_id bigint REFERENCES notes (id));
+INSERT INTO kinds VALUES ('reminder', NULL);
+"""
+
+TEST_KINDS = """
+import pytest
+from psycopg2.extensions import connection
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_rows(db: connection, number: int) -> None:
+    with db.cursor() as cursor:
+        cursor.execute("SELECT name FROM kinds")
+        assert cursor.fetchall() == [("reminder",)]
+        cursor.execute("INSERT INTO notes (body) VALUES ('a') RETURNING id")
+        assert cursor.fetchone() == (1,)
+        cursor.execute("DELETE FROM kinds")
+"""
 
 TEST_TITLE = """
 from flask.testing import FlaskClient

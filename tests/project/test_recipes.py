@@ -63,7 +63,11 @@ def test_devserver_can_be_removed(bake: Bake, shared: Path, worker: str) -> None
     # In the shared cache, mypy has the types of flask_devserver.
     check(programs, project, MYPY_CACHE_DIR=".mypy_cache")
     with embedded_server(shared) as url:
-        run(programs / "pytest", "tests/core", cwd=project, DATABASE_URL=url)
+        server = {"DATABASE_URL": url, "RELOADS": "2"}
+        run(programs / "pytest", "tests/core", cwd=project, **server)
+        if worker == "none":
+            tests = ["-m", "reload", "-k", "many_reloads or port_is_free"]
+            run(programs / "pytest", *tests, cwd=project, **server)
 
 
 def check(programs: Path, project: Path, **environ: str) -> None:
