@@ -18,11 +18,11 @@ from .reload_server import (
 
 pytestmark = pytest.mark.reload
 
-WITH = ("--with", "worker")
+WITH_WORKER = [(*command, "--with", "worker") for command in COMMANDS[1:]]
 AS_ROOT = "ignore:You're running the worker with superuser"
 
 
-@pytest.fixture(params=[(*each, *WITH) for each in COMMANDS[1:]], ids=" ".join)
+@pytest.fixture(params=WITH_WORKER, ids=" ".join)
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, database_url: str
 ) -> Iterator[Server]:
@@ -48,7 +48,7 @@ def test_each_job_runs_once_across_reloads(server: Server, db: connection) -> No
     assert [line for line in lines if "Warm shutdown" not in line] == []
 
 
-@pytest.mark.parametrize("server", [(*each, *WITH) for each in COMMANDS[1:2]], indirect=True, ids=" ".join)
+@pytest.mark.parametrize("server", WITH_WORKER[:1], indirect=True, ids=" ".join)
 def test_next_worker_waits_for_the_end_of_the_one_before(
     server: Server, db: connection
 ) -> None:
