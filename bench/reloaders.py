@@ -1,10 +1,10 @@
 """Compare `flask dev` with other reloaders of Flask on one application.
 
-Prints a table in Markdown: seconds from a save to the first response, saves that were
-never served, and what remains after the server was killed. Set ROUNDS for more saves.
+All run in interleaved rounds. Prints a table in Markdown: seconds from a save to the
+first response, saves that were never served, and what remains after the server was
+killed. Set ROUNDS for more saves.
 """
 
-import os
 import shutil
 import signal
 import socket
@@ -16,9 +16,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
-from reload import BARE, PROGRAMS, TEMPLATE, Reloader
+from reload import BARE, PROGRAMS, ROUNDS, TEMPLATE, Reloader, measure
 
-ROUNDS = int(os.environ.get("ROUNDS", "20"))
 LOST = 4.0  # seconds after which a save that is not served counts as lost
 
 HOT_RELOAD = """
@@ -33,39 +32,43 @@ time.sleep(0.5)
 
 FLASK = ["-m", "flask", "--app", "served"]
 RUN = [*FLASK, "run", "--port", "PORT"]
+WATCH = f"PYTHON {' '.join(RUN)}"
 RELOADERS = {
+    "`flask run --debug` (stat)": (BARE, [*RUN, "--debug"]),
     "`flask run --debug` (watchdog 6)": (BARE, [*RUN, "--debug"]),
     "`flask run --debug`, flask-hot-reload": (BARE + HOT_RELOAD, [*RUN, "--debug"]),
     "`hupper -m flask run`": (BARE, ["-m", "hupper", *RUN]),
-    "`watchfiles 'flask run'`": (
-        BARE,
-        ["-m", "watchfiles", "python -m flask --app served run --port PORT", "."],
-    ),
+    "`watchfiles 'flask run'`": (BARE, ["-m", "watchfiles", WATCH, "."]),
     "`flask dev`": (BARE, [*FLASK, "dev", "--port", "PORT"]),
 }
 
 
-def environment(folder: Path) -> Path:
-    """Make an environment with every reloader; return its Python."""
-    uv, python = PROGRAMS / "uv", folder / "environment" / "bin" / "python"
+def environment(folder: Path, *packages: str) -> Path:
+    """Make an environment with `flask dev` and packages; return its Python."""
+    uv, python = PROGRAMS / "uv", folder / "bin" / "python"
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
-    subprocess.run([uv, "venv", "--quiet", folder / "environment"], **quiet)
+    subprocess.run([uv, "venv", "--quiet", folder], **quiet)
     devserver = folder / "devserver"
     shutil.copytree(TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver", devserver)
-    # With watchdog 7, Flask's own reloader never notices a change.
-    packages = [devserver, "hupper", "watchfiles", "flask-hot-reload", "watchdog<7"]
-    install = [uv, "pip", "install", "--quiet", "--python", python, *packages]
-    subprocess.run(install, **quiet)
+    install = [uv, "pip", "install", "--quiet", "--python", python]
+    subprocess.run([*install, devserver, *packages], **quiet)
     return python
 
 
-def seconds(served: Reloader) -> list[float]:
-    """Return how long each save takes."""
-    found = []
-    for _ in range(ROUNDS):
-        found.append(served.reload())
-        time.sleep(0.6)  # A save that follows closely is another matter.
-    return found
+def start_all(folder: Path) -> dict[str, Reloader]:
+    """Start every reloader in a folder of its own."""
+    plain = environment(folder / "plain")
+    # With watchdog 7, Flask's own reloader never notices a change.
+    others = ["hupper", "watchfiles", "flask-hot-reload", "watchdog<7"]
+    watched = environment(folder / "watched", *others)
+    served = {}
+    for number, (name, (module, command)) in enumerate(RELOADERS.items()):
+        place = folder / str(number)
+        place.mkdir()
+        python = plain if "stat" in name else watched
+        words = [word.replace("PYTHON", str(python)) for word in command]
+        served[name] = Reloader(place, module, python, *words)
+    return served
 
 
 def lost_saves(served: Reloader) -> int:
@@ -114,20 +117,20 @@ def main() -> None:
     """Measure each reloader, and remove what that has made."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        python = environment(folder)
-        os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-        print("| | median | slowest | saves lost | left after a kill |")
-        print("|---|---|---|---|---|")
-        for number, (name, (module, command)) in enumerate(RELOADERS.items()):
-            place = folder / str(number)
-            place.mkdir()
-            served = Reloader(place, module, python, *command)
-            stack.callback(served.end)
-            served.await_version()
-            times = seconds(served)
-            lost = f"{lost_saves(served)} of {ROUNDS}"
-            figures = f"{statistics.median(times):.2f} s | {max(times):.2f} s | {lost}"
-            print(f"| {name} | {figures} | {left_behind(served)} |", flush=True)
+        served = start_all(folder)
+        for each in served.values():
+            stack.callback(each.end)
+            each.await_version()
+        seconds = measure(served)
+        first = statistics.median(next(iter(seconds.values())))
+        print("| | median | of the first | slowest | saves lost | left after a kill |")
+        print("|---|---|---|---|---|---|")
+        for name, times in seconds.items():
+            median = statistics.median(times)
+            figures = f"{median:.2f} s | {median / first:.2f} | {max(times):.2f} s"
+            lost = f"{lost_saves(served[name])} of {ROUNDS}"
+            left = left_behind(served[name])
+            print(f"| {name} | {figures} | {lost} | {left} |", flush=True)
 
 
 if __name__ == "__main__":
