@@ -26,7 +26,10 @@ SAVES = 20
 
 @dataclass
 class Other:
-    """An application: its distribution and folder, and a module and a page of it."""
+    """An application: its distribution and folder, and a module and a page of it.
+
+    `setup` are the commands that its documentation names before the first start.
+    """
 
     distribution: str
     folder: str
@@ -34,6 +37,7 @@ class Other:
     module: str
     page: str
     packages: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
 
 
 FLASKR = Other(
@@ -57,10 +61,28 @@ IHATEMONEY = Other(
     "ihatemoney/web.py",
     "/",
 )
+MOIN = Other(
+    "moin==2.0.0b4",
+    ".",
+    "moin.app",
+    "src/moin/apps/frontend/views.py",
+    "/+login",
+    packages=("setuptools<81",),  # It imports pkg_resources.
+    setup=("moin create-instance --path .", "moin index-create"),
+)
+PRIVACYIDEA = Other(
+    "privacyidea==3.14",
+    ".",
+    "privacyidea.app",
+    "privacyidea/api/healthcheck.py",
+    "/healthz/",
+)
 EACH = [
     pytest.param(FLASKR, id="flaskr"),
     pytest.param(CELERY, id="celery"),
     pytest.param(IHATEMONEY, id="ihatemoney", marks=pytest.mark.weekly),
+    pytest.param(MOIN, id="moin", marks=pytest.mark.weekly),
+    pytest.param(PRIVACYIDEA, id="privacyidea", marks=pytest.mark.weekly),
 ]
 
 
@@ -72,6 +94,9 @@ def test_every_save_is_served(tmp_path: Path, other: Other, option: str) -> None
     url = f"http://127.0.0.1:{port}{other.page}"
     command = [programs / "flask", "--app", other.app, "dev", "--port", str(port)]
     log, module = tmp_path / "log", project / other.module
+    for line in other.setup:
+        name, *arguments = line.split()
+        run(programs / name, *arguments, cwd=project)
     with running([*command, option], project, log, seconds=30) as server:
         wait_for(lambda: responds(url), "first page", seconds=60)
         for number in range(SAVES):
