@@ -4,6 +4,8 @@ import os
 import pty
 import signal
 from functools import partial
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -53,6 +55,33 @@ def take_terminal(terminal: int) -> None:
     import termios
 
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def test_edited_migration_is_named_until_it_is_mended(bake: Bake) -> None:
+    site = Site(bake(project_slug="app", worker="procrastinate"))
+    with site.serve():
+        [migration] = (site.folder / "app" / "migrations").glob("0001_*.sql")
+        with migration.open("a") as file:
+            file.write("-- edited\n")
+        wait_for(lambda: "was edited after" in error_page(site), "page that names it")
+        # The worker fails, too, and starts again without a save.
+        waits = "flask worker has ended by itself (exit code 1): it starts again"
+        wait_for(lambda: waits in site.log.read_text(), "worker that waits")
+        flask = site.folder / ".venv" / PROGRAMS.name / "flask"
+        run(flask, "migrate", "--reset", cwd=site.folder)
+        wait_for(lambda: site.page("notes"), "page")
+        site.page("notes", body="a note")
+        wait_for(lambda: "has 2 words" in site.log.read_text(), "job")
+    assert "Traceback" not in site.log.read_text()
+
+
+def error_page(site: Site) -> str:
+    """Return the page of an error, as a browser shows it."""
+    try:
+        urlopen(site.url + "notes").close()
+    except HTTPError as error:
+        return error.read().decode()
+    return ""
 
 
 def test_changed_package_is_served(site: Site) -> None:

@@ -289,7 +289,8 @@ def _handle_error(handle: Any, *args: Any) -> Any:
     if isinstance(error, DatabaseUnavailable):
         stats = get_pool().stats()
         current_app.logger.error("%s (connections: %s)", error, stats)
-        error = ServiceUnavailable(retry_after=1)
+        description = str(error) if current_app.debug else None
+        error = ServiceUnavailable(description, retry_after=1)
     return handle(*context, error)
 
 

@@ -74,9 +74,13 @@ def _start_database(app: Flask) -> str:
     if not _is_migrating():
         with closing(psycopg2.connect(url)) as conn:
             conn.autocommit = True
-            if names := migrate(conn):
-                count = "1 migration" if len(names) == 1 else f"{len(names)} migrations"
-                app.logger.info("Applied %s, the last of them %s", count, names[-1])
+            try:
+                names = migrate(conn)
+            except MigrationError as error:  # A worker waits until it is mended.
+                raise DatabaseUnavailable(str(error)) from error
+        if names:
+            count = "1 migration" if len(names) == 1 else f"{len(names)} migrations"
+            app.logger.info("Applied %s, the last of them %s", count, names[-1])
     return url
 
 
