@@ -3,156 +3,23 @@
 import os
 import pty
 import re
-import signal
 import socket
 import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Thread
-from typing import Any, Self
-from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import flask_devserver
 import psutil
 import pytest
 
-from .core.reload_server import _free_port, poll
-
-SECONDS = 20.0
-
-BASE = """
-from flask import Flask
-app = Flask(__name__)
-VERSION = 0
-
-
-@app.get("/version")
-def version():
-    return str(VERSION)
-"""
-FORKING = pytest.param((), id="fork")
-NEW_PYTHON = pytest.param(("--no-fork",), id="no-fork")
-BOTH = pytest.mark.parametrize("options", [FORKING, NEW_PYTHON])
-linux = pytest.mark.skipif(sys.platform != "linux", reason="a feature of Linux")
-
-
-class Site:
-    """An application of one module in a folder, and a command that serves it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.module = folder / "served.py"
-        self.port = _free_port()
-        self.version = 0
-        self.environ = {"PYTHONIOENCODING": "utf-8"}
-        self.prefix: Sequence[str] = ()
-        self.stdin: Any = subprocess.DEVNULL
-        self.process: psutil.Popen | None = None
-
-    def start(self, *options: str, command: Sequence[str] = ("dev",)) -> Self:
-        """Serve the module, and wait for its first response."""
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
-        environ.pop("PYTHONUNBUFFERED", None)
-        with (self.folder / "log").open("ab") as log:
-            self.process = psutil.Popen(
-                [*self.prefix, sys.executable, "-m", "flask", "--app", "served"]
-                + [*command, "--port", str(self.port), *options],
-                cwd=self.folder,
-                env=environ | self.environ,
-                stdin=self.stdin,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.wait_for(lambda: self.get("/version"), "response")
-        return self
-
-    def put_on_path(self, folder: Path) -> None:
-        """Let the application import what is in the folder."""
-        given = os.environ.get("PYTHONPATH", "")
-        self.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{given}"
-
-    def write(self, text: str = "") -> None:
-        """Write the module with `text` after the routes that each test has."""
-        self.module.write_text(BASE + text)
-
-    def save(self) -> None:
-        """Save a new version."""
-        self.version += 1
-        text = re.sub(
-            r"VERSION = \d+", f"VERSION = {self.version}", self.module.read_text()
-        )
-        draft = self.folder / ".draft"
-        draft.write_text(text)
-        draft.replace(self.module)
-
-    def reload(self) -> None:
-        """Save a new version and wait for its response."""
-        self.save()
-        self.wait_for(self.is_new, f"response of version {self.version}")
-
-    def is_new(self) -> bool:
-        """Return whether the version that was saved last responds."""
-        return self.get("/version") == str(self.version)
-
-    def get(self, path: str, seconds: float = 5) -> str:
-        """Return the response, that of an error too, or nothing without one."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        try:
-            with urlopen(url, timeout=seconds) as response:
-                return str(response.read().decode())
-        except HTTPError as error:
-            return error.read().decode()
-        except OSError:
-            return ""
-
-    def wait_for(self, condition: Any, what: str) -> Any:
-        """Wait until the condition holds; fail with the log if it never does."""
-        if found := poll(condition, SECONDS):
-            return found
-        raise AssertionError(f"no {what} in {SECONDS:g} s; it wrote:\n{self.log}")
-
-    def wait_for_line(self, text: str) -> None:
-        """Wait until the log has the text."""
-        self.wait_for(lambda: text in self.log, f"line {text!r}")
-
-    def reloads_after(self, path: str, text: str, seconds: float = SECONDS) -> bool:
-        """Write a file below the folder; return whether a reload names it in time."""
-        file = self.folder / path
-        before = self.log.count(file.name)
-        file.write_text(text)
-        return bool(poll(lambda: self.log.count(file.name) > before, seconds))
-
-    def interrupt(self) -> None:
-        """Stop it as Ctrl-C does, and wait for its end."""
-        assert self.process
-        os.killpg(self.process.pid, signal.SIGINT)
-        process = self.process
-        self.wait_for(lambda: process.poll() is not None, "end")
-
-    def kill(self) -> None:
-        """Kill what is left of it."""
-        if self.process:
-            family = [self.process]
-            with suppress(psutil.Error):
-                family += self.process.children(recursive=True)
-            for each in family:
-                with suppress(psutil.Error):
-                    each.kill()
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-    @property
-    def log(self) -> str:
-        """The output of the server and the application."""
-        return (self.folder / "log").read_text(errors="backslashreplace")
+from .dev_site import BOTH, Site, linux
 
 
 @pytest.fixture
@@ -759,3 +626,111 @@ def test_breakpoint_in_a_command_takes_input(
     site.wait_for_line("resumed")
     os.close(inside)
     os.close(terminal)
+
+
+CRASH = """
+import ctypes
+
+@app.get("/crash")
+def crash():
+    ctypes.string_at(0)
+"""
+
+
+@linux
+@BOTH
+def test_application_that_crashed_is_started_again(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(CRASH)
+    site.start(*options)
+    site.get("/crash")
+    site.wait_for(lambda: site.get("/version"), "response after the crash")
+    assert "The application has ended by itself (SIGSEGV): it starts again" in site.log
+    site.reload()
+
+
+ENDLESS = "while True:\n    pass\n"
+
+
+@BOTH
+def test_import_without_an_end_is_named(site: Site, options: tuple[str, ...]) -> None:
+    site.start(*options)
+    site.module.write_text(ENDLESS)
+    site.wait_for_line(" * The application is still being imported, at served.py:")
+    site.write()
+    site.reload()
+
+
+@BOTH
+@pytest.mark.parametrize("streams", [">&-", "0<&- >&- 2>&-", "2>&1 | head -1"])
+def test_streams_may_be_closed(
+    site: Site, options: tuple[str, ...], streams: str
+) -> None:
+    site.prefix = ["sh", "-c", f'"$@" {streams}', "sh"]
+    site.start(*options)
+    site.reload()
+    site.reload()
+
+
+HANDLERS = """
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+"""
+
+
+@BOTH
+def test_package_with_signal_handlers_changes_nothing(
+    site: Site, options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    packages = tmp_path_factory.mktemp("environment") / "site-packages"
+    packages.mkdir()
+    (packages / "library.py").write_text(HANDLERS)
+    site.put_on_path(packages)
+    site.write("import library\n")
+    site.start(*options)
+    time.sleep(1)  # until the supervisor has imported the package
+    site.reload()
+    site.reload()
+    site.interrupt()
+
+
+LOOP = """
+import asyncio, signal
+
+@app.get("/handler")
+def handler():
+    async def add():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print)
+    asyncio.run(add())
+    return "added"
+"""
+
+
+@BOTH
+def test_signal_handler_of_asyncio_lets_it_reload(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(LOOP)
+    site.start(*options, "--without-threads")
+    assert site.get("/handler") == "added"
+    site.reload()
+    assert "did not exit in time" not in site.log
+
+
+MANAGE = """
+import click
+from flask.cli import FlaskGroup
+from served import app
+FlaskGroup(create_app=lambda: app)()
+"""
+
+
+def test_group_without_the_name_of_the_application_is_refused(site: Site) -> None:
+    (site.folder / "manage.py").write_text(MANAGE)
+    command = [sys.executable, "manage.py", "dev"]
+    done = subprocess.run(command, cwd=site.folder, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "flask dev needs the name of the application" in done.stderr

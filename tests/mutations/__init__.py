@@ -203,9 +203,9 @@ DEFECTS = [
     Defect(
         words="A new worker starts while the old one still runs",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old="            if runner.wanted and not runner.pid and not self.ending:\n",
+        old="            if due and not runner.pid and not self.ending:\n",
         new="            busy = runner is self.web and runner.pid\n"
-        "            if runner.wanted and not busy and not self.ending:\n",
+        "            if due and not busy and not self.ending:\n",
         test="tests/core/test_reload_tasks.py"
         "::test_next_worker_waits_for_the_end_of_the_one_before",
         sign=r"assert \['task 2'\] == \['task 1', 'task 2'\]",
@@ -301,7 +301,7 @@ DEFECTS = [
     Defect(
         words="A save before the first scan is lost",
         file=f"{PROJECT}/devserver/flask_devserver/files.py",
-        old="    return max(signature[:2], default=0) > since * 1e9",
+        old="    return any(since * 1e9 < t < time.time_ns() for t in signature[:2])",
         new="    return False",
         test="tests/test_dev.py::test_save_before_the_first_scan_is_not_lost[dev]",
         sign="no answer of the last version",

@@ -27,7 +27,8 @@ def test_connections_through_faults(bake: Bake, pool: str) -> None:
 
 @pytest.mark.minutes
 @pytest.mark.parametrize(
-    "module", ["dev", "dev_any_app", "postgres", "production", "welcome"]
+    "module",
+    ["dev", "dev_any_app", "dev_files", "postgres", "production", "welcome"],
 )
 def test_default_project(shared: Path, module: str) -> None:
     run_inside(shared, module)

@@ -1,6 +1,6 @@
 """The browser's part of `flask dev`: a page reloads when a new version responds."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from secrets import token_hex
@@ -30,13 +30,9 @@ class BrowserReload:
         self.ending = ending
         self.version = token_hex(8)
 
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    @Request.application  # type: ignore[arg-type]
+    def __call__(self, request: Request) -> Any:  # type: ignore[misc]
         """Respond to the script, or let the application respond."""
-        return Request.application(self._respond)(environ, start_response)
-
-    def _respond(self, request: Request) -> Any:
         if request.path == PREFIX + "reload.js":
             return Response(SCRIPT.read_text(), mimetype="text/javascript")
         if request.path == PREFIX + "events":

@@ -8,35 +8,33 @@ import os
 import selectors
 import shlex
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedWriter, TextIOWrapper
 from selectors import EVENT_READ
-from types import FrameType
 from typing import Any, NoReturn, cast
 
 from flask.cli import ScriptInfo, cli
 from werkzeug.debug import DebuggedApplication
 
+from . import shutdown
 from .browser import BrowserReload
 from .files import is_library, is_watched_module, module_files
 from .server import RequestHandler, Server
-from .shutdown import exit_with_parent, kill_after, remember_thread_origins
 from .welcome import Welcome
 
 if sys.platform == "win32":
     raise ImportError("flask dev needs Linux or macOS.")
 
-Handler = Callable[[int, FrameType | None], object]
-
 COMMAND_DEADLINE = 5.0  # seconds; nobody waits for a command, so it may finish its work
 IDLE = 0.3  # seconds between two checks for modules that were imported
+SLOW_IMPORT = 10.0  # seconds of an import after which its place is named
+SIGNAL_DELAY = 0.5  # seconds until this process handles a signal at the latest
 GRACE = 0.05  # seconds that the next version waits for the requests in flight
 WRITING = os.O_WRONLY | os.O_RDWR
 
@@ -47,14 +45,15 @@ class Child:
 
     It serves the application or, with a `command`, runs that. `options` are those of
     `flask dev`. `listener` is the socket and `status_pipe` leads to the `parent`; both
-    are file descriptors. The version `began` to replace the one before at that
-    monotonic time, unless it is the `first`.
+    are file descriptors. `root` is the folder in which it runs. The version `began` to
+    replace the one before at that monotonic time, unless it is the `first`.
     """
 
     app: str | None
     options: dict[str, Any]
     listener: int
     command: str = ""
+    root: str = field(default_factory=lambda: os.path.join(os.getcwd(), ""))
     parent: int = field(default_factory=os.getpid)
     status_pipe: int = -1
     first: bool = True
@@ -91,19 +90,18 @@ class Child:
         for fd in self.descriptors():
             os.set_inheritable(fd, False)
         os.register_at_fork(after_in_child=self._reset_in_fork)
-        self.root = os.path.join(os.getcwd(), "")
         self.written: set[str] = set()
+        self.loaded = False
         self.lock = threading.Lock()
         sys.addaudithook(self._on_audit)
-        exit_with_parent(self.parent)
-        remember_thread_origins()
+        shutdown.exit_with_parent(self.parent)
+        shutdown.remember_thread_origins()
 
     def _reset_in_fork(self) -> None:
         """Give back, in a process that the application forks, what is not for it."""
-        signal.set_wakeup_fd(-1)
         if signal.getsignal(signal.SIGINT) is do_nothing:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if signal.getsignal(signal.SIGTERM) is do_nothing:
+        if isinstance(signal.getsignal(signal.SIGTERM), Waker):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for fd in self.descriptors():
             with suppress(OSError):
@@ -117,7 +115,8 @@ class Child:
         with suppress(Exception):
             if event != "open" or args[2] & WRITING:
                 path = os.path.abspath(os.fsdecode(args[event == "os.rename"]))
-                if path.startswith(self.root) and path not in self.written:
+                seen = path in self.written and not path.endswith(".py")
+                if path.startswith(self.root) and not seen:
                     self.written.add(path)
                     self._send(written=path)
 
@@ -139,11 +138,7 @@ class Child:
                 count = len(sys.modules)
                 new = set(module_files()) - known
                 known |= new
-                names = {
-                    name
-                    for name, path in new
-                    if is_library(path) or name.startswith("flask_devserver.")
-                }
+                names = {n for n, p in new if is_library(p) or "flask_devserver." in n}
                 files = [path for _, path in new if is_watched_module(path)]
                 self._send(modules=sorted(names - {"__main__"}), files=files)
 
@@ -155,42 +150,49 @@ class Child:
         app = ["--app", self.app] if self.app else []
         try:
             cli.main([*app, *shlex.split(self.command)])
-        except SystemExit:
-            pass
+        except SystemExit as error:
+            _exit(error.code)
         except Exception:
             traceback.print_exc()
+            _exit(1)
 
     def _serve(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         ending = threading.Event()
+        _thread.start_new_thread(self._name_slow_import, (time.sleep,))
         app = self._load()
-        threads, cert = self.options["with_threads"], self.options["cert"]
+        self.loaded = True
+        names = "host", "port", "cert", "with_threads"
+        host, port, cert, threads = (self.options[name] for name in names)
         # An open page would take the only thread.
         if self.options["browser_reload"] and threads:
             app = BrowserReload(app, ending)
-        server = Server(
-            self.options["host"],
-            self.options["port"],
-            app,
-            RequestHandler,
-            fd=self.listener,
-            ssl_context=tuple(cert) if isinstance(cert, list) else cert,
-        )
+        context = tuple(cert) if isinstance(cert, list) else cert
+        server = Server(host, port, app, RequestHandler, False, context, self.listener)
         server.threads = threads
         os.register_at_fork(after_in_child=server.socket.close)
-        signals = on_signals(do_nothing, signal.SIGTERM)
+        waker = Waker()
+        signal.signal(signal.SIGTERM, waker)
         # The application may have replaced the selectors, so none was imported by name.
         with selectors.DefaultSelector() as selector:
             selector.register(server.socket, EVENT_READ, server.handle_request)
-            selector.register(signals, EVENT_READ, lambda: _set_at_end(ending, signals))
+            selector.register(waker.pipe, EVENT_READ, ending.set)
             self._notify_ready()
             while not ending.is_set():
-                for key, _ in selector.select():
+                # On macOS another thread may get the signal.
+                for key, _ in selector.select(SIGNAL_DELAY):
                     key.data()
-        self._finish(server, signals)
-        kill_after(self.deadline, exit_code=1)
+        waker.clear()
+        self._finish(server, waker)
+        shutdown.kill_after(self.deadline, exit_code=1)
 
-    def _finish(self, server: Server, signals: socket.socket) -> None:
+    def _name_slow_import(self, sleep: Callable[[float], None]) -> None:
+        sleep(SLOW_IMPORT)
+        if not self.loaded:
+            place = shutdown.position(threading.main_thread())
+            print(f" * The application is still being imported, at {place}", flush=True)
+
+    def _finish(self, server: Server, waker: "Waker") -> None:
         """Finish the requests in flight while the next version starts.
 
         A second SIGTERM asks for an exit at once.
@@ -199,14 +201,11 @@ class Child:
             return
         self._send(draining=True)
         end = time.monotonic() + self.deadline
-        again = threading.Event()
-        while not (server.finish_requests(0.02) or again.is_set()):
+        while not (server.finish_requests(0.02) or waker.clear()):
             if time.monotonic() > end:
                 for request in filter(None, server.in_flight.values()):
                     print(f" * {request} was aborted by the reload", file=sys.stderr)
                 return
-            with suppress(BlockingIOError):
-                _set_at_end(again, signals)
 
     def _load(self) -> Any:
         try:
@@ -218,11 +217,21 @@ class Child:
             seconds = f"{time.monotonic() - self.began:.2f} s"
             app: Any = Welcome(flask_app, "" if self.first else seconds)
         except BaseException as raised:
+            self._send(files=list(filter(is_watched_module, _files_of(raised))))
             app = _failing(raised)
         if self.options["debugger"] is not False:
             app = DebuggedApplication(app, evalex=True, pin_logging=self.first)
             app.trusted_hosts.append(self.options["host"])
         return app
+
+
+def _files_of(error: BaseException | None) -> Iterator[str]:
+    """Yield the files that an exception came from: the modules may not be loaded."""
+    while error:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        files.append(getattr(error, "filename", None) or "")  # of a syntax error
+        yield from filter(os.path.isabs, map(str, files))
+        error = error.__context__
 
 
 def _failing(raised: BaseException) -> Any:
@@ -241,27 +250,34 @@ def _failing(raised: BaseException) -> Any:
     return app
 
 
-def on_signals(handler: Handler, *numbers: signal.Signals) -> socket.socket:
-    """Call `handler` on the signals; return a socket that can be read after any."""
-    reading, writing = socket.socketpair()
-    reading.setblocking(False)
-    writing.setblocking(False)
-    for number in numbers:
-        signal.signal(number, handler)
-    signal.set_wakeup_fd(writing.detach())
-    return reading
+class Waker:
+    """A handler of signals, after which there is something to read at `pipe`.
+
+    The wakeup descriptor of Python would not do: the application may replace it.
+    """
+
+    def __init__(self) -> None:
+        self.pipe, self.writing = os.pipe()
+        os.set_blocking(self.pipe, False)
+        os.set_blocking(self.writing, False)
+
+    def __call__(self, *_: object) -> None:
+        """Handle a signal."""
+        with suppress(BlockingIOError):
+            os.write(self.writing, b".")
+
+    def clear(self) -> bool:
+        """Return whether there was a signal since the last time."""
+        with suppress(BlockingIOError):
+            return bool(os.read(self.pipe, 1024))
+        return False
 
 
 def do_nothing(*_: object) -> None:
-    """Handle a signal that a socket or the supervisor takes care of."""
+    """Handle a signal that the supervisor takes care of."""
 
 
-def _set_at_end(ending: threading.Event, signals: socket.socket) -> None:
-    if signal.SIGTERM in signals.recv(1024):  # The application may handle others.
-        ending.set()
-
-
-def _exit() -> NoReturn:
+def _exit(code: Any = 0) -> NoReturn:
     """Exit as Python does, but without taking every module apart.
 
     That takes ten times as long as the rest of a reload. Forks of `multiprocessing`
@@ -274,7 +290,7 @@ def _exit() -> NoReturn:
         if issubclass(type(each), (TextIOWrapper, BufferedWriter)):
             with suppress(Exception):  # It may be closed, or open for reading.
                 each.flush()
-    os._exit(0)
+    os._exit(code if isinstance(code, int) else bool(code))
 
 
 if __name__ == "__main__":

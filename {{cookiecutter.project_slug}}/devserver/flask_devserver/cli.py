@@ -22,31 +22,19 @@ if os.environ.get("WERKZEUG_RUN_MAIN") == "true" and "run" in sys.argv:
     shutdown.guard()
 
 
-@click.command("dev", short_help="Run a server that reloads when a file is saved.")
-@click.option(
-    "--deadline",
-    default=1.0,
-    show_default=True,
-    help="Seconds after which a process that does not exit is killed.",
-)
+@click.command("dev", context_settings={"show_default": True})
+@click.option("--deadline", default=1.0, help="Seconds that a process has to exit.")
 @click.option(
     "--fork/--no-fork",
     default=sys.platform == "linux",
-    show_default=True,
     help="Fork a process that has the packages ready, or start a new Python.",
 )
 @click.option(
     "--browser-reload/--no-browser-reload",
     default=True,
-    show_default=True,
     help="Reload the pages in browsers when a new version responds.",
 )
-@click.option(
-    "--watch",
-    multiple=True,
-    type=click.Path(),
-    help="Another file or folder that triggers a reload.",
-)
+@click.option("--watch", multiple=True, help="Another file or folder to watch.")
 @click.option(
     "--with",
     "--also",  # its name up to version 0.2
@@ -57,13 +45,16 @@ if os.environ.get("WERKZEUG_RUN_MAIN") == "true" and "run" in sys.argv:
 )
 @pass_script_info
 def dev(info: ScriptInfo, /, **options: Any) -> None:
-    """Serve the application, and a new version as soon as a file is saved.
+    """Run a server that reloads when a file is saved.
 
     The process that watches the files never imports the application, so nothing that
     the application does can stop the reload. The options of `flask run` work, too.
     """
     if sys.platform == "win32":
         message = "flask dev runs on Linux and macOS: use flask run --debug here."
+        raise click.ClickException(message)
+    if info.create_app:
+        message = "flask dev needs the name of the application: flask --app NAME dev."
         raise click.ClickException(message)
     from .supervisor import Supervisor  # It needs what Windows does not have.
 
@@ -79,7 +70,6 @@ def _option_of_run(option: click.Parameter) -> click.Parameter:
     if isinstance(option, click.Option) and option.name != "debug":
         name = str(option.name).upper()
         option.envvar = [f"FLASK_DEV_{name}", f"FLASK_RUN_{name}"]
-        option.show_default = True
         if option.name == "port":
             option.type = click.IntRange(0, 65535)
     return option

@@ -8,51 +8,54 @@ import ctypes
 import os
 import sys
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from errno import EACCES, ENOENT, ENOTDIR
 from fnmatch import fnmatch
-from sysconfig import get_paths
+from functools import partial
+from glob import escape, iglob
+from sysconfig import get_path
 
 from . import say
 
 Signature = tuple[int, ...]  # empty for a file that is not there
 
-# Files of these kinds count when they appear and disappear, too. Others, such as the
-# drafts of editors, count when they have changed.
-SOURCES = tuple(
-    ".py .sql .html .htm .jinja .jinja2 .j2 .css .js .svg .toml .yaml .yml".split()
-)
-
 # The packages and the environment depend on these.
 SETTINGS = (".env", ".flaskenv", "pyproject.toml")
 
-_STANDARD_LIBRARY = get_paths()["stdlib"]
-_LIBRARIES = (get_paths()["purelib"], get_paths()["platlib"])
+# Files of these kinds count when they appear and disappear, too. Others, such as the
+# drafts of editors, count when they have changed.
+SOURCES = (
+    *".py .sql .html .htm .jinja .jinja2 .j2 .css .js .svg .toml .yaml .yml".split(),
+    *("RECORD", *SETTINGS),
+)
+
+_STANDARD_LIBRARY = get_path("stdlib")
+_LIBRARIES = f"-packages{os.sep}"  # in site-packages, and in Debian's dist-packages
 
 IGNORED = ("__pycache__", "node_modules")
 IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build")
-IGNORED_KINDS = ("~", ".pyc", ".swp", ".tmp", ".log", ".pid", ".lock", "-journal")
+IGNORED_KINDS = ("~", ".pyc", ".tmp", ".log", ".pid", ".lock", "-journal")
 
 SETTLE = 0.001  # seconds from an event to the scan, in which a file is written
 SCAN_INTERVAL = 1.0  # seconds between two scans without an event
 POLL_INTERVAL = 0.3  # where there are no events
+LOOP, LOOP_SAVES = 15.0, 5  # seconds in which so many saves are those of a program
 SCAN_SHARE = 20  # A scan takes at most the 20th part of the time.
 
 IN_NONBLOCK, IN_CLOEXEC = 0o4000, 0o2000000
-IN_ATTRIB, IN_CLOSE_WRITE, IN_ONLYDIR = 0x4, 0x8, 0x1000000
-IN_MOVED, IN_CREATE, IN_DELETE = 0xC0, 0x100, 0x200
-EVENTS = IN_ATTRIB | IN_CLOSE_WRITE | IN_MOVED | IN_CREATE | IN_DELETE | IN_ONLYDIR
+EVENTS = 0x10003CC  # something in a folder is written, moved, created or removed
 
 
 class Files:
     """The files of the application in the folder `root`.
 
     These are the folder without caches and data, the modules that a child process has
-    loaded, and the paths in `extra`. Files that match a pattern in `exclude`, and those
-    that the application itself writes, do not count. The first scan finds what has
-    changed after the time `since`, in seconds. `scan_at` is the monotonic time of the
-    next scan.
+    loaded, with their packages, and the paths in `extra`. Files that match a pattern in
+    `exclude`, and those that the application itself writes, do not count. The first
+    scan finds what has changed after the time `since`, in seconds. `scan_at` is the
+    monotonic time of the next scan.
     """
 
     def __init__(
@@ -63,24 +66,29 @@ class Files:
         self.exclude = tuple(exclude)
         self.events = Events()
         self.scan_at = 0.0
-        self.written: set[str] = set()
+        self.written: dict[str, float] = {}  # by the application, at a monotonic time
+        self.changes = defaultdict[str, deque[float]](partial(deque, maxlen=LOOP_SAVES))
         self.modules: set[str] = set()
         self.folders: set[str] = set()
         self.known: dict[str, Signature] = {}
         self.installed: dict[str, Signature] = {}
         self._differing(self.known, self._sources())
+        self._differing(self.installed, _distributions())
         self.missed = {p for p, s in self.known.items() if _is_newer(s, since)}
 
     def add_modules(self, paths: Iterable[str], since: float) -> None:
         """Watch the files of modules that were read after the time `since`."""
-        for path in set(paths) - self.known.keys() - self.installed.keys():
-            installed = path.startswith(_LIBRARIES)
-            signatures = self.installed if installed else self.known
-            signatures[path] = _signature(path)
-            if not installed:
-                self.modules.add(path)
-            if _is_newer(signatures[path], since):
-                self.missed.add(path)
+        known = {*self.known, *self.installed}
+        if new := set(paths) - known:
+            installed = {path for path in new if _LIBRARIES in path}
+            self.modules |= new - installed
+            found = self._differing(self.installed, installed)
+            found |= self._differing(self.known, self._sources())
+            # The other files have been there before the modules around them.
+            changed = {
+                p for p in found if p in known or _is_newer(_signature(p), since)
+            }
+            self.missed |= changed
         self.scan_at = time.monotonic()
 
     def on_event(self) -> None:
@@ -95,65 +103,76 @@ class Files:
         found = self.missed | self._differing(self.known, self._sources())
         self.missed = set()
         # A reload need not wait for these, which are many and seldom change.
-        found = set(filter(self._counts, found)) or self._differing(self.installed)
+        found = set(filter(self._counts, found))
+        found = found or self._differing(self.installed, _distributions())
         now = time.monotonic()
         self.scan_at = now + max(self.events.interval, SCAN_SHARE * (now - began))
-        return set(filter(self._counts, found))
+        return {p for p in found if self._counts(p) and not self._is_noise(p, now)}
 
-    def _differing(
-        self, old: dict[str, Signature], found: Iterable[str] = ()
-    ) -> set[str]:
+    def _differing(self, old: dict[str, Signature], found: Iterable[str]) -> set[str]:
         """Bring `old` and what was found up to date; return the files that differ."""
-        new = {path: _signature(path) for path in {*old, *found}}
-        differing = {path for path in new if new[path] != old.get(path, ())}
-        both = {path for path in differing if new[path] and old.get(path)}
+        new = {p: _signature(p) for p in {*old, *found}}
         # An editor may remove a file for a moment before it writes the new one.
-        old |= {
-            p: signature
-            for p, signature in new.items()
-            if self._is_source(p) or signature
-        }
-        return both | {path for path in differing if self._is_source(path)}
+        new = {p: s for p, s in new.items() if s or self._is_source(p)}
+        differing = {p for p, s in new.items() if s != old.get(p, ())}
+        differing = {p for p in differing if old.get(p) or self._is_source(p)}
+        old |= new
+        return differing
 
     def _is_source(self, path: str) -> bool:
-        return path.endswith(SOURCES + SETTINGS) or path.startswith(self.extra)
+        return path.endswith(SOURCES) or path.startswith(self.extra)
 
     def _counts(self, path: str) -> bool:
-        written = path in self.written or path.rpartition("-")[0] in self.written
+        written = self.written.get(path) or self.written.get(path.rpartition("-")[0])
+        if written and path.endswith(".py"):  # It may be edited later.
+            written = time.monotonic() < written + SCAN_INTERVAL
         excluded = any(fnmatch(path, pattern) for pattern in self.exclude)
-        return not excluded and (path.endswith(".py") or not written)
+        return not (excluded or written)
+
+    def _is_noise(self, path: str, now: float) -> bool:
+        """Return whether a file changes so often that something writes its data."""
+        times = self.changes[path]
+        times.append(now)
+        often = len(times) == LOOP_SAVES and now - times[0] < LOOP
+        if self._is_source(path) or not often:
+            return False
+        say(f" * {path} changes again and again: it reloads nothing any more.")
+        self.written[path] = now
+        return True
 
     def _sources(self) -> Iterator[str]:
-        self.folders = {os.path.dirname(os.path.realpath(p)) for p in self.modules}
-        yield from self._walk(self.root, False, {self.root})
-        for path in self.extra:
-            if os.path.isdir(path):
-                yield from self._walk(path, True, {path})
-            else:
-                self.folders.add(os.path.dirname(path))
-                yield path
+        self.folders = set()
+        modules = sorted(self.modules)
+        packages = [os.path.dirname(p) for p in modules if p.endswith("__init__.py")]
+        for path in (*self.extra, self.root, *packages):
+            whole = path in self.extra or path != self.root
+            yield from self._walk(path, whole, {path})
+        files = [p for p in (*self.extra, *modules) if not os.path.isdir(p)]
+        yield from files
+        self.folders |= {os.path.dirname(os.path.realpath(p)) for p in files}
 
     def _walk(self, folder: str, whole: bool, seen: set[str]) -> Iterator[str]:
         """Yield the sources in `folder`, and all files where a package keeps data."""
         try:
-            entries = list(os.scandir(folder))
+            entries = [] if folder in self.folders else list(os.scandir(folder))
         except OSError:
             return
         names = {entry.name for entry in entries}
-        if "pyvenv.cfg" in names:
+        if names & {"pyvenv.cfg", "conda-meta"}:
             return
         self.folders.add(folder)
         data = os.path.basename(folder) in ("templates", "static")
         whole = whole or data or "__init__.py" in names
         ignored = IGNORED_IN_ROOT if folder == self.root else IGNORED
         for entry in entries:
+            hidden = entry.name.startswith((".", "#"))
             with suppress(OSError):
                 if entry.is_dir():
-                    hidden = entry.name.startswith(".") or entry.name in ignored
-                    if not (hidden or self._leads_back(entry, seen)):
+                    ignore = hidden or entry.name in ignored
+                    if not (ignore or self._leads_back(entry, seen)):
                         yield from self._walk(entry.path, whole, seen)
                 elif self._is_source(entry.path) or (
-                    whole and not entry.name.endswith(IGNORED_KINDS)
+                    whole and not (hidden or entry.name.endswith(IGNORED_KINDS))
                 ):
                     yield entry.path
 
@@ -213,23 +232,30 @@ def module_files() -> Iterator[tuple[str, str]]:
 
 def is_library(path: str) -> bool:
     """Return whether the file belongs to Python or to an installed package."""
-    return path.startswith((_STANDARD_LIBRARY, *_LIBRARIES))
+    return _LIBRARIES in path or path.startswith(_STANDARD_LIBRARY)
 
 
 def is_watched_module(path: str) -> bool:
     """Return whether the file of a module can change while one works on a project."""
-    return path.startswith(_LIBRARIES) or not path.startswith(_STANDARD_LIBRARY)
+    return _LIBRARIES in path or not path.startswith(_STANDARD_LIBRARY)
+
+
+def _distributions() -> Iterator[str]:
+    """Yield what an installer adds or changes last for each package."""
+    for folder in sys.path:
+        if f"{folder}{os.sep}".endswith(_LIBRARIES):
+            yield from iglob(f"{escape(folder)}/*.dist-info/RECORD")
 
 
 def _signature(path: str) -> Signature:
     with suppress(OSError, ValueError):
         found = os.stat(path)
         # A hard link to a file of a package, as uv makes, changes the ctime.
-        ctime = 0 if path.startswith(_LIBRARIES) else found.st_ctime_ns
+        ctime = 0 if _LIBRARIES in path else found.st_ctime_ns
         return found.st_mtime_ns, ctime, found.st_size, found.st_ino
     return ()
 
 
 def _is_newer(signature: Signature, since: float) -> bool:
-    # The ctime tells of a file that was moved here, too.
-    return max(signature[:2], default=0) > since * 1e9
+    # The ctime tells of a file that was moved here, too. A time may lie in the future.
+    return any(since * 1e9 < t < time.time_ns() for t in signature[:2])

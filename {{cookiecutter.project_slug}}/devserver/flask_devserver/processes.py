@@ -1,13 +1,15 @@
-"""End old versions of the application, and what these have left running."""
+"""End old versions of the application, and undo what these have left behind."""
 
 import ctypes
 import os
 import signal
 import sys
+import termios
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from . import say
 
@@ -57,11 +59,12 @@ class Processes:
         for pid in self.dying:
             send_signal(pid, signal.SIGKILL)
 
-    def ended(self) -> Iterator[tuple[int, bool]]:
-        """Yield the processes that have ended, and whether they were to."""
+    def ended(self) -> Iterator[tuple[int, int | None]]:
+        """Yield the processes that have ended, with the status of an unwanted end."""
         with suppress(ChildProcessError):
-            while pid := os.waitpid(-1, os.WNOHANG)[0]:
-                yield pid, bool(self.dying.pop(pid, None))
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                yield pid, None if self.dying.pop(pid, None) else status
 
     def end_orphans(self, known: Iterable[int], successor: int) -> None:
         """End the children of this process that are not known.
@@ -90,6 +93,22 @@ class Processes:
         program = os.path.basename(command.partition(" ")[0]).rstrip(":")
         if program not in SERVICES and "flask_devserver" not in command:
             say(f" * Left running in its own session: {name}")
+
+
+class Terminal:
+    """Remember the settings of the terminal, if the standard input is one."""
+
+    def __init__(self) -> None:
+        self.settings: list[Any] = []
+        with suppress(termios.error, OSError, ValueError):
+            self.settings = termios.tcgetattr(0)
+
+    def restore(self) -> None:
+        """Set them again, but not from a job in the background."""
+        with suppress(termios.error, OSError):
+            if self.settings and os.tcgetpgrp(0) == os.getpgrp():
+                if termios.tcgetattr(0) != self.settings:
+                    termios.tcsetattr(0, termios.TCSADRAIN, self.settings)
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:

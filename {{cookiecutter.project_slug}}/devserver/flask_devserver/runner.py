@@ -21,7 +21,8 @@ class Runner:
 
     `on_message` gets what the child says, when `selector` has found something to read.
     Everything that is saved after `started`, in seconds since the epoch, asks for
-    another version. `pid` is 0 while no version runs, `wanted` says if one should.
+    another version. `pid` is 0 while no version runs. The next one may start at the
+    monotonic time `start_at`.
     """
 
     child: Child
@@ -32,7 +33,7 @@ class Runner:
     pipe: int = -1
     line: bytes = b""  # the part of a message that has come so far
     ready: bool = False
-    wanted: bool = True
+    start_at: float = 0.0
 
     def start(self, close_in_fork: Callable[[], None] | None) -> None:
         """Start a version: as a new Python, or in a fork that closes what is not its.
@@ -42,8 +43,7 @@ class Runner:
         self._close_pipe()  # The last child's messages are not about this one.
         self.pipe, self.child.status_pipe = os.pipe()
         self.selector.register(self.pipe, EVENT_READ, self._read)
-        self.ready = self.wanted = False
-        sys.stdout.flush()
+        self.ready, self.start_at = False, float("inf")
         self.pid = self._fork(close_in_fork) if close_in_fork else self._spawn()
         os.close(self.child.status_pipe)
 

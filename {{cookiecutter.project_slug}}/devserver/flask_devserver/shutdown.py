@@ -15,14 +15,11 @@ from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 DEADLINE = 1.0  # seconds for the old process to exit
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
 UNKNOWN = "an unknown place"
 PR_SET_PDEATHSIG = 1
-
-thread_origins: WeakKeyDictionary[threading.Thread, str] = WeakKeyDictionary()
 
 
 def guard() -> None:
@@ -84,7 +81,7 @@ def remember_thread_origins() -> None:
 
     def remember_and_start(self: threading.Thread) -> None:
         if not self.daemon:
-            thread_origins[self] = _place(sys._getframe(1))
+            vars(self)["_origin"] = _place(sys._getframe(1))
         start(self)
 
     threading.Thread.start = remember_and_start  # type: ignore[method-assign]
@@ -97,7 +94,7 @@ def describe_blockers(deadline: float) -> str:
     lines = [_about_thread(each) for each in threads if each is not main]
     lines += [_about_process(each) for each in _child_processes() if not each.daemon]
     if not lines:
-        hook = f"An exit hook (atexit) is still running, at {_position(main)}"
+        hook = f"An exit hook (atexit) is still running, at {position(main)}"
         lines.append(f"   {hook}. Let it wait with a deadline.")
     title = f" * The old process did not exit within {deadline:g} s and was killed."
     return "\n".join([title, *lines])
@@ -112,7 +109,7 @@ def _about_thread(thread: threading.Thread) -> str:
         kind, cure = "is not a daemon thread", "Start it with daemon=True."
     return (
         f"   Thread {thread.name!r} {kind}, so Python waits for it. It was started at"
-        f" {thread_origins.get(thread, UNKNOWN)} and is now at {_position(thread)}."
+        f" {vars(thread).get('_origin', UNKNOWN)} and is now at {position(thread)}."
         f" {cure}"
     )
 
@@ -130,7 +127,8 @@ def _about_process(process: Any) -> str:
     )
 
 
-def _position(thread: threading.Thread) -> str:
+def position(thread: threading.Thread) -> str:
+    """Return the line that the thread is at."""
     return _place(sys._current_frames().get(thread.ident or 0))
 
 
@@ -142,7 +140,7 @@ def _place(frame: FrameType | None) -> str:
     if frame is None:
         return UNKNOWN
     found: FrameType | None = frame
-    while found and found.f_code.co_filename.startswith(STANDARD_LIBRARY):
+    while found and found.f_code.co_filename.startswith((STANDARD_LIBRARY, "<frozen")):
         found = found.f_back
     if found is None or found.f_code.co_filename.startswith(os.path.dirname(__file__)):
         found = frame

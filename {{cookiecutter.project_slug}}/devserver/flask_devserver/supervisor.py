@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,15 +24,14 @@ from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any, cast
 
-from dotenv import dotenv_values
+from dotenv import dotenv_values, find_dotenv
 from werkzeug.serving import BaseWSGIServer, make_ssl_devcert
 
 from . import say
-from .child import Child, on_signals
+from .child import Child, Waker
 from .files import SETTINGS, Files, is_watched_module, module_files
-from .processes import Processes, send_signal
+from .processes import Processes, Terminal, send_signal
 from .runner import Runner
-from .terminal import Terminal
 
 if sys.platform == "win32":
     raise ImportError("flask dev needs Linux or macOS.")
@@ -41,6 +41,7 @@ BURST_WINDOW = 0.5  # seconds within which a save follows another closely
 DEBOUNCE = 0.2  # seconds without a save after which those are taken
 
 LAST_DEADLINE = 0.4  # seconds; nobody who stops the server waits long for a request
+RESTART_DELAY = 5.0  # seconds until a child starts again that failed at once
 KILL_MARGIN = 0.3  # seconds more than the deadline, for a child to name the culprit
 
 
@@ -57,6 +58,7 @@ class Supervisor:
     ) -> None:
         self.options = options
         self.fork = options["fork"]
+        self.address = f"{options['host']} {options['port']}"
         self.listener = _listen(options["host"], options["port"])
         self.selector = DefaultSelector()
         # Everything that is saved from this time on starts another child.
@@ -73,6 +75,7 @@ class Supervisor:
             for child in children
         ]
         self.web = self.runners[0]
+        self.root = os.getcwd()
         self.files: Files | None = None
         self.changed: set[str] = set()  # files that no child has been started with
         self.reloaded: set[str] = set()  # those that this one was started for
@@ -96,8 +99,9 @@ class Supervisor:
         self.ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         if not self.ignores_hangup:
             self.handled.append(signal.SIGHUP)
-        self.signals = on_signals(self._on_signal, *self.handled)
-        self.selector.register(self.signals, EVENT_READ, self._on_wakeup)
+        self.waker = Waker()
+        self.selector.register(self.waker.pipe, EVENT_READ, self._on_wakeup)
+        self._catch_signals()
         self._start_children()
         self._watch_files()
         while not self.ending:
@@ -126,7 +130,12 @@ class Supervisor:
         times += [self.files.scan_at] if self.files else []
         return 0 if self.to_import else min(0.5, min(times) - time.monotonic())
 
+    def _catch_signals(self) -> None:
+        for number in self.handled:
+            signal.signal(number, self._on_signal)
+
     def _on_signal(self, number: int, _: object) -> None:
+        self.waker()
         if number != signal.SIGCHLD:
             now = time.monotonic()
             # A program between the terminal and this one, such as uv, may repeat it.
@@ -137,27 +146,37 @@ class Supervisor:
 
     def _on_wakeup(self) -> None:
         """Collect the processes that have ended, and end what they left behind."""
-        self.signals.recv(1024)
-        for pid, expected in self.processes.ended():
+        self.waker.clear()
+        for pid, status in self.processes.ended():
             for runner in self.runners:
                 if runner.pid == pid:
-                    self._on_end(runner, expected)
+                    self._on_end(runner, status)
             self.terminal.restore()
             known = [runner.pid for runner in self.runners]
             self.processes.end_orphans(known, self.web.pid)
 
-    def _on_end(self, runner: Runner, expected: bool) -> None:
+    def _on_end(self, runner: Runner, status: int | None) -> None:
         runner.pid = 0
-        if not expected:
-            hint = "save a file to start it again."
-            say(f" * {runner.child.name} has ended by itself; {hint}")
+        if status is not None:
+            code, hint = os.waitstatus_to_exitcode(status), "start it with a save."
+            if code == 1 or code < 0:
+                now = time.monotonic()
+                # It may fail again as soon as it starts.
+                failed = now < runner.child.began + RESTART_DELAY
+                runner.start_at = now + (RESTART_DELAY if failed else 0)
+                runner.child.began, runner.child.first = runner.start_at, True
+                hint = "it starts again in 5 s." if failed else "it starts again."
+            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            say(f" * {runner.child.name} has ended by itself ({cause}): {hint}")
 
     def _watch_files(self) -> None:
         """Look for changes, first for those since the application was read."""
         if self.options["reload"] is not False:
-            extra = (*self.options["watch"], *(self.options["extra_files"] or ()))
+            extra = [*self.options["watch"], *(self.options["extra_files"] or ())]
+            # Flask finds these in the folders above, too.
+            extra += filter(None, [find_dotenv(name, usecwd=True) for name in SETTINGS])
             exclude = self.options["exclude_patterns"] or ()
-            self.files = Files(os.getcwd(), self.web.started, extra, exclude)
+            self.files = Files(self.root, self.web.started, extra, exclude)
             watched = filter(is_watched_module, self.loaded)
             self.files.add_modules(watched, self.web.started)
             descriptor = self.files.events.descriptor
@@ -179,7 +198,7 @@ class Supervisor:
         if "draining" in message:
             self._on_draining(runner)
         if "written" in message and self.files:
-            self.files.written.add(message["written"])
+            self.files.written[message["written"]] = time.monotonic()
         if "files" in message and self.files:
             self.files.add_modules(message["files"], runner.started)
         names = message.get("modules", []) if self.fork else []
@@ -190,8 +209,8 @@ class Supervisor:
             say(f" * Serving {self._url()}; Ctrl-C ends it.")
         elif runner is self.web:
             seconds = time.monotonic() - runner.child.began
-            files = ", ".join(sorted(map(os.path.relpath, self.reloaded)))
-            say(f" * Reloaded in {seconds:.2f} s: {files}")
+            names = sorted(os.path.relpath(path, self.root) for path in self.reloaded)
+            say(f" * Reloaded in {seconds:.2f} s: {', '.join(names)}")
         runner.ready, runner.child.first = True, False
 
     def _on_draining(self, runner: Runner) -> None:
@@ -211,12 +230,10 @@ class Supervisor:
             self.importing = True
             import_module(self.to_import.popleft())
         self.importing = False
+        self._catch_signals()  # The package may have handlers of its own.
         if not self.to_import:
             self.loaded = {path for _, path in module_files()}
             gc.freeze()  # A fork tells its own objects from these.
-            if threading.active_count() > 1:
-                self.fork = False
-                say(" * A package starts a thread when it is imported: no forks.")
 
     def _reload(self) -> None:
         self.reload_at = float("inf")
@@ -224,30 +241,35 @@ class Supervisor:
             self.reloaded.clear()
         self.reloaded |= self.changed
         self.changed.clear()
-        settings = any(os.path.basename(path) in SETTINGS for path in self.reloaded)
+        settings = any(path.endswith(SETTINGS) for path in self.reloaded)
         if settings or self.loaded & self.reloaded:
             self._reexec()
         for runner in self.runners:
             runner.child.began = time.monotonic()
             runner.started = time.time() - 0.01
-            runner.wanted = True
+            runner.start_at = 0
             self._stop(runner)
 
     def _start_children(self) -> None:
+        if self.fork and threading.active_count() > 1:
+            self.fork = False
+            say(" * A package starts a thread when it is imported: no forks.")
         for runner in self.runners:
-            if runner.wanted and not runner.pid and not self.ending:
+            due = time.monotonic() >= runner.start_at
+            if due and not runner.pid and not self.ending:
+                with suppress(OSError):
+                    os.chdir(self.root)  # It may have been removed and made again.
                 for path in self.reloaded:
                     _forget_bytecode(path)
                 runner.start(self._close_in_fork if self.fork else None)
 
     def _close_in_fork(self) -> None:
-        os.close(signal.set_wakeup_fd(-1))
+        os.close(self.waker.writing)
         for number in self.handled:
             signal.signal(number, signal.SIG_DFL)
         for key in list(self.selector.get_map().values()):
             os.close(key.fd)
         self.selector.close()
-        self.signals.detach()
 
     def _stop(self, runner: Runner) -> None:
         if runner.pid and runner.pid not in self.processes.dying:
@@ -267,12 +289,16 @@ class Supervisor:
         """Become a new process, with packages and environment as they are now."""
         say(" * Packages or settings have changed: starting again.")
         self._stop_children()
+        # An installer may have removed a package for a moment.
+        while not self.ending and (error := _import_error()):
+            say(f" * It cannot start, and tries again: {error}")
+            self._wait(1)
         if self.ending:
             return
         os.set_inheritable(self.listener.fileno(), True)
         environ = self.environ | {
             "_FLASK_DEV_CREATED": str(time.time()),
-            "_FLASK_DEV_LISTENER": str(self.listener.fileno()),
+            "_FLASK_DEV_LISTENER": f"{self.listener.fileno()} {self.address}",
         }
         python = [sys.executable, *sys.orig_argv[1:]]
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
@@ -288,8 +314,12 @@ class Supervisor:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if fd := os.environ.pop("_FLASK_DEV_LISTENER", None):
-        return socket.socket(fileno=int(fd))
+    fd, _, address = os.environ.pop("_FLASK_DEV_LISTENER", "").partition(" ")
+    if fd:
+        listener = socket.socket(fileno=int(fd))
+        if address == f"{host} {port}":
+            return listener
+        listener.close()  # .flaskenv has another address now.
     listener = BaseWSGIServer(host, port, cast(Any, None)).socket
     if sys.platform == "linux" and listener.family != socket.AF_UNIX:
         # A connection stays in the kernel until there is a request: a child that ends
@@ -300,8 +330,23 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _own_environment() -> dict[str, str]:
     """Return the environment without what Flask has read from .env and .flaskenv."""
+    with suppress(OSError):  # Linux knows the one that this process was given.
+        given = Path("/proc/self/environ").read_bytes().split(b"\0")
+        return dict(os.fsdecode(line).split("=", 1) for line in given if b"=" in line)
     read = dotenv_values(".flaskenv") | dotenv_values(".env")
     return {k: v for k, v in os.environ.items() if read.get(k) != v}
+
+
+def _import_error() -> str:
+    """Return why a new process could not import this module, or an empty string."""
+    command = [sys.executable, "-c", f"import {__name__}"]
+    try:
+        subprocess.run(command, capture_output=True, check=True, text=True)
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr).strip().rpartition("\n")[2]
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _forget_bytecode(path: str) -> None:

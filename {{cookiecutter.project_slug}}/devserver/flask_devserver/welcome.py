@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, version
 from operator import itemgetter
@@ -33,13 +33,9 @@ class Welcome:
         self.app = app
         self.last_reload = last_reload
 
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    @Request.application  # type: ignore[arg-type]
+    def __call__(self, request: Request) -> Any:  # type: ignore[misc]
         """Respond to a request of the page, or let the application respond."""
-        return Request.application(self._respond)(environ, start_response)
-
-    def _respond(self, request: Request) -> Any:
         # A foreign site can make its name lead here; this raises `SecurityError`.
         get_host(request.environ, self.app.config["TRUSTED_HOSTS"])
         if request.path == PREFIX + "welcome.js":

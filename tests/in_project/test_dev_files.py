@@ -1,0 +1,296 @@
+"""`flask dev` reloads after each change that matters, and after no other."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import flask_devserver
+import pytest
+
+from .core.reload_server import _free_port
+from .dev_site import BOTH, Site
+
+VALUE = """
+import os
+VALUE = os.environ.get("VALUE", "")
+
+@app.get("/value")
+def value():
+    return str(VALUE)
+"""
+LIBRARY = VALUE + "from library import VALUE\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    site.write(VALUE)
+    yield site
+    site.kill()
+
+
+@pytest.fixture
+def library(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package beside the application."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "library"
+    folder.mkdir()
+    site.put_on_path(folder.parent)
+    return folder
+
+
+@pytest.fixture
+def packages(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site-packages of a new environment, which serves the application."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    site.prefix = [str(folder / "bin" / "python"), "-c", RUN_OTHER]
+    [packages] = folder.glob("lib/python*/site-packages")
+    return packages
+
+
+# The first argument is the Python of another environment, which this one replaces.
+RUN_OTHER = "import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+
+
+def has_value(site: Site, value: str) -> Callable[[], bool]:
+    return lambda: site.get("/value") == value
+
+
+@BOTH
+@pytest.mark.parametrize("name, option", [(".env", ()), ("a.env", ("-e", "../a.env"))])
+def test_env_file_is_read_again_wherever_it_is(
+    site: Site, options: tuple[str, ...], name: str, option: tuple[str, ...]
+) -> None:
+    file = site.folder / name
+    site.folder = site.move_module("backend")
+    file.write_text("VALUE=0\n")
+    watch = ("--watch", "../a.env") if option else ()
+    site.start(*options, *watch, command=(*option, "dev"))
+    for value in "01":
+        file.write_text(f"VALUE={value}\n")
+        site.wait_for(has_value(site, value), f"value {value}")
+
+
+@BOTH
+def test_port_in_an_env_file_is_read_again(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.port_option = ()
+    for _ in range(2):
+        site.port = _free_port()
+        (site.folder / ".flaskenv").write_text(f"FLASK_RUN_PORT={site.port}\n")
+        if not site.process:
+            site.start(*options)
+        site.wait_for(has_value(site, ""), f"response at port {site.port}")
+
+
+@BOTH
+def test_library_that_was_broken_at_the_start_is_noticed(
+    site: Site, options: tuple[str, ...], library: Path
+) -> None:
+    (library / "__init__.py").write_text("def broken(:\n")
+    site.write(LIBRARY)
+    site.start(*options)
+    assert "SyntaxError" in site.get("/value")
+    (library / "__init__.py").write_text("from .part import VALUE\n")
+    site.wait_for(lambda: "ModuleNotFoundError" in site.get("/value"), "next error")
+    (library / "part.py").write_text("VALUE = 1\n")
+    site.wait_for(has_value(site, "1"), "value")
+
+
+@BOTH
+def test_library_reloads_nothing_when_it_is_found(
+    site: Site, options: tuple[str, ...], library: Path
+) -> None:
+    for name in ("__init__.py", "unused.py", "page.html"):
+        (library / name).write_text("VALUE = 0\n")
+    site.write(LIBRARY)
+    time.sleep(0.1)  # Otherwise they would be as new as the server.
+    site.start(*options)
+    site.check_stays()
+    assert site.reloads_after(str(library / "page.html"), "1")
+
+
+@BOTH
+def test_application_in_another_folder_is_watched(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    folder = site.move_module("backend")
+    site.folder = site.folder / "frontend"
+    site.folder.mkdir()
+    site.app = "../backend/served.py"
+    (folder / "part.py").write_text("def broken(:\n")
+    site.write(VALUE + "from part import VALUE\n")
+    site.start(*options)
+    (folder / "part.py").write_text("VALUE = 1\n")
+    site.wait_for(has_value(site, "1"), "value")
+    site.reload()
+
+
+@BOTH
+def test_package_that_is_installed_later_is_served(
+    site: Site, options: tuple[str, ...], packages: Path
+) -> None:
+    import click
+
+    ours = [Path(click.__file__).parents[1], Path(flask_devserver.__file__).parents[1]]
+    (packages / "others.pth").write_text("\n".join(map(str, ours)))
+    site.write(LIBRARY)
+    site.start(*options)
+    assert "ModuleNotFoundError" in site.get("/value")
+    (packages / "library.py").write_text("VALUE = 1\n")
+    (packages / "library-1.dist-info").mkdir()
+    (packages / "library-1.dist-info" / "RECORD").touch()
+    site.wait_for(has_value(site, "1"), "value")
+
+
+@BOTH
+def test_package_that_is_missing_for_a_moment_ends_nothing(
+    site: Site, options: tuple[str, ...], packages: Path
+) -> None:
+    import click
+
+    for path in Path(click.__file__).parents[1].iterdir():
+        if path.name.partition("-")[0] in OURS:
+            shutil.copytree(path, packages / path.name)
+    shutil.copytree(Path(flask_devserver.__file__).parent, packages / "flask_devserver")
+    (packages / "flask_devserver-1.dist-info").mkdir()
+    entry = packages / "flask_devserver-1.dist-info" / "entry_points.txt"
+    entry.write_text("[flask.commands]\ndev = flask_devserver.cli:dev\n")
+    entry.with_name("METADATA").write_text("Name: flask-devserver\nVersion: 1\n")
+    site.start(*options)
+    (packages / "click").rename(packages / "~click")
+    site.wait_for_line("No module named 'click'")
+    (packages / "~click").rename(packages / "click")
+    site.wait_for(has_value(site, ""), "response")
+    site.reload()
+
+
+OURS = "flask click werkzeug jinja2 markupsafe itsdangerous blinker dotenv".split()
+
+
+@BOTH
+def test_time_in_the_future_reloads_nothing(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    tomorrow = time.time() + 86400
+    for name in (".env", "other.py"):
+        (site.folder / name).touch()
+        os.utime(site.folder / name, (tomorrow, tomorrow))
+    site.start(*options)
+    site.check_stays()
+    assert "starting again" not in site.log
+
+
+@BOTH
+def test_folder_that_was_removed_for_a_moment_is_served(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    log, folder = site.folder, site.move_module("backend")
+    text = site.module.read_text()
+    site.folder = folder
+    site.start(*options)
+    shutil.move(folder / "log", log / "log")
+    site.folder = log
+    shutil.rmtree(folder)
+    site.wait_for(lambda: "Error" in site.get("/value"), "page of the error")
+    folder.mkdir()
+    site.module.write_text(text)
+    site.wait_for(has_value(site, ""), "response")
+
+
+# Vim, Emacs, Kate, GNOME and macOS write these beside a file.
+DRAFTS = ".a.py.swo #a.py# .a.py.kate-swp .goutputstream-A .DS_Store a.py~".split()
+
+
+@BOTH
+def test_drafts_of_editors_reload_nothing(site: Site, options: tuple[str, ...]) -> None:
+    package = site.folder / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    site.start(*options)
+    (package / ".#a.py").symlink_to("user@host.1:2")
+    for text in ("", "a", "ab"):
+        for name in DRAFTS:
+            (package / name).write_text(text)
+        site.check_stays(1.5)
+
+
+def save_in_place(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def save_like_jetbrains(file: Path, text: str) -> None:
+    draft, old = file.with_suffix(".py___jb_tmp___"), file.with_suffix(".py___jb_old__")
+    draft.write_text(text)
+    file.rename(old)
+    draft.rename(file)
+    old.unlink()
+
+
+def save_like_vim(file: Path, text: str) -> None:
+    file.rename(file.with_suffix(".py~"))
+    file.write_text(text)
+    file.with_suffix(".py~").unlink()
+
+
+def save_like_git(file: Path, text: str) -> None:
+    file.unlink()
+    time.sleep(0.1)
+    file.write_text(text)
+
+
+@BOTH
+def test_each_way_to_save_is_noticed(site: Site, options: tuple[str, ...]) -> None:
+    site.start(*options)
+    text = site.module.read_text()
+    saves = [save_in_place, save_like_jetbrains, save_like_vim, save_like_git]
+    for number, save in enumerate(saves):
+        save(site.module, f"{text}\nVALUE = {number}\n")
+        site.wait_for(has_value(site, str(number)), save.__name__)
+
+
+GENERATE = """
+import generated  # by the line above
+
+@app.get("/run")
+def run():
+    return str(os.write(os.open("parameters.py", os.O_CREAT | os.O_WRONLY), b"A = 1"))
+"""
+
+
+@BOTH
+def test_module_that_the_application_writes_reloads_nothing(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    write = "open('generated.py', 'w').write('VALUE = 1\\n')"
+    site.write(VALUE + write + GENERATE)
+    site.start(*options)
+    assert site.get("/run") == "5"
+    site.check_stays()
+    assert site.reloads_after("generated.py", "VALUE = 2\n")
+
+
+@BOTH
+@pytest.mark.parametrize("folder", ["static", "package"])
+def test_file_that_changes_with_each_reload_is_named_and_ignored(
+    site: Site, options: tuple[str, ...], folder: str
+) -> None:
+    (site.folder / folder).mkdir()
+    (site.folder / "package").mkdir(exist_ok=True)
+    (site.folder / "package" / "__init__.py").touch()
+    # A program that the application does not know, such as tee.
+    site.write(
+        "import subprocess\nsubprocess.run(['sh', '-c', COMMAND])\n".replace(
+            "COMMAND", repr(f"date +%N > {folder}/data.bin")
+        )
+    )
+    site.start(*options)
+    (site.folder / folder / "data.bin").write_text("first")
+    site.wait_for_line("data.bin changes again and again")
+    site.wait_for(site.stays, "rest")
+    site.reload()
