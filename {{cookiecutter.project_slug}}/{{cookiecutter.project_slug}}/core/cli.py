@@ -1,27 +1,40 @@
 """The project's commands for `flask`."""
 
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 
 import click
 import psycopg2
 from flask import Flask, current_app
 from flask.cli import with_appcontext
 from psycopg2 import extensions
-from psycopg2.errors import InvalidCatalogName
-from psycopg2.extensions import cursor, make_dsn, parse_dsn, quote_ident
 from psycopg2.extras import wait_select
 
 from . import migrate
-from .db import DatabaseUnavailable, connect, database_url
+from .db import DatabaseUnavailable, connect
 from .serve import serve_command
 
+# All or nothing: it is one transaction. A client that reconnects may hold a lock.
+DROP_ALL = """
+DO $$ BEGIN
+    SET LOCAL lock_timeout = '5s';
+    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user
+    AND pid <> pg_backend_pid();
+    EXECUTE (
+        SELECT 'DROP SCHEMA ' || string_agg(quote_ident(nspname), ', ') || ' CASCADE'
+        FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+    );
+    CREATE SCHEMA public;
+    GRANT USAGE ON SCHEMA public TO PUBLIC;
+END $$
+"""
 ERRORS = (DatabaseUnavailable, migrate.MigrationError, psycopg2.Error, OSError)
 
 
 @click.command("migrate")
 @click.option("--status", "only_list", is_flag=True, help="Only list the migrations.")
 @click.option("--forget", metavar="NAME", help="List a migration as missing again.")
-@click.option("--reset", is_flag=True, help="First drop and create the database.")
+@click.option("--reset", is_flag=True, help="First drop all tables.")
 @with_appcontext
 def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
     """Apply the SQL migrations that the database does not have yet.
@@ -30,13 +43,16 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
     """
     if reset and (only_list or forget):
         raise click.UsageError("Use --reset without other options.")
+    if reset and not current_app.debug:
+        message = "--reset drops all tables: use it with `flask --debug`."
+        raise click.ClickException(message)
     try:
-        if reset:
-            _create_again()
         with closing(connect()) as conn, ExitStack() as stack:
             # Otherwise Ctrl-C has no effect before the end of a query.
             extensions.set_wait_callback(wait_select)
             stack.callback(extensions.set_wait_callback, None)
+            if reset:
+                conn.cursor().execute(DROP_ALL)
             if only_list:
                 found = migrate.status(conn).items()
                 lines = [f"{state} {name}" for name, state in found]
@@ -50,47 +66,6 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
     click.echo("\n".join(lines) or "Nothing to apply")
     if reset and (seed := current_app.cli.commands.get("seed")):
         click.get_current_context().invoke(seed)
-
-
-def _create_again() -> None:
-    if not current_app.debug:
-        message = "--reset drops the database: use it with `flask --debug`."
-        raise click.ClickException(message)
-    url = database_url()
-    if not (name := parse_dsn(url).get("dbname")):
-        raise click.ClickException("DATABASE_URL names no database to drop.")
-    with closing(psycopg2.connect(make_dsn(url, dbname="postgres"))) as conn:
-        conn.autocommit = True
-        with conn.cursor() as cursor:
-            old, new = (quote_ident(n, cursor) for n in (name, f"reset_of_{name}"))
-            cursor.execute(f"DROP DATABASE IF EXISTS {new}")  # A killed reset left it.
-            # A role that may not do this loses nothing.
-            cursor.execute(f"CREATE DATABASE {new}")
-            try:
-                _drop(cursor, name)
-                cursor.execute(f"ALTER DATABASE {new} RENAME TO {old}")
-            except psycopg2.Error:
-                cursor.execute(f"DROP DATABASE {new}")
-                raise
-
-
-def _drop(cursor: cursor, name: str) -> None:
-    """Drop a database, or let it be as it was."""
-    quoted = quote_ident(name, cursor)
-    allow = f"ALTER DATABASE {quoted} ALLOW_CONNECTIONS"
-    with suppress(InvalidCatalogName):  # A killed reset has dropped it.
-        cursor.execute(f"{allow} false")  # A worker reconnects at once.
-    # WITH (FORCE) would also end an autovacuum, which only a superuser may do.
-    cursor.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        " WHERE datname = %s AND usename = current_user",
-        [name],
-    )
-    try:
-        cursor.execute(f"DROP DATABASE IF EXISTS {quoted}")
-    except psycopg2.Error:
-        cursor.execute(f"{allow} true")
-        raise
 
 
 def init_app(app: Flask) -> None:
