@@ -76,6 +76,16 @@ def test_env_file_is_read_again_wherever_it_is(
 
 
 @BOTH
+def test_only_the_watched_path_counts(site: Site, options: tuple[str, ...]) -> None:
+    (site.folder / "data").mkdir()
+    site.start(*options, "--watch", "data")
+    (site.folder / "data.db").write_text("a")
+    (site.folder / "data" / "a").write_text("a")
+    site.wait_for_line("data/a")
+    assert "data.db" not in site.log
+
+
+@BOTH
 def test_port_in_an_env_file_is_read_again(
     site: Site, options: tuple[str, ...]
 ) -> None:

@@ -84,6 +84,7 @@ class Child:
 
     def _prepare(self) -> None:
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", _FLASK_DEV="1")
+        os.environ["FLASK_RUN_HOST"] = self.options["host"]
         # The supervisor handles Ctrl-C. A program that the application starts does not
         # inherit this handler, as it would inherit SIG_IGN.
         signal.signal(signal.SIGINT, do_nothing)
@@ -107,6 +108,7 @@ class Child:
             with suppress(OSError):
                 os.close(fd)
         self.status_pipe = -1
+        self.lock = threading.Lock()  # A thread may have held it.
 
     def _on_audit(self, event: str, args: tuple[Any, ...]) -> None:
         """Tell the supervisor which files the application itself writes."""

@@ -120,7 +120,10 @@ class Files:
         return differing
 
     def _is_source(self, path: str) -> bool:
-        return path.endswith(SOURCES) or path.startswith(self.extra)
+        return path.endswith(SOURCES) or self._is_extra(path)
+
+    def _is_extra(self, path: str) -> bool:
+        return any(path == e or path.startswith(e + os.sep) for e in self.extra)
 
     def _counts(self, path: str) -> bool:
         written = self.written.get(path) or self.written.get(path.rpartition("-")[0])

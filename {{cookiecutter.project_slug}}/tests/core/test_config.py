@@ -203,6 +203,15 @@ def test_debug_that_is_off_gives_no_default_of_development(
         create_app()
 
 
+@pytest.mark.parametrize("host, trusted", [("a.example", True), ("0.0.0.0", None)])
+def test_host_of_flask_dev_is_trusted(
+    monkeypatch: pytest.MonkeyPatch, host: str, trusted: bool | None
+) -> None:
+    monkeypatch.setenv("FLASK_RUN_HOST", host)
+    hosts = create_app({"DEBUG": True}).config["TRUSTED_HOSTS"]
+    assert (hosts and host in hosts) is trusted
+
+
 def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SECRET_KEY_FALLBACKS", "SLOW_QUERY"):
         monkeypatch.setenv(name, "")

@@ -22,10 +22,11 @@ def init_app(app: Flask) -> None:
     dev` serves. The host that `flask dev` or `flask run` binds to is trusted, too.
     """
     context = click.get_current_context(silent=True)
-    host = context.params.get("host") if context else None
+    host = context.params.get("host") if context else os.environ.get("FLASK_RUN_HOST")
     if host and app.config["TRUSTED_HOSTS"]:
-        # Werkzeug matches no IPv6 address, so for one it is any host.
-        trusted = None if ":" in host else [*app.config["TRUSTED_HOSTS"], host]
+        # Werkzeug matches no IPv6 address, and no client names 0.0.0.0.
+        any_host = ":" in host or host == "0.0.0.0"
+        trusted = None if any_host else [*app.config["TRUSTED_HOSTS"], host]
         app.config["TRUSTED_HOSTS"] = trusted
     if not app.config["SECRET_KEY"]:
         app.config["SECRET_KEY"] = _secret_key(Path(app.instance_path) / "secret_key")
