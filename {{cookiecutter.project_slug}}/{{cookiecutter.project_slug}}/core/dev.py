@@ -25,7 +25,7 @@ def init_app(app: Flask) -> None:
     host = context.params.get("host") if context else os.environ.get("FLASK_RUN_HOST")
     if host and app.config["TRUSTED_HOSTS"]:
         # Werkzeug matches no IPv6 address, and no client names 0.0.0.0.
-        any_host = ":" in host or host == "0.0.0.0"
+        any_host = ":" in host or host == "0.0.0.0"  # noqa: S104
         trusted = None if any_host else [*app.config["TRUSTED_HOSTS"], host]
         app.config["TRUSTED_HOSTS"] = trusted
     if not app.config["SECRET_KEY"]:
