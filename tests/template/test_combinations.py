@@ -1,6 +1,7 @@
 """Every combination of answers generates the right files without errors."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
 
 def test_default_project_is_small(bake: Bake) -> None:
     assert len(files(bake())) <= 65
+
+
+def test_windows_can_check_out_every_path(template: Path) -> None:
+    paths = [path.relative_to(template).as_posix() for path in files(template)]
+    # Of 260 characters, the folder of Cookiecutter or cruft takes up to 100.
+    assert max(map(len, paths)) <= 160
+    assert [path for path in paths if re.search(r'[<>:"|?*\\]|[. ](/|$)', path)] == []
+    assert len({path.lower() for path in paths}) == len(paths)
 
 
 def check_project(project: Path, answers: Answers) -> None:
