@@ -343,6 +343,16 @@ DEFECTS = [
         answers=TEMPLATE,
     ),
     Defect(
+        words="A config for a read-only service, which Compose rejects",
+        file=f"{PROJECT}/{{% if cookiecutter.docker %}}compose.yaml{{% endif %}}",
+        old="    read_only: false  # Compose cannot write a config into a read-only "
+        "container.\n",
+        new="",
+        test="tests/template/test_docker.py::test_services_have_minimal_privileges",
+        sign=r"assert True == \('configs' not in",
+        answers=TEMPLATE,
+    ),
+    Defect(
         words="A combination has a file of another one",
         file=f"{PROJECT}/{{% if cookiecutter.docker %}}compose.yaml{{% endif %}}",
         old="{% if cookiecutter.docker %}compose.yaml{% endif %}",
