@@ -63,6 +63,7 @@ SLUGS = {
     "license": RESERVED,  # LICENSE, for macOS and Windows
     "lpt1": RESERVED,  # a device of Windows
     "htmlcov": RESERVED,  # Git ignores it.
+    "node_modules": RESERVED,  # So does `flask dev`.
     "sitecustomize": RESERVED,  # Python imports it when it starts.
 }
 
