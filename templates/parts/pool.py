@@ -66,6 +66,12 @@ def responds(conn: Connection, query: str = "") -> bool:
     return not conn.notices
 
 
+def is_usable(conn: Connection) -> bool:
+    """Return whether a connection is open. One that was idle for long is pinged."""
+    idle = monotonic() - conn.returned
+    return responds(conn, "SELECT 1" if idle > PING_AFTER_IDLE else "")
+
+
 def _execute_with_timeout(conn: Connection, query: str) -> None:
     with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
         # In a network that drops every packet the query would wait for hours.

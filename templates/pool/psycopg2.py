@@ -38,17 +38,16 @@ class Pool:
         # Two processes on one connection read each other's responses. psycopg2 leaves
         # the inherited connections to the process that opened them.
         self._semaphore = FairSemaphore(self.size)
-        # Each with the times at which it was opened and returned. Last in, first out
-        # keeps a few connections busy and lets the others grow old.
-        self._idle: list[tuple[Connection, float, float]] = []
-        self._checked_out: dict[Connection, float] = {}
+        # Last in, first out keeps a few connections busy and lets the others grow old.
+        self._idle: list[Connection] = []
+        self._checked_out: dict[Connection, bool] = {}
 
     def getconn(self) -> Connection:
         """Check out a connection. Raises `DatabaseUnavailable` after `POOL_TIMEOUT`."""
         self._semaphore.acquire(self.config["POOL_TIMEOUT"])
         try:
-            conn, opened = self._take_idle() or (connect(), monotonic())
-            self._checked_out[conn] = opened
+            conn = self._take_idle() or connect()
+            self._checked_out[conn] = True
             return conn
         except BaseException:
             self._semaphore.release()
@@ -56,13 +55,12 @@ class Pool:
 
     def putconn(self, conn: Connection) -> None:
         """Return a connection. One with anything open or changed is closed."""
-        opened = self._checked_out.pop(conn, None)
-        if opened is None:
+        if not self._checked_out.pop(conn, False):
             return  # It was returned before, or it is the parent process's.
         try:
             reset = self.config["POOL_RESET"]
             if conn.clean() and (not reset or responds(conn, "DISCARD ALL")):
-                self._idle.append((conn, opened, monotonic()))
+                self._idle.append(conn)
             else:
                 conn.close()
         finally:
@@ -76,15 +74,14 @@ class Pool:
         """Close the idle connections. Those in use stay open."""
         with suppress(IndexError):
             while True:
-                self._idle.pop()[0].close()
+                self._idle.pop().close()
 
-    def _take_idle(self) -> tuple[Connection, float] | None:
+    def _take_idle(self) -> Connection | None:
         with suppress(IndexError):
-            conn, opened, returned = self._idle.pop()
-            now = monotonic()
-            ping = "SELECT 1" if now - returned > PING_AFTER_IDLE else ""
-            if now - opened < self.config["POOL_RECYCLE"] and responds(conn, ping):
-                return conn, opened
+            conn = self._idle.pop()
+            age = monotonic() - conn.opened
+            if age < self.config["POOL_RECYCLE"] and is_usable(conn):
+                return conn
             conn.close()
         return None
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import psycopg2
 from flask import Config, Flask
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from .config import Settings, bool_setting, number_setting
 from .db import Connection, DatabaseUnavailable, connect
@@ -41,7 +41,7 @@ class Pool:
             recycle=config["POOL_RECYCLE"],
             use_lifo=True,
             reset_on_return=None,
-            events=[(_note_time, "checkin"), (_check, "checkout")],
+            events=[(_check, "checkout")],
         )
         self._checked_out: dict[Connection, PoolProxiedConnection] = {}
         self._inherited: list[object] = []
@@ -95,17 +95,9 @@ class Pool:
         self._pool.dispose()
 
 
-def _note_time(_: Any, record: ConnectionPoolEntry) -> None:
-    record.info["returned"] = monotonic()
-
-
-def _check(
-    conn: Connection, record: ConnectionPoolEntry, _: PoolProxiedConnection
-) -> None:
-    if returned := record.info.get("returned"):
-        ping = "SELECT 1" if monotonic() - returned > PING_AFTER_IDLE else ""
-        if not responds(conn, ping):
-            raise DisconnectionError  # QueuePool opens another one.
+def _check(conn: Connection, *_: object) -> None:
+    if not is_usable(conn):
+        raise DisconnectionError  # QueuePool opens another one.
 
 
 def init_app(app: Flask) -> None:

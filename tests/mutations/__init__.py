@@ -115,7 +115,7 @@ DEFECTS = [
     Defect(
         words="Idle connections are not checked",
         file="templates/pool/psycopg2.py",
-        old=" and responds(conn, ping)",
+        old=" and is_usable(conn)",
         new="",
         test="tests/core/test_pool.py::test_connection_that_died_idle_is_replaced_unseen",
         sign="AdminShutdown|server closed the connection",

@@ -60,6 +60,7 @@ class Connection(connection):
         self.autocommit = True
         self.app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         self.is_outdated = False  # The server takes no writes: another one does now.
+        self.opened = self.returned = monotonic()
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
         self.as_opened: tuple[object, ...] = ()
 
@@ -114,6 +115,7 @@ class Connection(connection):
 
     def clean(self) -> bool:
         """Return whether nothing is open or changed, and drop the server's notices."""
+        self.returned = monotonic()
         self.notices, self.notifies = [], []
         return self.state() == self.as_opened
 

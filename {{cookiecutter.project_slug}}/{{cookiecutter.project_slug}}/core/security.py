@@ -1,7 +1,8 @@
 """Protection of visitors and the application: rejected requests and headers."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from io import BytesIO
 from typing import IO, Any
 
@@ -102,9 +103,10 @@ def init_app(app: Flask) -> None:
     """Protect every request of `app`."""
     app.request_class = Request
     app.session_interface = SessionInterface()
-    headers = HEADERS if app.debug else PRODUCTION_HEADERS
+    added = HEADERS if app.debug else PRODUCTION_HEADERS
+    headers = {name.lower(): (name, value) for name, value in added.items()}
     app.before_request(_reject_cross_site)
-    app.wsgi_app = _add_headers(app.wsgi_app, headers)  # type: ignore[method-assign]
+    app.wsgi_app = partial(_add_headers, app.wsgi_app, headers)  # type: ignore[method-assign]
     if count := app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)  # type: ignore[method-assign]
 
@@ -130,16 +132,13 @@ def _reject_cross_site() -> None:
         abort(403, "This request comes from another site.")
 
 
-def _add_headers(wsgi_app: Any, headers: Mapping[str, str]) -> Any:
+def _add_headers(
+    wsgi_app: Any, headers: Mapping[str, Any], environ: Any, start_response: Any
+) -> Any:
     # In the server's list, which costs a tenth of what Werkzeug's `Headers` does.
-    lowered = [(name.lower(), (name, value)) for name, value in headers.items()]
+    def start(status: str, given: list[tuple[str, str]], *error: Any) -> Any:
+        names = {name.lower() for name, _ in given}
+        added = [headers[name] for name in headers if name not in names]
+        return start_response(status, given + added, *error)
 
-    def wrapped(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        def start(status: str, given: list[tuple[str, str]], *error: Any) -> Any:
-            names = {name.lower() for name, _ in given}
-            added = [header for name, header in lowered if name not in names]
-            return start_response(status, given + added, *error)
-
-        return wsgi_app(environ, start)
-
-    return wrapped
+    return wsgi_app(environ, start)
