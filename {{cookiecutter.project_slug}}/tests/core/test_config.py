@@ -57,7 +57,7 @@ def test_invalid_settings_are_named_together(
 
 
 def test_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRUSTED_HOSTS", "example.com, .example.org")
+    monkeypatch.setenv("TRUSTED_HOSTS", "Example.com, .example.org")
     overrides = {k: v for k, v in PRODUCTION.items() if k != "TRUSTED_HOSTS"}
     trusted = create_app(overrides).config["TRUSTED_HOSTS"]
     assert trusted == ["example.com", ".example.org"]
@@ -89,6 +89,7 @@ URL = "postgresql://user:hunter2@host/name"
         (f"{URL}?sslmode=require&schema=public", "leave out schema, which"),
         (URL.replace(":", "+psycopg2:", 1), r"write it without \+psycopg2[.]$"),
         (f"{URL}?a@hunter2=b", "write a PostgreSQL URL like .* percent-encode @ / : #"),
+        (f'"{URL}"', "write a PostgreSQL URL like .*, without quotes;"),  # by Docker
     ],
 )
 def test_invalid_url_is_explained_without_its_password(url: str, hint: str) -> None:
@@ -111,9 +112,10 @@ def test_help_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "migrate" in create_app({"MAX_CONTENT_LENGTH": "1 MB"}).cli.commands
 
 
-def test_url_of_a_mounted_secret_may_end_with_a_newline() -> None:
-    app = create_app(PRODUCTION | {"DATABASE_URL": f"{URL}\n"})
-    assert app.config["DATABASE_URL"] == URL
+def test_mounted_secret_may_end_with_a_newline() -> None:
+    mounted = {name: f"{value}\n" for name, value in PRODUCTION.items()}
+    found, expected = create_app(mounted).config, create_app(PRODUCTION).config
+    assert {n: found[n] for n in PRODUCTION} == {n: expected[n] for n in PRODUCTION}
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

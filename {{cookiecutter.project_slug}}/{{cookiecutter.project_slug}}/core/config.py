@@ -15,7 +15,8 @@ from psycopg2.extensions import parse_dsn
 
 BOOLEANS = {"0": False, "1": True, "false": False, "true": True}
 URL_EXAMPLE = "postgresql://user:password@localhost:5432/name"
-URL_HINT = f"write a PostgreSQL URL like {URL_EXAMPLE}; percent-encode @ / : # ? %."
+URL_HINT = f"write a PostgreSQL URL like {URL_EXAMPLE}, without quotes; "
+URL_HINT += "percent-encode @ / : # ? %."
 KEY_EXAMPLE = "what `python -c 'import secrets; print(secrets.token_hex())'` prints"
 KEY_HINT = f"set it to 32 random bytes or more, such as {KEY_EXAMPLE}."
 # Flask's session cookie, when it is for one host, by TLS only.
