@@ -60,7 +60,7 @@ class Connection(connection):
         self.autocommit = True
         self.app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         self.is_outdated = False  # The server takes no writes: another one does now.
-        self.opened = self.returned = monotonic()
+        self.opened, self.returned = monotonic(), float("inf")  # It never was idle.
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
         self.as_opened: tuple[object, ...] = ()
 
