@@ -206,12 +206,13 @@ def service(image: Image, name: str, url: str, *words: str) -> dict[str, Any]:
     ours = {
         "DATABASE_URL": environ["DATABASE_URL"].replace("app@db/app", server),
         "PGPASSWORD": at.password,
+        "PORT": str(free_port()),
         "TRUSTED_PROXIES": "1",
         **SETTINGS,
     }
     settings = {name: ours.get(name, value) for name, value in environ.items()}
     words = (*says.get("command", "").split(), *words)
-    return image.command(*words, PORT=str(free_port()), **settings)
+    return image.command(*words, **settings)
 
 
 def end_of(command: dict[str, Any]) -> str:
