@@ -3,7 +3,7 @@
 import os
 import time
 from contextlib import suppress
-from threading import Timer
+from threading import Thread, Timer
 from typing import Any
 
 import click
@@ -40,6 +40,13 @@ end
 MAX_WAIT = 0.1  # seconds until a worker looks at its other queues and priorities
 
 
+class QoS(redis.QoS):
+    """Kombu's record of the jobs that are not acknowledged, which the script keeps."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        super(redis.QoS, self).append(message, delivery_tag)
+
+
 class Channel(redis.Channel):
     """Kombu's channel to Redis, for a worker whose death loses no job.
 
@@ -48,6 +55,7 @@ class Channel(redis.Channel):
     BLMOVE that changes nothing.
     """
 
+    QoS = QoS
     _waits = True
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
@@ -161,16 +169,20 @@ class Worker:
         self._consumer = sender
         channel = sender.task_consumer.channel
         if isinstance(channel, redis.Channel):
+            # Celery's own timers end when it stops, though its jobs still run.
             seconds = min(channel.visibility_timeout / 4, 10.0)
-            sender.timer.call_repeatedly(seconds, self._renew)
+            Thread(target=self._renew, args=[seconds], daemon=True).start()
 
-    def _renew(self) -> None:
+    def _renew(self, seconds: float) -> None:
         """Tell Redis that this worker still has its jobs, however long they take."""
-        channel = self._consumer.task_consumer.channel
-        if tags := list(channel.qos._delivered):
-            with channel.conn_or_acquire() as client:
-                now = dict.fromkeys(tags, time.time())
-                client.zadd(channel.unacked_index_key, now, xx=True)
+        while True:
+            time.sleep(seconds)
+            with suppress(Exception):  # The broker may be away.
+                channel = self._consumer.task_consumer.channel
+                if tags := list(channel.qos._delivered):
+                    with channel.conn_or_acquire() as client:
+                        now = dict.fromkeys(tags, time.time())
+                        client.zadd(channel.unacked_index_key, now, xx=True)
 
     def _on_signal(self, **_: object) -> None:
         self._stopping = True

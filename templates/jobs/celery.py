@@ -252,6 +252,7 @@ class FlaskCelery(Celery):
         configured = config["CELERY_BROKER_URL"]
         url = url or (configured() if callable(configured) else configured)
         options: dict[str, object] = {"confirm_publish": True}
+        options |= dict.fromkeys(["read_timeout", "write_timeout"], BROKER_TIMEOUT)
         if url.startswith("redis"):
             options = {
                 "socket_timeout": BROKER_TIMEOUT,
@@ -279,6 +280,7 @@ def init_app(app: Flask) -> None:
     celery.conf.update(
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
+        broker_connection_timeout=BROKER_TIMEOUT,
         broker_pool_limit=100,  # No thread waits for another that sends a job.
         control_exchange=app.name,  # Projects may share a broker.
         imports=[TASKS] if find_spec(TASKS) else [],  # and others that have tasks
