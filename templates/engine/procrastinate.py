@@ -185,10 +185,9 @@ class WorkerQueue(procrastinate.App):
             signal(number, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:
-        if not self.stopping.is_set():
-            timer = Timer(self.flask_app.config["WORKER_DEADLINE"], self._force_exit)
-            timer.daemon = True
-            timer.start()
+        timer = Timer(self.flask_app.config["WORKER_DEADLINE"], self._force_exit)
+        timer.daemon = True
+        timer.start()
         self.stopping.set()
         self._stop()
 

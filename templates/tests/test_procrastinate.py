@@ -272,6 +272,7 @@ def test_worker_waits_while_the_database_is_reset(
     error.__cause__ = UndefinedFunction()
     work = AsyncMock(side_effect=[error, None])
     monkeypatch.setattr(engine, "_work", work)
+    monkeypatch.setattr(engine, "RECONNECT_DELAY", 0.0)
     monkeypatch.setattr(engine.WorkerQueue, "handle_signals", Mock())
     worker.run(("--one-shot",))
     assert work.await_count == 2
