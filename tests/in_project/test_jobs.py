@@ -220,6 +220,46 @@ def test_worker_with_a_job_outlives_a_restart_of_its_server(
     assert worker.poll() is None
 
 
+def test_job_that_ends_during_an_outage_of_its_server_is_not_lost(
+    app: Flask, database: Database, server: Broker | Database, workers: Workers
+) -> None:
+    workers.start(**SOON)
+    give(app, 1, 3.0)
+    assert poll(lambda: count(database, "runs") == 1)
+    restart(server, 5)
+    assert poll(lambda: all_done(app, database, jobs=1), 2 * SECONDS)
+
+
+@procrastinate
+def test_job_ends_although_the_connection_is_cut_while_its_end_is_recorded(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    database.query(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN PERFORM pg_sleep(2); RETURN OLD; END';"
+        " CREATE TRIGGER wait BEFORE DELETE ON procrastinate_jobs"
+        " FOR EACH ROW EXECUTE FUNCTION wait(); SELECT 1"
+    )
+    workers.start()
+    give(app, 1, 0.0)
+    assert poll(lambda: database.terminate("query LIKE '%procrastinate_finish_job%'"))
+    assert poll(lambda: all_done(app, database, jobs=1))
+    assert count(database, "runs") == 1
+
+
+def test_job_of_a_stopping_worker_is_not_taken_by_another(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    worker = workers.start(WORKER_DEADLINE="60", **SOON)
+    give(app, 1, 12.0)
+    assert poll(lambda: count(database, "runs") == 1)
+    worker.terminate()
+    workers.start(**SOON)
+    assert worker.wait(20) == 0
+    assert count(database, "runs") == 1
+    assert all_done(app, database, jobs=1)
+
+
 @celery
 def test_failures_that_cannot_be_noted_do_not_stop_the_worker(
     app: Flask, database: Database, workers: Workers
