@@ -183,7 +183,10 @@ class Turn:
         """Enqueue jobs, and yield the seconds that each took."""
         command = [self.programs / "python", "-c", script, str(count), str(pause)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with self._popen(command, None, **pipes) as giver:
+        with (
+            (self.folder / "giver").open("w") as log,
+            self._popen(command, log, **pipes) as giver,
+        ):
             assert giver.stdin and giver.stdout
             yield json.loads(giver.stdout.readline())
             giver.stdin.close()
