@@ -22,7 +22,7 @@ def test_jobs_through_faults(bake: Bake, worker: str) -> None:
 def test_connections_through_faults(bake: Bake, pool: str) -> None:
     project = prepare(bake, pool=pool)
     run_inside(project, "connections")
-    run_inside(project, "faults")
+    run_inside(project, "faults", SECONDS="10")
 
 
 @pytest.mark.minutes
