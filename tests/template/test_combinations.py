@@ -25,9 +25,8 @@ ALWAYS = """
     devserver/flask_devserver/child.py devserver/flask_devserver/cli.py
     devserver/flask_devserver/embedded.py devserver/flask_devserver/files.py
     devserver/flask_devserver/postgres.py devserver/flask_devserver/processes.py
-    devserver/flask_devserver/reload.js devserver/flask_devserver/runner.py
-    devserver/flask_devserver/server.py devserver/flask_devserver/shutdown.py
-    devserver/flask_devserver/supervisor.py
+    devserver/flask_devserver/reload.js devserver/flask_devserver/server.py
+    devserver/flask_devserver/shutdown.py devserver/flask_devserver/supervisor.py
     devserver/flask_devserver/valkey.py
     devserver/flask_devserver/welcome.html devserver/flask_devserver/welcome.js
     devserver/flask_devserver/welcome.py

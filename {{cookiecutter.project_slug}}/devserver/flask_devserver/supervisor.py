@@ -30,8 +30,7 @@ from werkzeug.serving import BaseWSGIServer, make_ssl_devcert
 from . import say
 from .child import Child, Waker
 from .files import SETTINGS, Files, is_watched_module, module_files
-from .processes import Processes, Terminal, send_signal
-from .runner import Runner
+from .processes import Processes, Runner, Terminal, send_signal
 
 if sys.platform == "win32":
     raise ImportError("flask dev needs Linux or macOS.")
@@ -68,13 +67,11 @@ class Supervisor:
             path = os.path.join(tempfile.mkdtemp(), "dev")
             options["cert"] = make_ssl_devcert(path, options["host"])
         server = Child(app=app, options=options, listener=self.listener.fileno())
-        command = options["command"]
-        children = [server, *([replace(server, command=command)] if command else [])]
-        self.runners = [
-            Runner(child, created, self.selector, self._on_message)
-            for child in children
-        ]
-        self.web = self.runners[0]
+        self.web = Runner(server, created, self.selector, self._on_message)
+        self.runners = [self.web]
+        if command := options["command"]:
+            companion = replace(server, command=command)
+            self.runners.append(replace(self.web, child=companion))
         self.root = os.getcwd()
         self.files: Files | None = None
         self.changed: set[str] = set()  # files that no child has been started with
