@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -81,6 +82,18 @@ def test_greenlets_instead_of_threads_work(tmp_path: Path, option: str) -> None:
         for _ in range(5):
             app.reload()
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@OPTIONS
+def test_package_that_replaces_functions_of_python_works(
+    tmp_path: Path, option: str
+) -> None:
+    app = App(tmp_path, "import grequests\n" + APP, "grequests")
+    with app.serve(option):
+        for _ in range(3):
+            app.reload()
+            time.sleep(1)  # until the supervisor has imported the package
+    assert "was killed" not in (tmp_path / "log").read_text()
 
 
 @OPTIONS

@@ -34,7 +34,7 @@ if sys.platform == "win32":
 COMMAND_DEADLINE = 5.0  # seconds; nobody waits for a command, so it may finish its work
 IDLE = 0.3  # seconds between two checks for modules that were imported
 SLOW_IMPORT = 10.0  # seconds of an import after which its place is named
-SIGNAL_DELAY = 0.5  # seconds until this process handles a signal at the latest
+SIGNAL_DELAY = 0.1  # seconds until this process handles a signal at the latest
 GRACE = 0.05  # seconds that the next version waits for the requests in flight
 WRITING = os.O_WRONLY | os.O_RDWR
 

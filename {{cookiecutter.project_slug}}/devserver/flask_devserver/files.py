@@ -8,12 +8,10 @@ import ctypes
 import os
 import sys
 import time
-from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from errno import EACCES, ENOENT, ENOTDIR
 from fnmatch import fnmatch
-from functools import partial
 from glob import escape, iglob
 from sysconfig import get_path
 
@@ -28,7 +26,8 @@ SETTINGS = (".env", ".flaskenv", "pyproject.toml")
 # drafts of editors, count when they have changed.
 SOURCES = (
     *".py .sql .html .htm .jinja .jinja2 .j2 .css .js .svg .toml .yaml .yml".split(),
-    *("RECORD", *SETTINGS),
+    *SETTINGS,
+    "RECORD",  # An installer writes this file last.
 )
 
 _STANDARD_LIBRARY = get_path("stdlib")
@@ -67,7 +66,7 @@ class Files:
         self.events = Events()
         self.scan_at = 0.0
         self.written: dict[str, float] = {}  # by the application, at a monotonic time
-        self.changes = defaultdict[str, deque[float]](partial(deque, maxlen=LOOP_SAVES))
+        self.changes: dict[str, list[float]] = {}  # at these monotonic times
         self.modules: set[str] = set()
         self.folders: set[str] = set()
         self.known: dict[str, Signature] = {}
@@ -134,8 +133,8 @@ class Files:
 
     def _is_noise(self, path: str, now: float) -> bool:
         """Return whether a file changes so often that something writes its data."""
-        times = self.changes[path]
-        times.append(now)
+        times = [*self.changes.get(path, ()), now][-LOOP_SAVES:]
+        self.changes[path] = times
         often = len(times) == LOOP_SAVES and now - times[0] < LOOP
         if self._is_source(path) or not often:
             return False

@@ -187,14 +187,9 @@ def _run_from(home: Path, program: str, *arguments: str) -> None:
     bin_dir = _bin_dir()
     # A file for the output: the server would hold a pipe open for as long as it runs.
     with tempfile.TemporaryFile("w+") as output:
-        done = subprocess.run(
-            [bin_dir / program, *arguments],
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            **_server_user(),
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        options = {"cwd": home, **streams, **_server_user()}
+        done = subprocess.run([bin_dir / program, *arguments], **options)
         output.seek(0)
         if done.returncode:
             log = home / "data" / "log"

@@ -228,6 +228,9 @@ class Supervisor:
             import_module(self.to_import.popleft())
         self.importing = False
         self._catch_signals()  # The package may have handlers of its own.
+        if hasattr(os.waitpid, "__code__"):  # as after gevent's monkey.patch_all()
+            say(" * A package replaces functions of Python: no forks.")
+            self._reexec("--no-fork")
         if not self.to_import:
             self.loaded = {path for _, path in module_files()}
             gc.freeze()  # A fork tells its own objects from these.
@@ -282,7 +285,7 @@ class Supervisor:
         while self.processes.dying and not self.hurry:
             self._wait(0.05)
 
-    def _reexec(self) -> None:
+    def _reexec(self, *options: str) -> None:
         """Become a new process, with packages and environment as they are now."""
         say(" * Packages or settings have changed: starting again.")
         self._stop_children()
@@ -297,7 +300,7 @@ class Supervisor:
             "_FLASK_DEV_CREATED": str(time.time()),
             "_FLASK_DEV_LISTENER": f"{self.listener.fileno()} {self.address}",
         }
-        python = [sys.executable, *sys.orig_argv[1:]]
+        python = [sys.executable, *sys.orig_argv[1:], *options]
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
 
     def _url(self) -> str:
