@@ -147,6 +147,8 @@ class Reloader(Served):
         saved = time.monotonic()
         while self.answer() != self.version:
             time.sleep(0.002)
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.process.args} has ended.")
             if time.monotonic() - saved > 5:
                 saved = time.monotonic()
                 self.file.touch()

@@ -32,41 +32,45 @@ time.sleep(0.5)
 
 FLASK = ["-m", "flask", "--app", "served"]
 RUN = [*FLASK, "run", "--port", "PORT"]
-WATCH = f"PYTHON {' '.join(RUN)}"
+WATCH = f"PROGRAMS/python {' '.join(RUN)}"
 RELOADERS = {
     "`flask run --debug` (stat)": (BARE, [*RUN, "--debug"]),
     "`flask run --debug` (watchdog 6)": (BARE, [*RUN, "--debug"]),
     "`flask run --debug`, flask-hot-reload": (BARE + HOT_RELOAD, [*RUN, "--debug"]),
-    "`hupper -m flask run`": (BARE, ["-m", "hupper", *RUN]),
+    "`hupper -m flask run`": (BARE, ["PROGRAMS/hupper", *RUN]),
     "`watchfiles 'flask run'`": (BARE, ["-m", "watchfiles", WATCH, "."]),
     "`flask dev`": (BARE, [*FLASK, "dev", "--port", "PORT"]),
 }
 
 
-def environment(folder: Path, *packages: str) -> Path:
-    """Make an environment with `flask dev` and packages; return its Python."""
+def environment(folder: Path, *packages: str | Path) -> Path:
+    """Make an environment with packages; return its Python."""
     uv, python = PROGRAMS / "uv", folder / "bin" / "python"
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
     subprocess.run([uv, "venv", "--quiet", folder], **quiet)
-    devserver = folder / "devserver"
-    shutil.copytree(TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver", devserver)
     install = [uv, "pip", "install", "--quiet", "--python", python]
-    subprocess.run([*install, devserver, *packages], **quiet)
+    subprocess.run([*install, *packages], **quiet)
     return python
 
 
 def start_all(folder: Path) -> dict[str, Reloader]:
     """Start every reloader in a folder of its own."""
-    plain = environment(folder / "plain")
+    # Where `flask dev` is installed, `flask run` has its guard.
+    plain = environment(folder / "plain", "flask")
     # With watchdog 7, Flask's own reloader never notices a change.
-    others = ["hupper", "watchfiles", "flask-hot-reload", "watchdog<7"]
+    others = ["flask", "hupper", "watchfiles", "flask-hot-reload", "watchdog<7"]
     watched = environment(folder / "watched", *others)
+    devserver = folder / "devserver"
+    shutil.copytree(TEMPLATE / "{{cookiecutter.project_slug}}" / "devserver", devserver)
+    ours = environment(folder / "ours", devserver)
     served = {}
     for number, (name, (module, command)) in enumerate(RELOADERS.items()):
         place = folder / str(number)
         place.mkdir()
-        python = plain if "stat" in name else watched
-        words = [word.replace("PYTHON", str(python)) for word in command]
+        python = {"`flask dev`": ours, "`flask run --debug` (stat)": plain}.get(
+            name, watched
+        )
+        words = [word.replace("PROGRAMS", str(python.parent)) for word in command]
         served[name] = Reloader(place, module, python, *words)
     return served
 
