@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from ..support.commands import wait_for
+from ..support.commands import DEADLINE, wait_for
 from ..support.projects import install_devserver
 from ..support.serving import free_port, running
 
@@ -59,7 +59,7 @@ class App:
     def page(self) -> str:
         """Return the page, whatever its certificate is, or nothing."""
         context = ssl._create_unverified_context()
-        with suppress(OSError), urlopen(self.url, timeout=30, context=context) as page:
+        with suppress(OSError), urlopen(self.url, timeout=99, context=context) as page:
             return str(page.read().decode())
         return ""
 
@@ -110,7 +110,7 @@ class Editor:
     """A connection of an editor to the debugger, in the Debug Adapter Protocol."""
 
     def __init__(self, port: int, module: Path, **attach: Any) -> None:
-        self.connection = socket.create_connection(("127.0.0.1", port), 60)
+        self.connection = socket.create_connection(("127.0.0.1", port), DEADLINE)
         self.stream = self.connection.makefile("rwb")
         self.number = 0
         self.send("initialize", adapterID="python", pathFormat="path")

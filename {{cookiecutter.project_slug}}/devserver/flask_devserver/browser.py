@@ -30,8 +30,8 @@ class BrowserReload:
         self.ending = ending
         self.version = token_hex(8)
 
-    @Request.application  # type: ignore[arg-type]
-    def __call__(self, request: Request) -> Any:  # type: ignore[misc]
+    @Request.application  # type: ignore[arg-type, unused-ignore]
+    def __call__(self, request: Request) -> Any:  # type: ignore[misc, unused-ignore]
         """Respond to the script, or let the application respond."""
         if request.path == PREFIX + "reload.js":
             return Response(SCRIPT.read_text(), mimetype="text/javascript")

@@ -33,8 +33,8 @@ class Welcome:
         self.app = app
         self.last_reload = last_reload
 
-    @Request.application  # type: ignore[arg-type]
-    def __call__(self, request: Request) -> Any:  # type: ignore[misc]
+    @Request.application  # type: ignore[arg-type, unused-ignore]
+    def __call__(self, request: Request) -> Any:  # type: ignore[misc, unused-ignore]
         """Respond to a request of the page, or let the application respond."""
         # A foreign site can make its name lead here; this raises `SecurityError`.
         get_host(request.environ, self.app.config["TRUSTED_HOSTS"])
