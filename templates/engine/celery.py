@@ -58,6 +58,11 @@ class Channel(redis.Channel):
     QoS = QoS
     _waits = True
 
+    def basic_ack(self: Any, delivery_tag: str, multiple: bool = False) -> None:
+        if self.connection is None:  # Kombu would end the worker with AttributeError.
+            raise ConnectionError("The channel is closed: the job will run again.")
+        super().basic_ack(delivery_tag, multiple)
+
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         keys = [self._q_for_pri(q, p) for p in self.priority_steps for q in queues]

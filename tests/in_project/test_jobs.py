@@ -230,7 +230,7 @@ def test_job_that_ends_during_an_outage_of_its_server_is_not_lost(
     give(app, 1, 3.0)
     assert poll(lambda: count(database, "runs") == 1)
     restart(server, 5)
-    assert poll(lambda: all_done(app, database, jobs=1), 2 * SECONDS)
+    assert poll(lambda: all_done(app, database, jobs=1), 4 * SECONDS)
 
 
 @procrastinate
