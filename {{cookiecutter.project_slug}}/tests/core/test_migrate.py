@@ -41,6 +41,17 @@ def test_command_applies_what_is_missing_once(runner: FlaskCliRunner) -> None:
     assert runner.invoke(args=["migrate"]).output == "Nothing to apply\n"
 
 
+def test_readiness_reads_no_file(
+    app: Flask, empty: connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_read", None)
+    with app.app_context():
+        assert "0001_made.sql" in module.missing(empty)
+        empty.cursor().execute(module.TABLE)
+        run(empty, "INSERT INTO schema_migrations VALUES ('0001_made.sql', 'other')")
+        assert "0001_made.sql" not in module.missing(empty)
+
+
 def test_command_lists_what_is_missing(runner: FlaskCliRunner) -> None:
     listed = ["migrate", "--status"]
     assert "Missing 0001_made.sql\n" in runner.invoke(args=listed).output
