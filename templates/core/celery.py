@@ -1,4 +1,4 @@
-"""The machinery of the project. `cruft update` maintains it, so change it elsewhere."""
+"""The machinery of the project. `cruft update` maintains it: put your code outside."""
 
 from flask import Flask
 

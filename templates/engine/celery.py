@@ -17,9 +17,9 @@ from .db import get_db
 from .jobs import FlaskCelery, get_celery
 
 EngineError = KombuError
-REPLY_TIMEOUT = 0.5  # seconds that workers have to say that they live
+REPLY_TIMEOUT = 0.5  # seconds that workers have to respond
 
-# Kombu restores the unacknowledged jobs when it loses the connection, over that very
+# When Kombu loses the connection, it restores the unacknowledged jobs over the same
 # connection. The error would stop the worker.
 redis.QoS.restore_at_shutdown = False
 
@@ -37,22 +37,22 @@ for i = 3, #KEYS do
     end
 end
 """
-MAX_WAIT = 0.1  # seconds until a worker looks at its other queues and priorities
+MAX_WAIT = 0.1  # seconds until a worker checks its other queues and priorities
 
 
 class QoS(redis.QoS):
-    """Kombu's record of the jobs that are not acknowledged, which the script keeps."""
+    """Leave the record of unacknowledged jobs to the script."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         super(redis.QoS, self).append(message, delivery_tag)
 
 
 class Channel(redis.Channel):
-    """Kombu's channel to Redis, for a worker whose death loses no job.
+    """A channel to Redis that loses no job when its worker is killed.
 
     Kombu takes a job with BRPOP and only then notes that it is not acknowledged. This
-    one takes the job in a script. If the last one found none, it first waits with a
-    BLMOVE that changes nothing.
+    channel does both in a script. If the last script found no job, it first waits with
+    a BLMOVE that changes nothing.
     """
 
     QoS = QoS
@@ -82,17 +82,17 @@ class Channel(redis.Channel):
             if waited:
                 self.client.parse_response(conn, "BLMOVE")
         except self.ResponseError:
-            time.sleep(MAX_WAIT)  # A full server takes no BLMOVE, but gives jobs.
-        # It takes the response of the script for that to BRPOP.
+            time.sleep(MAX_WAIT)  # A full server rejects BLMOVE, but not the script.
+        # The script responds as BRPOP does.
         found = super()._brpop_read(**options)  # type: ignore[misc]
         self._waits = False
         return found
 
 
 class Worker:
-    """Run the jobs, each in an application context of its own, and look after them.
+    """Run the jobs, each in an application context of its own, and manage them.
 
-    Once told to stop, running jobs have `WORKER_DEADLINE` seconds.
+    When the worker stops, running jobs have `WORKER_DEADLINE` seconds.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -101,7 +101,7 @@ class Worker:
         self._stopping = False
 
     def get_ready(self) -> FlaskCelery:
-        """Return what Celery's own commands need, too."""
+        """Return the Celery application, ready for workers and Celery's commands."""
         redis.Transport.Channel = Channel
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_signal, weak=False)
@@ -124,7 +124,7 @@ class Worker:
             raise click.ClickException(f"{message}: see the log.")
 
     def run_waiting(self) -> None:
-        """Run the waiting jobs and those that they enqueue, and return: for tests."""
+        """Run the waiting jobs and those that they enqueue, for tests."""
         celery = get_celery()
         with celery.connection_for_read() as conn:
             for queue in celery.amqp.queues.values():
@@ -137,10 +137,10 @@ class Worker:
                     message.ack()
 
     def status(self) -> dict[str, int]:
-        """Return how many jobs wait, run and have failed, and how many workers live.
+        """Count the jobs that wait, run and have failed, and the workers.
 
-        `oldest_seconds` is how long ago the first of those that wait was sent, where
-        the broker is Redis. The workers are asked, which takes `REPLY_TIMEOUT` seconds.
+        With Redis, `oldest_seconds` is the time since the oldest waiting job was sent.
+        Asking the workers takes `REPLY_TIMEOUT` seconds.
         """
         celery = get_celery()
         with celery.connection_for_read() as conn:
@@ -152,7 +152,7 @@ class Worker:
         return status | {"failed": len(self.failed())}
 
     def failed(self) -> dict[str, str]:
-        """Return the failed jobs: their calls by their ids."""
+        """Return the calls of the failed jobs by id."""
         with get_db().cursor() as cursor:
             cursor.execute(
                 "SELECT id, name, args #>> '{}', kwargs #>> '{}' FROM failed_tasks"

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 EngineError = ConnectorException
 HEARTBEAT_INTERVAL = 2.0  # seconds
 STALLED_AFTER = 15.0  # seconds without a heartbeat until others requeue a worker's jobs
-MAX_INTERRUPTIONS = 6  # of a job whose workers were killed
+MAX_INTERRUPTIONS = 6  # killed workers, after which their job counts as failed
 RECONNECT_DELAY = 3.0  # seconds
 
 STATUS = """
@@ -99,8 +99,8 @@ class Connector(procrastinate.PsycopgConnector):
         await super().close_async()
 
     async def execute_query_async(self, query: str, **arguments: Any) -> None:
-        # Heartbeats, and how jobs ended: without a retry, such a job would count as
-        # running for as long as this worker lives.
+        # Without a retry, a job whose end is not recorded would count as running for as
+        # long as this worker lives. Heartbeats also come here.
         while True:
             try:
                 await super().execute_query_async(query, **arguments)
@@ -112,7 +112,7 @@ class Connector(procrastinate.PsycopgConnector):
                 await asyncio.sleep(1.0)
 
     async def listen_notify(self, *args: Any, **kwargs: Any) -> None:
-        # The engine would stop the worker. Until this reconnects, that polls for jobs.
+        # The engine would stop the worker. Until this reconnects, the worker polls.
         while True:
             with suppress(ConnectorException):
                 await super().listen_notify(*args, **kwargs)
@@ -120,7 +120,7 @@ class Connector(procrastinate.PsycopgConnector):
 
 
 class Jobs(JobManager):
-    """The jobs of a worker, of which none runs for ever."""
+    """Fail a job that can be neither retried nor finished."""
 
     async def retry_job(self: Any, job: Job, *args: Any, **kwargs: Any) -> None:
         try:
@@ -132,9 +132,9 @@ class Jobs(JobManager):
 
 
 class WorkerQueue(procrastinate.App):
-    """The queue as a worker uses it, of ours or of procrastinate's own command.
+    """The queue as `flask worker` and procrastinate's own command use it.
 
-    Once told to stop, running jobs have `WORKER_DEADLINE` seconds.
+    When the worker stops, running jobs have `WORKER_DEADLINE` seconds.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -168,7 +168,7 @@ class WorkerQueue(procrastinate.App):
         options = {**self.worker_defaults, **options}
         worker: Any = EngineWorker(app=self, install_signal_handlers=False, **options)
         loop = asyncio.get_running_loop()
-        # Psycopg resolves host names in this executor, too, while all jobs run.
+        # Psycopg also resolves host names in this executor, while all jobs run.
         loop.set_default_executor(ThreadPoolExecutor(worker.concurrency + 2))
         helper = asyncio.create_task(self._requeue_stalled_jobs(worker))
         self._stop = partial(loop.call_soon_threadsafe, worker.stop)
@@ -239,7 +239,7 @@ class WorkerQueue(procrastinate.App):
 
     async def _requeue(self, job: Job) -> None:
         rows: Any = []
-        with suppress(ConnectorException):  # The other jobs are not to wait for it.
+        with suppress(ConnectorException):  # An error must not delay the other jobs.
             rows = await self.connector.execute_query_all_async(
                 REQUEUE, id=job.id, worker_id=job.worker_id, limit=MAX_INTERRUPTIONS
             )
@@ -250,7 +250,7 @@ class WorkerQueue(procrastinate.App):
 
 
 class Worker:
-    """Run the jobs, each in an application context of its own, and look after them."""
+    """Run the jobs, each in an application context of its own, and manage them."""
 
     def __init__(self, app: Flask) -> None:
         self.app = app
@@ -282,7 +282,7 @@ class Worker:
             queue.stopping.wait(RECONNECT_DELAY)
 
     def run_waiting(self) -> None:
-        """Run the waiting jobs and those that they enqueue, and return: for tests."""
+        """Run the waiting jobs and those that they enqueue, for tests."""
         queue, before = WorkerQueue(self.app), -1
         # Otherwise the engine would also enqueue the periodic jobs that are due.
         queue.periodic_registry = PeriodicRegistry()  # type: ignore[no-untyped-call]
@@ -291,10 +291,10 @@ class Worker:
             asyncio.run(_work(queue, wait=False, install_signal_handlers=False))
 
     def status(self) -> dict[str, int]:
-        """Return how many jobs wait, run and have failed, and how many workers live.
+        """Count the jobs that wait, run and have failed, and the workers.
 
-        `oldest_seconds` is how long the first has waited; `later` is how many are
-        scheduled for later.
+        `oldest_seconds` is the time that the oldest waiting job has waited. `later`
+        counts the jobs that are scheduled for later.
         """
         with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
             cursor.execute(STATUS, [STALLED_AFTER])
@@ -302,7 +302,7 @@ class Worker:
         return dict(row)
 
     def failed(self) -> dict[str, str]:
-        """Return the failed jobs: their calls by their ids."""
+        """Return the calls of the failed jobs by id."""
         found = queue.job_manager.list_jobs(status="failed")
         return {str(job.id): job.call_string for job in found}
 

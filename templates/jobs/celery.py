@@ -1,7 +1,7 @@
-"""Background jobs by Celery, where there is a broker such as Valkey, Redis or RabbitMQ.
+"""Background jobs by Celery, on a broker such as Valkey, Redis or RabbitMQ.
 
-A task is the function, a job is one queued call of it. `flask worker` runs the jobs, on
-as many machines as you want. A job is acknowledged when it has ended, so it may run
+A task is a function, and a job is one queued call of it. `flask worker` runs the jobs,
+on as many machines as you want. A job is acknowledged when it has ended, so it may run
 more than once: write tasks that have the same effect when they run twice. A broker
 cannot join a transaction: a process that dies right after the commit loses its jobs.
 """
@@ -79,14 +79,14 @@ class Task(CeleryTask[P, R]):
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send a job once the transaction of `get_db()` is committed.
 
-        Outside of a transaction it is sent at once. The job keeps its arguments as
-        JSON. Raises `TypeError` if they do not fit, and `EncodeError` of kombu if JSON
-        cannot hold them. When the broker does not respond, `OperationalError` of kombu
-        comes out of the `with` block, and what was committed stays.
+        Outside of a transaction, it is sent at once. The job keeps its arguments as
+        JSON. Raises `TypeError` if the task does not accept the arguments, and kombu's
+        `EncodeError` if JSON cannot hold them. If the broker does not respond, the
+        `with` block raises kombu's `OperationalError`, but stays committed.
         """
         signature(self.run).bind(*args, **kwargs)
         content_type, encoding, data = dumps([args, kwargs], serializer="json")
-        call = loads(data, content_type, encoding)  # It may change until the commit.
+        call = loads(data, content_type, encoding)  # a copy of the arguments
         task: Any = get_celery().tasks[self.name]
         job: AsyncResult[R] = task.AsyncResult(uuid())
         on_commit(partial(task.apply_async, *call, task_id=job.id))
@@ -110,11 +110,11 @@ class Task(CeleryTask[P, R]):
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, MemoryError):
                 raise
-            # Celery would never end this job, nor give its thread another one.
+            # Otherwise Celery never ends this job, and its thread gets no other.
             raise RuntimeError(f"The task raised {error!r}") from error
 
     def _send_again(self, error: Exception) -> NoReturn:
-        # Not by `retry`, whose limit is for the errors of the task.
+        # The limit of `retry` is for errors of the task itself.
         request: Any = self.request
         losses = request.headers.get("connection_losses", 0) + 1
         delay = min(2**losses, MAX_RETRY_DELAY)
@@ -138,8 +138,8 @@ def _limit_redeliveries(app: Flask, request: Any) -> Iterator[None]:
         if (request.delivery_info or {}).get("redelivered"):
             stack.callback(_forget, app, request.id)
             if _redeliveries(app, COUNT, request.id):
-                # From the second time on it runs alone. Jobs that wait here have not
-                # started, so they are not blamed for the death of this worker.
+                # From the second time on, the job runs alone. Jobs that wait here have
+                # not started, so the death of this worker does not count against them.
                 stack.enter_context(_suspect)
             count = _redeliveries(app, INCREMENT, request.id)
             if count > MAX_REDELIVERIES:
@@ -261,7 +261,7 @@ class FlaskCelery(Celery):
                 # By default, workers poll for overdue jobs every 100 s.
                 "unacked_restore_interval": 2,
                 "unacked_restore_throttle": 1,
-                # A worker that is killed meanwhile keeps others from it for so long.
+                # A worker that is killed meanwhile blocks the others for this long.
                 "unacked_mutex_expire": 10,
             }
         return {"url": url, "transport_options": options}
@@ -281,9 +281,9 @@ def init_app(app: Flask) -> None:
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=BROKER_TIMEOUT,
-        broker_pool_limit=100,  # No thread waits for another that sends a job.
+        broker_pool_limit=100,  # No thread waits until another has sent its job.
         control_exchange=app.name,  # Projects may share a broker.
-        imports=[TASKS] if find_spec(TASKS) else [],  # and others that have tasks
+        imports=[TASKS] if find_spec(TASKS) else [],  # Add other modules with tasks.
         task_acks_late=True,
         task_default_queue=app.name,
         task_ignore_result=True,

@@ -1,7 +1,7 @@
 """Background jobs in the same PostgreSQL, for work that must not be lost.
 
-A task is the function, a job is one queued call of it. `flask worker` runs the jobs, on
-as many machines as you want. No committed job is lost, and a job may run more than
+A task is a function, and a job is one queued call of it. `flask worker` runs the jobs,
+on as many machines as you want. No committed job is lost, but a job may run more than
 once: write tasks that have the same effect when they run twice.
 """
 
@@ -62,7 +62,7 @@ class ContextConnector(Psycopg2Connector):
             logger.info("Enqueued job %(job_id)d: %(task)s", parts)
         return rows
 
-    # A view that is a coroutine awaits the engine's `defer_async`.
+    # A coroutine, such as a view, may await the engine's `defer_async`.
     async def execute_query_async(self, query: str, **arguments: Any) -> None:
         self.execute_query_all(query, **arguments)
 
@@ -75,9 +75,9 @@ class ContextConnector(Psycopg2Connector):
 
 @contextmanager
 def _unique(cursor: Any, locks: list[str]) -> Iterator[None]:
-    """Let the transaction go on when a job with one of the queueing locks waits."""
+    """Keep the transaction usable if a job with one of the queueing locks waits."""
     if locks:
-        cursor.execute("SELECT 1")  # In a `with get_db()` block this begins it.
+        cursor.execute("SELECT 1")  # In a `with` block, this begins a transaction.
     status = cursor.connection.info.transaction_status
     savepoint = locks and status == TRANSACTION_STATUS_INTRANS
     if savepoint:
@@ -93,7 +93,7 @@ def _unique(cursor: Any, locks: list[str]) -> Iterator[None]:
         cursor.execute("RELEASE enqueue")
 
 
-# Tasks in modules other than tasks.py: name these here, too.
+# If other modules than tasks.py have tasks, add their names to `import_paths`.
 TASKS = f"{__name__.partition('.')[0]}.tasks"
 queue = procrastinate.App(
     connector=ContextConnector(),
@@ -102,14 +102,15 @@ queue = procrastinate.App(
 
 
 class Task(tasks.Task[P, R, Args]):
-    """procrastinate's task, which also takes arguments by position: `delay`."""
+    """procrastinate's task, with a `delay` that also takes arguments by position."""
 
     def delay(self, *args: Args.args, **kwargs: Args.kwargs) -> int:
         """Enqueue a job in the transaction of `get_db()`, and return its id.
 
-        Outside of a transaction it is committed at once. The job keeps its arguments as
-        JSON. Raises `TypeError` if they do not fit, and `AlreadyEnqueued` if a job with
-        the task's `queueing_lock` waits; the transaction then goes on.
+        Outside of a transaction, it is committed at once. The job keeps its arguments
+        as JSON. Raises `TypeError` if the task does not accept them. If a job with the
+        task's `queueing_lock` waits, raises `AlreadyEnqueued`; the transaction stays
+        usable.
         """
         context = [None] if self.pass_context else []
         bound = signature(self.func).bind(*context, *args, **kwargs)

@@ -1,8 +1,8 @@
 """Run jobs in a thread of this process: for work that you can afford to lose.
 
 A job runs at most once. When the process exits, waiting and running jobs have
-`WORKER_DEADLINE` seconds, and none in debug, because a reload does not wait. The log
-names the jobs that were lost, unless the process was killed.
+`WORKER_DEADLINE` seconds; in debug mode they have none, because a reload does not wait.
+The log names the jobs that are lost, unless the process is killed.
 """
 
 import atexit
@@ -35,23 +35,23 @@ SETTINGS: Settings = {
     "WORKER_DEADLINE": number_setting(10.0),  # seconds
 }
 
-# Seconds to abort a task at exit: Ctrl-C leaves a reloading server 0.25 s in all.
+# Seconds to abort a job at exit. After Ctrl-C, a reloading server has 0.25 s in all.
 ABORT_TIMEOUT = 0.15
 
 
 class QueueFull(RuntimeError):
-    """The worker has fallen behind and takes no task for now."""
+    """The worker has fallen behind and accepts no job for now."""
 
 
 class Job(NamedTuple):
-    """A call to make, and the request that asked for it, for the log."""
+    """A call, and the id of the request that enqueued it, for the log."""
 
     call: partial[Any]
     request_id: str
 
 
 class Task(Generic[P, R]):
-    """A function that can be called as ever, or put off with `delay`."""
+    """A function that you call as usual, or in the background with `delay`."""
 
     def __init__(self, function: Callable[P, R]) -> None:
         self.function = function
@@ -63,9 +63,9 @@ class Task(Generic[P, R]):
         """Run in the background, in an application context of its own.
 
         It starts once the transaction of `get_db()` is committed, or at once outside of
-        one, with a copy of the arguments. Raises `TypeError` if one cannot be copied,
-        and at the commit `QueueFull` if no place came free in `WORKER_TIMEOUT` seconds;
-        what was committed stays.
+        one. It gets a copy of the arguments. Raises `TypeError` if one cannot be copied.
+        If the queue stays full for `WORKER_TIMEOUT` seconds, the `with` block raises
+        `QueueFull`, but stays committed.
         """
         call = deepcopy(partial(self.function, *args, **kwargs))
         on_commit(partial(get_worker().put, Job(call, request_id.get())))
@@ -85,8 +85,8 @@ def task(function: Callable[P, R] | None = None, /, **options: Any) -> Task[P, R
 class Worker:
     """Run jobs one after the other, in a thread that the first one starts.
 
-    `size` jobs at most wait; `timeout` is how many seconds a caller waits to add one.
-    At the end those that wait and run have `deadline` seconds.
+    At most `size` jobs wait. A caller waits up to `timeout` seconds to add one. At
+    exit, waiting and running jobs have `deadline` seconds.
     """
 
     def __init__(self, app: Flask, size: int, timeout: float, deadline: float) -> None:
@@ -99,7 +99,7 @@ class Worker:
             os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        # A forked process inherits no thread, and the jobs are its parent's to run.
+        # A forked process inherits no thread, and its parent runs the jobs.
         self.thread: Thread | None = None
         self._starting = Lock()
         self._ending = Event()
@@ -127,11 +127,11 @@ class Worker:
         self._queue.join()
 
     def status(self) -> dict[str, int]:
-        """Return how many jobs of this process wait and run."""
+        """Count the waiting and running jobs of this process."""
         return {"waiting": self._queue.qsize(), "running": int(self._job is not None)}
 
     def stop(self) -> None:
-        """End within `deadline` seconds, and name the jobs that are lost in the log."""
+        """Stop within `deadline` seconds, and log the names of the lost jobs."""
         atexit.unregister(self.stop)
         self._ending.set()
         self._shut_down(self.deadline)
@@ -141,8 +141,8 @@ class Worker:
         self._log_lost([self._job, *waiting])
 
     def _start(self) -> None:
-        # A daemon, for Python joins all other threads before it runs exit hooks: one
-        # that `stop` is to end would keep the process, and with it the reload, waiting.
+        # Python joins all threads but daemons before it runs exit hooks. Otherwise the
+        # process would wait forever for this one, which the hook `stop` ends.
         self.thread = Thread(target=self._run, name="worker", daemon=True)
         self.thread.start()
         atexit.register(self.stop)
@@ -158,23 +158,23 @@ class Worker:
         try:
             with self.app.app_context() as self._context:
                 job.call()
-        except BaseException:  # not even SystemExit ends the worker
+        except BaseException:  # Not even SystemExit ends the worker.
             if self._aborting.is_set():
-                return  # `stop` names it
+                return  # `stop` logs its name.
             self.app.logger.exception("Task %s failed", _name(job))
         self._job = None
 
     def _shut_down(self, seconds: float) -> None:
         end = monotonic() + seconds
         with suppress(Full):
-            self._queue.put(None, timeout=seconds)  # at which the thread ends
+            self._queue.put(None, timeout=seconds)  # None ends the thread.
         if self.thread:
             self.thread.join(max(end - monotonic(), 0.0))
 
     def _abort_query(self) -> None:
         self._aborting.set()
-        # The query that runs fails here at once, and at the server within 0.5 s, rolled
-        # back. `cancel` would wait for the server, and with it the whole process.
+        # The running query fails here at once. Within 0.5 s, the server notices and
+        # rolls back. `cancel` would make the process wait for the server.
         db = self._context.g.get("db") if self._context else None
         with suppress(psycopg2.Error, OSError):
             if db and self._job:
@@ -187,14 +187,14 @@ class Worker:
 
 
 def _drain(queue: Queue[Job | None]) -> list[Job | None]:
-    with queue.mutex:  # The worker takes none meanwhile.
+    with queue.mutex:  # The worker takes no job meanwhile.
         jobs = list(queue.queue)
         queue.queue.clear()
         return jobs
 
 
 def _name(job: Job) -> str:
-    # Not its arguments, which may be anybody's secrets.
+    # The arguments may be secret.
     return str(job.call.func.__name__)
 
 
@@ -205,7 +205,7 @@ def get_worker() -> Worker:
 
 
 def init_app(app: Flask) -> None:
-    """Give `app` a worker; its thread starts with the first task."""
+    """Give `app` a worker. The first job starts its thread."""
     app.extensions["worker"] = Worker(
         app,
         size=app.config["WORKER_QUEUE_SIZE"],

@@ -38,7 +38,7 @@ class FairSemaphore:
                 self._changed.notify_all()
         if not acquired:
             message = f"No connection came free in POOL_TIMEOUT ({timeout:g} s)"
-            hint = f"raise POOL_SIZE ({self.size}) or give them back sooner."
+            hint = f"raise POOL_SIZE ({self.size}) or return connections sooner."
             raise DatabaseUnavailable(f"{message}: {hint}")
 
     def release(self) -> None:
@@ -49,7 +49,7 @@ class FairSemaphore:
                 self._changed.notify_all()
 
     def stats(self) -> dict[str, int]:
-        """Return how many slots there are, are in use, and are waited for."""
+        """Count the slots, those in use, and the threads that wait for one."""
         in_use, waiting = self.size - self.free, len(self.waiting)
         return {"size": self.size, "in_use": in_use, "waiting": waiting}
 
@@ -59,22 +59,22 @@ def responds(conn: Connection, query: str = "") -> bool:
     try:
         if query:
             _execute_with_timeout(conn, query)
-        conn.poll()  # It reads what the server has sent, and does not wait.
-    except (psycopg2.Error, RuntimeError):  # At its exit Python starts no thread.
+        conn.poll()  # It reads the server's messages, and does not wait for any.
+    except (psycopg2.Error, RuntimeError):  # Python starts no thread while it exits.
         return False
-    # An unrequested message of the server is that it closes the connection.
+    # A server that closes a connection sends a notice first.
     return not conn.notices
 
 
 def is_usable(conn: Connection) -> bool:
-    """Return whether a connection is open. One that was idle for long is pinged."""
+    """Return whether a connection is open. Ping it if it was idle for long."""
     idle = monotonic() - conn.returned
     return responds(conn, "SELECT 1" if idle > PING_AFTER_IDLE else "")
 
 
 def _execute_with_timeout(conn: Connection, query: str) -> None:
     with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
-        # In a network that drops every packet the query would wait for hours.
+        # In a network that drops all packets, the query would wait for hours.
         timer = Timer(PING_TIMEOUT, _shut_down, [duplicate])
         timer.start()
         try:

@@ -25,15 +25,15 @@ class Pool:
     `POOL_SIZE` is the maximum number of connections. Each is opened when first needed
     and replaced when it is `POOL_RECYCLE` seconds old. A context waits `POOL_TIMEOUT`
     seconds for one. `POOL_RESET` undoes what queries changed in a session (`SET`,
-    advisory locks, temporary tables, `LISTEN`). It costs each context a round trip, as
-    much as a read does. `SET LOCAL` and `pg_advisory_xact_lock` leave nothing to undo.
+    advisory locks, temporary tables, `LISTEN`). This takes a round trip per context, as
+    long as a read. `SET LOCAL` and `pg_advisory_xact_lock` leave nothing to undo.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.size: int = config["POOL_SIZE"]
-        # Without a dialect it sends no queries of its own. Last in, first out keeps a
-        # few connections busy and lets the others grow old.
+        # Without a dialect, QueuePool sends no queries of its own. Last in, first out
+        # keeps a few connections busy and lets the others grow old.
         self._pool = QueuePool(
             cast(Any, connect),
             pool_size=self.size,
@@ -52,7 +52,7 @@ class Pool:
 
     def _reset_after_fork(self) -> None:
         # Two processes on one connection read each other's responses. psycopg2 leaves
-        # the inherited connections to the process that opened them.
+        # inherited connections to the process that opened them.
         # Garbage-collected proxies would return to a pool whose lock may be held.
         self._inherited.append(self._checked_out)
         self._pool = self._pool.recreate()
@@ -64,7 +64,7 @@ class Pool:
         self._semaphore.acquire(self.config["POOL_TIMEOUT"])
         try:
             proxy = self._pool.connect()
-            # It stays here: `with` on it returns the connection and commits nothing.
+            # Keep the proxy here: `with` on it would commit nothing.
             conn = cast(Connection, proxy.driver_connection)
             self._checked_out[conn] = proxy
             return conn
@@ -76,7 +76,7 @@ class Pool:
         """Return a connection. One with anything open or changed is closed."""
         proxy = self._checked_out.pop(conn, None)
         if proxy is None:
-            return  # It was returned before, or it is the parent process's.
+            return  # It was already returned, or belongs to the parent process.
         try:
             reset = self.config["POOL_RESET"]
             if conn.clean() and (not reset or responds(conn, "DISCARD ALL")):
@@ -87,7 +87,7 @@ class Pool:
             self._semaphore.release()
 
     def stats(self) -> dict[str, int]:
-        """Return how many connections there may be, are in use, and are waited for."""
+        """Count the connections, those in use, and the threads that wait for one."""
         return self._semaphore.stats()
 
     def close(self) -> None:

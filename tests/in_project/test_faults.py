@@ -181,7 +181,7 @@ def test_requests_beyond_pool_size_wait_then_get_503(
         assert statuses == {200: SIZE, 503: 8 - SIZE}
         assert all(h["Retry-After"] == "1" for s, _, h in responses if s == 503)
         lines = [line for line in server.log.read_text().splitlines() if line]
-        named = f"raise POOL_SIZE ({SIZE}) or give them back sooner."
+        named = f"raise POOL_SIZE ({SIZE}) or return connections sooner."
         assert sum(named in line for line in lines) == 8 - SIZE
         responses = server.get_all(["/sleep/0.2"] * 8, threads=8)
         assert {status for status, _, _ in responses} == {200}

@@ -13,7 +13,7 @@ from . import migrate
 from .db import DatabaseUnavailable, connect
 from .serve import serve_command
 
-# All or nothing: it is one transaction. A client that reconnects may hold a lock.
+# One transaction: all or nothing. A client that reconnects may hold a lock meanwhile.
 DROP_ALL = """
 DO $$ BEGIN
     SET LOCAL lock_timeout = '5s';
@@ -48,7 +48,7 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
         raise click.ClickException(message)
     try:
         with closing(connect()) as conn, ExitStack() as stack:
-            # Otherwise Ctrl-C has no effect before the end of a query.
+            # Otherwise Ctrl-C has no effect until a query ends.
             extensions.set_wait_callback(wait_select)
             stack.callback(extensions.set_wait_callback, None)
             if reset:

@@ -19,7 +19,7 @@ URL_HINT = f"write a PostgreSQL URL like {URL_EXAMPLE}, without quotes; "
 URL_HINT += "percent-encode @ / : # ? %."
 KEY_EXAMPLE = "what `python -c 'import secrets; print(secrets.token_hex())'` prints"
 KEY_HINT = f"set it to 32 random bytes or more, such as {KEY_EXAMPLE}."
-# Flask's session cookie, when it is for one host, by TLS only.
+# The settings of a session cookie that one host sends, by TLS only.
 HOST_COOKIE = {"name": "session", "domain": None, "path": None, "secure": True}
 
 
@@ -31,14 +31,14 @@ class ConfigError(NoAppException, RuntimeError):
 
     def format_message(self) -> str:
         """Exit with the message."""
-        # Otherwise `flask` goes on to claim that the command does not exist.
+        # Otherwise `flask` also claims that the command does not exist.
         raise SystemExit(f"Error: {self.message}")
 
 
 class Setting(NamedTuple):
     """How to read one setting.
 
-    `parse` returns the value of what is given, or raises an error such as `ValueError`;
+    `parse` converts what is given to the value, or raises an error such as `ValueError`;
     `hint` then says what to do. Production does not start without a setting that has an
     `example`. The value of a `secret` is in no message.
     """
@@ -74,7 +74,7 @@ def bool_setting(default: bool = False) -> Setting:
 
 
 def text_setting(default: str = "", example: str = "", secret: bool = False) -> Setting:
-    """Return a setting that is text. With an `example`, production demands it."""
+    """Return a setting that is text. With an `example`, production requires it."""
     return Setting(str, "set it to text.", default, example, secret)
 
 
@@ -87,12 +87,12 @@ def _parse_url(url: str) -> str:
     driver = url.partition(":")[0].partition("+")[2]
     if driver:
         raise ValueError(f"write it without +{driver}.")
-    # libpq's own message may quote the URL with the password. It takes part of a
-    # password with an @ or a / for the host.
+    # libpq's own message may quote the URL with the password. If a password contains @
+    # or /, libpq reads part of it as the host.
     try:
         parts = parse_dsn(url)
     except psycopg2.ProgrammingError as error:
-        # The query may hold the end of a password, too, but no parameter has an @.
+        # The end of a password may be in the query, too, but no parameter has an @.
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
         if not unknown or "@" in url.partition("?")[2]:
             raise ValueError from None
@@ -123,19 +123,19 @@ SETTINGS: Settings = {
 def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     """Fill `app.config` and validate the settings of all `tables`.
 
-    A value comes from `overrides`, else from the environment variable of its name, else
-    from one with the prefix `FLASK_`, as Flask's own settings do. Raises one
+    A value comes from `overrides`, else from the environment variable of its name. Else
+    it comes from one with the prefix `FLASK_`, as Flask's own settings do. Raises one
     `ConfigError` for all settings that are missing or invalid.
     """
     given = overrides or {}
     secure = not given.get("DEBUG", app.debug)
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=secure)
     app.config.from_prefixed_env(loads=_load)
-    app.config["DEBUG"] = get_debug_flag()  # Flask takes "no" for False there.
+    app.config["DEBUG"] = get_debug_flag()  # It reads "no" as False, too.
     app.config.update(given)
     cookie = app.config.get_namespace("SESSION_COOKIE_")
     if HOST_COOKIE.items() <= cookie.items() and app.config["APPLICATION_ROOT"] == "/":
-        # Browsers take the prefix as a promise that no other host can set the cookie.
+        # With this prefix, browsers let no other host set the cookie.
         app.config["SESSION_COOKIE_NAME"] = "__Host-session"
     settings = [item for table in (SETTINGS, *tables) for item in table.items()]
     errors = [error for item in settings if (error := _set(app, given, *item))]

@@ -25,7 +25,7 @@ SETTINGS: Settings = {"SLOW_QUERY": number_setting(0.5)}  # seconds
 
 logger = logging.getLogger(__name__)
 
-SLOW_CHECKOUT = 0.1  # seconds to get a connection that are worth a line in the log
+SLOW_CHECKOUT = 0.1  # seconds; a slower checkout is logged
 
 # A query whose client is gone ends within 0.5 s, so that none outlives a reload. A
 # transaction whose client's machine is gone ends after 25 s and holds its locks no
@@ -34,13 +34,13 @@ STARTUP_OPTIONS = (
     "-c client_connection_check_interval=500 -c tcp_keepalives_idle=10"
     " -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 )
-# PostgreSQL on Windows refuses the first option, and most poolers refuse them all.
+# PostgreSQL on Windows rejects the first option, and most poolers reject them all.
 REFUSED = re.compile("client_connection_check|startup param|command-line opt", re.I)
 
-# The methods of a cursor that send one.
+# The methods of a cursor that send a query.
 QUERIES = ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to")
 
-# PostgreSQL tells a client of these settings without being asked.
+# PostgreSQL reports changes of these settings to each client.
 READ_ONLY_REPORTS = ("default_transaction_read_only", "in_hot_standby")
 
 
@@ -59,8 +59,8 @@ class Connection(connection):
         super().__init__(*args, **kwargs)
         self.autocommit = True
         self.app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        self.is_outdated = False  # The server takes no writes: another one does now.
-        self.opened, self.returned = monotonic(), float("inf")  # It never was idle.
+        self.is_outdated = False  # whether a failover made the server read-only
+        self.opened, self.returned = monotonic(), float("inf")  # It was never idle.
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
         self.as_opened: tuple[object, ...] = ()
 
@@ -83,7 +83,7 @@ class Connection(connection):
         _watch(self, connection.commit)
 
     def rollback(self) -> None:
-        """Roll back, and drop what was to follow the commit."""
+        """Roll back, and drop the functions of `on_commit`."""
         super().rollback()
         if self._on_commit:
             self._on_commit = []
@@ -102,14 +102,14 @@ class Connection(connection):
 
     def __exit__(self, *error: Any) -> None:
         if isinstance(error[1], psycopg2.Error):
-            self.examine(error[1])  # It is of the FETCH of a server-side cursor.
+            self.examine(error[1])  # The FETCH of a server-side cursor raised it.
         try:
             super().__exit__(*error)
         finally:
             callbacks, self._on_commit = self._on_commit or [], None
             if not self.closed:
                 self.autocommit = self._autocommit_outside
-        with ExitStack() as stack:  # It calls all of them, even if one raises.
+        with ExitStack() as stack:  # It calls all functions, even if one raises.
             for callback in reversed(callbacks):
                 stack.callback(callback)
 
@@ -122,7 +122,7 @@ class Connection(connection):
     def examine(self, error: psycopg2.Error) -> None:
         """Leave DETAIL, CONTEXT and the query out of the message, which the log quotes.
 
-        Note whether the server takes no writes any more.
+        Note whether the server has become read-only.
         """
         if error.pgcode and not (self.app.debug or self.app.testing):
             # A data exception quotes the value in its primary message.
@@ -130,16 +130,16 @@ class Connection(connection):
             message = error.diag.message_primary if is_safe else "invalid data"
             error.args = (f"{message} (SQLSTATE {error.pgcode})",)
         if isinstance(error, ReadOnlySqlTransaction) and not self.readonly:
-            # Unless a query asked for it, the server was demoted in a failover.
+            # If no query has made the session read-only, a failover demoted the server.
             reports = map(self.get_parameter_status, READ_ONLY_REPORTS)
             self.is_outdated = "on" in reports
 
     def is_lost(self) -> bool:
-        """Return whether the server closed it, or takes no writes any more."""
+        """Return whether the server closed it, or has become read-only."""
         return self.closed == 2 or self.is_outdated
 
     def state(self) -> tuple[object, ...]:
-        """Return what a context may change, apart from the server's settings."""
+        """Return the state that a context may change, without the server's settings."""
         session = self.isolation_level, self.readonly, self.deferrable
         types = self.cursor_factory, len(self.string_types), len(self.binary_types)
         own = self.autocommit, self.encoding, self.is_outdated
@@ -169,7 +169,7 @@ def get_pool() -> Pool:
 
 
 def get_db() -> Connection:
-    """Return the connection of this request, command or job, taken at first use.
+    """Return the connection of this request, command or job: checked out at first use.
 
     It is in autocommit: a statement takes effect at once. A transaction is
     `with get_db() as db:`, which commits at the end and rolls back on an error. The end
@@ -177,7 +177,7 @@ def get_db() -> Connection:
     the connection; a forked process needs a context of its own. A lost connection is
     replaced, except in a transaction. Raises `DatabaseUnavailable`.
     """
-    context: Any = g._get_current_object()  # A proxy costs most of the time here.
+    context: Any = g._get_current_object()  # The proxy is too slow for each query.
     db: Connection | None = context.get("db")
     if db is None or db.is_lost() and db._on_commit is None:
         with context.setdefault("db_lock", Lock()):
@@ -194,15 +194,15 @@ def close_db() -> None:
     context: Any = g._get_current_object()
     if db := context.pop("db", None):
         if db.is_outdated:
-            get_pool().close()  # The idle ones lead to the same server.
+            get_pool().close()  # Its idle connections lead to the same server.
         context.pop("return_db")()
 
 
 def on_commit(function: Callable[[], object]) -> None:
     """Call `function` once the transaction of this context is committed.
 
-    It is not called when that is rolled back, and called at once outside of one. What
-    it raises comes out of the `with` block; what was committed stays.
+    It is not called after a rollback. Outside of a transaction, it is called at once.
+    The `with` block raises its errors, but the transaction stays committed.
     """
     callbacks = getattr(g.get("db"), "_on_commit", None)
     if callbacks is None:
@@ -214,7 +214,7 @@ def on_commit(function: Callable[[], object]) -> None:
 def connect() -> Connection:
     """Open a connection, which the caller closes. Raises `DatabaseUnavailable`.
 
-    A server that refuses `STARTUP_OPTIONS` gets none from then on.
+    After a server has rejected `STARTUP_OPTIONS`, connect without them.
     """
     parameters = connection_parameters(database_url())
     try:
@@ -228,22 +228,22 @@ def connect() -> Connection:
                 current_app.logger.warning(message, STARTUP_OPTIONS, reason)
             return connect()
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
-    conn.as_opened = conn.state()  # Only now, as tracing sets its `cursor_factory`.
+    conn.as_opened = conn.state()  # Tracing has set its `cursor_factory` by now.
     return conn
 
 
 def database_url() -> str:
-    """Return `DATABASE_URL`, or in development what `dev.py` put in its place."""
+    """Return `DATABASE_URL`, which may be a function, as `dev.py` sets one."""
     url: str | Callable[[], str] = current_app.config["DATABASE_URL"]
     return url() if callable(url) else url
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
-    """Return what libpq is told for a connection.
+    """Return the parameters of a connection, for libpq.
 
-    Parameters in `url` win over the defaults here, and so do libpq's own environment
-    variables and a service file. PostgreSQL's `options` in `url` or PGOPTIONS come
-    after those of the project, so that they win where both set the same.
+    Parameters in `url`, libpq's own environment variables and a service file override
+    the defaults here. PostgreSQL's `options` in `url` or PGOPTIONS follow those of the
+    project, and override them where both set the same.
     """
     given = parse_dsn(url)
     defaults = {"fallback_application_name": current_app.name}
@@ -251,7 +251,7 @@ def connection_parameters(url: str) -> dict[str, Any]:
         defaults |= {
             "client_encoding": os.environ.get("PGCLIENTENCODING", "UTF8"),
             "connect_timeout": os.environ.get("PGCONNECT_TIMEOUT", "5"),
-            # A peer that is gone is given up after 25 s; by default it takes hours.
+            # A lost peer is noticed after 25 s; by default it takes hours.
             "keepalives_idle": "10",
             "keepalives_interval": "5",
             "keepalives_count": "3",
@@ -266,7 +266,7 @@ def connection_parameters(url: str) -> dict[str, Any]:
 def init_app(app: Flask) -> None:
     """Give every application context of `app` a connection when it asks for one."""
     app.extensions["startup_options"] = STARTUP_OPTIONS
-    # Flask's own hooks do not do: it stops at the first teardown function that fails,
+    # Flask's hooks are not enough: it stops at the first teardown function that fails,
     # and an error handler here would hide the application's for less specific classes.
     hooks: Any = app
     hooks.do_teardown_appcontext = partial(_tear_down, app.do_teardown_appcontext)
@@ -283,7 +283,7 @@ def _tear_down(tear_down: Any, *args: Any) -> None:
 def _handle_error(handle: Any, *args: Any) -> Any:
     *context, error = args
     if isinstance(error, psycopg2.Error):
-        # Meanwhile the application may have got another connection.
+        # The application may have another connection by now.
         conn: Any = error.cursor.connection if error.cursor else g.get("db")
         if isinstance(conn, Connection) and conn.is_lost():
             reason = " ".join(str(error).split())
@@ -307,13 +307,14 @@ def _check_out(context: Any) -> None:
     pool = get_pool()
     conn = pool.getconn()
     seconds = monotonic() - began
-    # In development it may have been the start of PostgreSQL.
+    # In development, the time may include the start of PostgreSQL.
     if seconds > SLOW_CHECKOUT and not current_app.debug:
         message = "It took %d ms to get a connection (connections: %s)"
         current_app.logger.warning(message, 1000 * seconds, pool.stats())
-    # A thread may ask after the context has ended. The last one to drop `g` returns it.
+    # A thread may call `get_db` after the context has ended. The connection returns to
+    # the pool when nothing refers to `g` any more.
     context.return_db = finalize(context, pool.putconn, conn)
-    # At exit, a query that still runs would block it.
+    # Returning it at exit would wait for a query that still runs.
     context.return_db.atexit = False
     context.db = conn
 
@@ -329,7 +330,7 @@ def _watch(self: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     finally:
         seconds = monotonic() - began
         if seconds > conn.app.config["SLOW_QUERY"]:
-            # Bytes, and the objects that psycopg2 composes, hold the parameters.
+            # Bytes and the objects of `psycopg2.sql` may contain parameters.
             words = [arg for arg in args if isinstance(arg, str)] or [method.__name__]
             text = " ".join(words[0].split())[:1000]
             logger.warning("A query took %d ms: %s", 1000 * seconds, text)

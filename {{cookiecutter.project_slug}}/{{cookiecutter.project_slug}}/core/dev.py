@@ -40,7 +40,7 @@ def init_app(app: Flask) -> None:
 
 
 def _find_problem() -> str:
-    """Return what the welcome page says of the database, or an empty string."""
+    """Return what is wrong with the database, or an empty string."""
     with closing(connect()) as conn:
         names = missing(conn)
     count = "1 migration is" if len(names) == 1 else f"{len(names)} migrations are"
@@ -50,14 +50,14 @@ def _find_problem() -> str:
 def _check_database(app: Flask, url: str) -> str:
     """Warn of missing migrations, once, and return the URL."""
     app.config["DATABASE_URL"] = url
-    with suppress(DatabaseUnavailable, MigrationError):  # The next query tells.
+    with suppress(DatabaseUnavailable, MigrationError):  # The next query raises it.
         if not _is_migrating() and (problem := _find_problem()):
             app.logger.warning(problem)
     return url
 
 
 def _start_database_once(app: Flask, lock: Lock) -> str:
-    with lock:  # Several requests may come first.
+    with lock:  # Several first requests may come at once.
         if callable(app.config["DATABASE_URL"]):
             app.config["DATABASE_URL"] = _start_database(app)
         return str(app.config["DATABASE_URL"])
@@ -77,7 +77,7 @@ def _start_database(app: Flask) -> str:
             conn.autocommit = True
             try:
                 names = migrate(conn)
-            except MigrationError as error:  # A worker waits until it is mended.
+            except MigrationError as error:  # A worker retries until it is repaired.
                 raise DatabaseUnavailable(str(error)) from error
         if names:
             count = "1 migration" if len(names) == 1 else f"{len(names)} migrations"

@@ -40,12 +40,12 @@ def _render_error(error: HTTPException) -> Any:
         response.content_type = "application/problem+json"
     elif not isinstance(request.routing_exception, BadRequest):
         # Flask builds no URL for a host that it rejected, so Werkzeug's plain page
-        # remains, as it does in an application without the template.
+        # remains.
         try:
             response.data = render_template("error.html", error=error)
         except TemplateNotFound:
             pass
-        except Exception:  # It may need the database that is unavailable.
+        except Exception:  # The page may need the database, which is unavailable.
             current_app.logger.exception("The page of the error cannot be rendered")
     return response
 

@@ -1,8 +1,8 @@
 """Plain SQL migrations: `migrations/*.sql`, applied in order by `flask migrate`.
 
-Each is a transaction, so it holds no BEGIN, COMMIT, ROLLBACK or SAVEPOINT. One that
-begins with `-- no transaction` is none: it is for a single statement that cannot be in
-one, such as `CREATE INDEX CONCURRENTLY`.
+Each file is one transaction, so it contains no BEGIN, COMMIT, ROLLBACK or SAVEPOINT. A
+file that begins with `-- no transaction` runs outside of one. It is for a single
+statement that cannot be in a transaction, such as `CREATE INDEX CONCURRENTLY`.
 """
 
 import logging
@@ -16,13 +16,13 @@ from flask import Flask, current_app
 from psycopg2.errors import ActiveSqlTransaction, FeatureNotSupported, UndefinedTable
 from psycopg2.extensions import connection, cursor
 
-LOCK = 7_164_001  # Any number will do, as long as every runner takes the same.
+LOCK = 7_164_001  # any number, but the same for every process that migrates
 TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, checksum text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 )"""
 BLOCK = "DO $do_{mark}$BEGIN EXECUTE $_{mark}${sql}\n;SELECT$_{mark}$; END$do_{mark}$; "
-# Settings of a file, such as its search_path, end with it.
+# A file's settings, such as its search_path, must not affect the next one.
 RECORD = (
     "RESET ROLE; RESET ALL; "
     "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)"
@@ -38,16 +38,16 @@ class MigrationError(Exception):
 def migrate(conn: connection, *folders: Path) -> list[str]:
     """Apply the files that are new, and return their names.
 
-    They are those of `folders`, or the current application's. `conn` is in autocommit
-    and used for nothing else: it holds a lock until it is closed, so that of two
-    runners one waits for the other. Raises `MigrationError`; the files before the
-    rejected one stay applied.
+    The files are those in `folders`, or the current application's. Use `conn`, which is
+    in autocommit, for nothing else: it holds a lock until it is closed, and a second
+    process waits for that. Raises `MigrationError`; the files before the rejected one
+    stay applied.
     """
     own, *others = folders or _folders()
     with conn.cursor() as cursor:
         _lock(cursor)
         applied = _applied(cursor)
-        # A newer version of a library may have changed its files.
+        # Not a library's files, which a newer version may have changed.
         _reject_edited(_paths(own), applied)
         paths = [path for path in _paths(own, *others) if path.name not in applied]
         if paths and not applied:
@@ -58,7 +58,7 @@ def migrate(conn: connection, *folders: Path) -> list[str]:
 
 
 def forget(conn: connection, name: str) -> None:
-    """Take the migration for one that is not applied. Raises `MigrationError`."""
+    """List the migration as not applied. Raises `MigrationError`."""
     with conn.cursor() as cursor:
         cursor.execute("DELETE FROM schema_migrations WHERE name = %s", [name])
         if cursor.rowcount == 0:
@@ -68,7 +68,7 @@ def forget(conn: connection, name: str) -> None:
 def status(conn: connection) -> dict[str, str]:
     """Return "Applied", "Edited", "Missing" or "Gone" by name, at one round trip.
 
-    A migration is gone when it is applied and has no file any more.
+    A migration is gone when it is applied, but its file no longer exists.
     """
     own, *others = _folders()
     with conn.cursor() as cursor:
@@ -81,7 +81,7 @@ def status(conn: connection) -> dict[str, str]:
 
 def missing(conn: connection) -> list[str]:
     """Return the names of the files that are not applied, at one round trip."""
-    # Unlike `status`, it reads no file: /readyz calls it all the time.
+    # Unlike `status`, this reads no file, because /readyz calls it often.
     with conn.cursor() as cursor:
         applied = _applied(cursor)
     return [path.name for path in _paths(*_folders()) if path.name not in applied]
@@ -98,13 +98,13 @@ def _folders() -> list[Path]:
 
 
 def _paths(*folders: Path) -> list[Path]:
-    # Not those of editors and macOS, which begin with a dot.
+    # Temporary files of editors and macOS begin with a dot.
     return [path for folder in folders for path in sorted(folder.glob("[!.]*.sql"))]
 
 
 def _lock(cursor: cursor) -> None:
-    # A session's lock, not a row: a runner that is killed leaves none behind. It waits
-    # between queries, because CREATE INDEX CONCURRENTLY waits for all that run.
+    # The lock is the session's, so a process that is killed leaves none behind. Poll
+    # for it: CREATE INDEX CONCURRENTLY would wait for a query that waits for the lock.
     if not _try_lock(cursor):
         logger.warning("Another process migrates this database: waiting for its end")
         while not _try_lock(cursor):
@@ -146,10 +146,10 @@ def _reject_edited(paths: list[Path], applied: dict[str, str]) -> None:
 def _read(path: Path) -> tuple[str, str]:
     """Return SQL and checksum of the file."""
     try:
-        sql = path.read_text(encoding="utf-8-sig")  # PowerShell begins it with a mark.
+        sql = path.read_text(encoding="utf-8-sig")  # PowerShell writes a BOM.
     except UnicodeDecodeError:
         sql = "\0"
-    if "\0" in sql:  # In UTF-16, every second byte is one.
+    if "\0" in sql:  # as in UTF-16
         message = f"{path.name} is not in UTF-8: save it again in this encoding."
         raise MigrationError(message)
     return sql, sha256(sql.encode()).hexdigest()
@@ -164,8 +164,9 @@ def _apply(cursor: cursor, path: Path) -> None:
             cursor.execute(sql)
             cursor.execute(RECORD, record)
         else:
-            # All or nothing: PostgreSQL executes no COMMIT there. A last SELECT INTO
-            # would be refused as well. No file holds its own checksum.
+            # PostgreSQL rejects COMMIT in a DO block, so the file is all or nothing. It
+            # also rejects a SELECT INTO at the end, so another SELECT follows. No file
+            # contains its own checksum, which ends the quotes.
             block = BLOCK.format(sql=sql, mark=checksum).replace("%", "%%")
             cursor.execute(block + RECORD, record)
     except psycopg2.Error as error:
@@ -182,7 +183,7 @@ def _apply(cursor: cursor, path: Path) -> None:
 
 
 def _line_number(sql: str, diag: Any) -> str:
-    """Return the line that PostgreSQL points at, where it points at one."""
+    """Return the line that PostgreSQL points at, or an empty string."""
     position = diag.statement_position
     if (diag.internal_query or "").startswith(sql):  # not the query of a function
         position = diag.internal_position

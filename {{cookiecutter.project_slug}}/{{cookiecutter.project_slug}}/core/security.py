@@ -29,7 +29,7 @@ SETTINGS: Settings = {
     "TRUSTED_HOSTS": Setting(
         _parse_hosts,
         "write hosts like example.com,.example.org, or * for any.",
-        # With any host, a foreign name that leads here reads a developer's data.
+        # With any host, a site whose name leads to this machine could read its data.
         default=["localhost", ".localhost", "127.0.0.1"],
         example="the host names of the site, such as example.com",
     ),
@@ -42,7 +42,7 @@ SETTINGS: Settings = {
 # The headers of every response, unless the view sets them; see
 # https://cheatsheetseries.owasp.org/cheatsheets/HTTP_Headers_Cheat_Sheet.html
 # The policy rejects inline scripts and styles, and everything from other sites, such as
-# a CDN. A view sets another one for itself, `app.after_request` for all.
+# a CDN. A view can set another policy for itself; `app.after_request` can for all.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:;"
     " object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -56,7 +56,7 @@ PRODUCTION_HEADERS = HEADERS | {"Strict-Transport-Security": "max-age=31536000"}
 
 
 class SessionInterface(SecureCookieSessionInterface):
-    """Flask's, which keeps responses that depend on a session out of shared caches."""
+    """Keep responses that depend on a session out of shared caches."""
 
     def open_session(self, app: Flask, request: flask.Request) -> Any:
         """Return the session of the request."""
@@ -75,7 +75,7 @@ class SessionInterface(SecureCookieSessionInterface):
 
 
 class Request(flask.Request):
-    """Flask's, with a response of 400, 411 or 413 to more kinds of hostile bodies."""
+    """Reject more kinds of hostile bodies than Flask, with a 400, 411 or 413."""
 
     def get_json(self, *args: Any, **kwargs: Any) -> Any:
         """Return the body, parsed as JSON."""
@@ -112,14 +112,14 @@ def init_app(app: Flask) -> None:
 
 
 def accept_cross_site(view: Any) -> Any:
-    """Accept requests from other sites: the view itself checks what is in them."""
+    """Let other sites post to a view, which must itself check the request."""
     view.accepts_cross_site = True
     return view
 
 
 def _reject_cross_site() -> None:
-    # Browsers tell where a request comes from, so no token is needed. Other clients do
-    # not: see https://words.filippo.io/csrf/ and Go's CrossOriginProtection.
+    # Browsers say which site a request comes from, so no token is needed. Other clients
+    # need no protection: see https://words.filippo.io/csrf/.
     view = current_app.view_functions.get(request.endpoint or "")
     is_accepted = getattr(view, "accepts_cross_site", False)
     if is_accepted or request.method in ("GET", "HEAD", "OPTIONS"):
@@ -135,7 +135,7 @@ def _reject_cross_site() -> None:
 def _add_headers(
     wsgi_app: Any, headers: Mapping[str, Any], environ: Any, start_response: Any
 ) -> Any:
-    # In the server's list, which costs a tenth of what Werkzeug's `Headers` does.
+    # The server's list takes a tenth of the time that Werkzeug's `Headers` takes.
     def start(status: str, given: list[tuple[str, str]], *error: Any) -> Any:
         names = {name.lower() for name, _ in given}
         added = [headers[name] for name in headers if name not in names]

@@ -18,7 +18,7 @@ MAX_CONNECTIONS = 65536  # per process, unless the system allows fewer open file
 # must be the first to close one, or it sends a request into a closed connection and
 # returns a 502. Load balancers wait for up to 600 seconds.
 IDLE_TIMEOUT = 650
-STOP_TIMEOUT = 30  # seconds that requests have left when the server is told to stop
+STOP_TIMEOUT = 30  # seconds that requests have to finish when the server stops
 
 
 @click.command("serve")
@@ -31,7 +31,7 @@ def serve_command(
     info: ScriptInfo, host: str | None, port: int, workers: int, threads: int | None
 ) -> None:
     """Serve the application in production."""
-    # No other command needs granian, so none waits for its import.
+    # Imported here, so that no other command waits for it.
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces
     from granian.http import HTTP1Settings
@@ -44,7 +44,7 @@ def serve_command(
         # parent, which would lose the signal.
         reset = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
         os.register_at_fork(after_in_child=reset)
-    # Its advice on the number of threads is for code that computes. Most of ours waits.
+    # granian's advice on the number of threads is for code that computes, not waits.
     logging.getLogger("_granian").addFilter(_is_not_about_threads)
     Granian(
         info.app_import_path or "",
@@ -59,7 +59,7 @@ def serve_command(
         http1_settings=HTTP1Settings(header_read_timeout=1000 * IDLE_TIMEOUT),
         respawn_failed_workers=True,
         workers_kill_timeout=STOP_TIMEOUT,
-        # Its lines go to the handler of the root logger, as those of the application.
+        # Its lines go to the handler of the root logger, as the application's do.
         log_dictconfig={"loggers": {"_granian": {}}},
     ).serve(target_loader=_load_app)
 
