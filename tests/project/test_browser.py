@@ -70,7 +70,7 @@ def test_page_reloads_on_save_and_after_an_outage(
         expect(heading).to_have_text("Version 5")
         expect(notice).to_be_hidden()
 
-    expect(notice).to_have_text(re.compile("The server does not answer"))
+    expect(notice).to_have_text(re.compile("The server does not respond"))
     retitle(template, "Back")
     with site.serve():
         expect(heading).to_have_text("Back")

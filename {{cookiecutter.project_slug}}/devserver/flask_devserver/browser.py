@@ -11,7 +11,7 @@ from werkzeug.wrappers import Request, Response
 
 PREFIX = "/_flask_dev/"
 SCRIPT = Path(__file__).with_name("reload.js")
-HEARTBEAT = 2.0  # seconds; a closed page is noticed at the second one
+HEARTBEAT = 2.0  # seconds; a closed page is noticed at the second heartbeat
 
 # A response of 304 would keep the previous version's script. The script cannot be added
 # to a compressed page, nor to a part of a page.
@@ -21,8 +21,8 @@ UNWANTED = ("IF_NONE_MATCH", "IF_MODIFIED_SINCE", "RANGE", "ACCEPT_ENCODING")
 class BrowserReload:
     """Add a script to the pages of the WSGI application `app` that reloads them.
 
-    A page listens to events, which name the version that responds. They end with it,
-    when `ending` is set.
+    A page listens to events, which name the version that responds. The events stop when
+    `ending` is set.
     """
 
     def __init__(self, app: Any, ending: Event) -> None:
@@ -58,7 +58,7 @@ class BrowserReload:
 
 
 def asks_for_page(request: Request) -> bool:
-    """Return whether a browser shows the response, as no script and no curl does."""
+    """Return whether a browser shows the response, unlike a script or curl."""
     shown = request.headers.get("Sec-Fetch-Dest", "document") == "document"
     html = "text/html" in request.headers.get("Accept", "")
     return shown and html and request.method != "HEAD"

@@ -32,9 +32,9 @@ if sys.platform == "win32":
     raise ImportError("flask dev needs Linux or macOS.")
 
 COMMAND_DEADLINE = 5.0  # seconds; nobody waits for a command, so it may finish its work
-IDLE = 0.3  # seconds between two checks for modules that were imported
-SLOW_IMPORT = 10.0  # seconds of an import after which its place is named
-SIGNAL_DELAY = 0.1  # seconds until this process handles a signal at the latest
+IDLE = 0.3  # seconds between two checks for newly imported modules
+SLOW_IMPORT = 10.0  # seconds; the line of a longer import is printed
+SIGNAL_DELAY = 0.1  # seconds until this process handles a signal, at most
 GRACE = 0.05  # seconds that the next version waits for the requests in flight
 WRITING = os.O_WRONLY | os.O_RDWR
 
@@ -45,8 +45,8 @@ class Child:
 
     It serves the application or, with a `command`, runs that. `options` are those of
     `flask dev`. `listener` is the socket and `status_pipe` leads to the `parent`; both
-    are file descriptors. `root` is the folder in which it runs. The version `began` to
-    replace the one before at that monotonic time, unless it is the `first`.
+    are file descriptors. `root` is the folder in which it runs. At the monotonic time
+    `began`, the version started to replace the previous one, unless it is the `first`.
     """
 
     app: str | None
@@ -85,8 +85,8 @@ class Child:
     def _prepare(self) -> None:
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", _FLASK_DEV="1")
         os.environ["FLASK_RUN_HOST"] = self.options["host"]
-        # The supervisor handles Ctrl-C. A program that the application starts does not
-        # inherit this handler, as it would inherit SIG_IGN.
+        # The supervisor handles Ctrl-C. Programs that the application starts would
+        # inherit SIG_IGN, but do not inherit this handler.
         signal.signal(signal.SIGINT, do_nothing)
         for fd in self.descriptors():
             os.set_inheritable(fd, False)
@@ -99,7 +99,7 @@ class Child:
         shutdown.remember_thread_origins()
 
     def _reset_in_fork(self) -> None:
-        """Give back, in a process that the application forks, what is not for it."""
+        """Undo `_prepare` in a process that the application forks."""
         if signal.getsignal(signal.SIGINT) is do_nothing:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if isinstance(signal.getsignal(signal.SIGTERM), Waker):
@@ -135,7 +135,7 @@ class Child:
         known: set[tuple[str, str]] = set()
         count = 0
         while True:
-            time.sleep(IDLE)  # The first request matters more now.
+            time.sleep(IDLE)  # The first request has priority.
             if len(sys.modules) != count:
                 count = len(sys.modules)
                 new = set(module_files()) - known
@@ -145,7 +145,7 @@ class Child:
                 self._send(modules=sorted(names - {"__main__"}), files=files)
 
     def _run_command(self) -> None:
-        # It never gets the SIGINT of a terminal, on which Celery would shut down twice.
+        # SIGINT stays blocked: at Ctrl-C, Celery would shut down twice.
         os.close(self.listener)
         self.listener = -1
         self._notify_ready()
@@ -175,7 +175,7 @@ class Child:
         os.register_at_fork(after_in_child=server.socket.close)
         waker = Waker()
         signal.signal(signal.SIGTERM, waker)
-        # The application may have replaced the selectors, so none was imported by name.
+        # The application may have replaced the selectors, so look them up only now.
         with selectors.DefaultSelector() as selector:
             selector.register(server.socket, EVENT_READ, server.handle_request)
             selector.register(waker.pipe, EVENT_READ, ending.set)
@@ -213,7 +213,7 @@ class Child:
         try:
             flask_app = ScriptInfo(app_import_path=self.app).load_app()
             if self.first:
-                # The first request raises again what this does.
+                # The first request raises the same error.
                 with suppress(Exception), flask_app.app_context():
                     flask_app.extensions.get("prepare", bool)()
             seconds = f"{time.monotonic() - self.began:.2f} s"
@@ -228,7 +228,7 @@ class Child:
 
 
 def _files_of(error: BaseException | None) -> Iterator[str]:
-    """Yield the files that an exception came from: the modules may not be loaded."""
+    """Yield the files that an exception came from, whose modules may not be loaded."""
     while error:
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         files.append(getattr(error, "filename", None) or "")  # of a syntax error
@@ -237,7 +237,7 @@ def _files_of(error: BaseException | None) -> Iterator[str]:
 
 
 def _failing(raised: BaseException) -> Any:
-    """Return an application that raises what the import of another one has raised."""
+    """Return an application that raises the error of a failed import."""
     place = raised.__traceback__ and raised.__traceback__.tb_next  # below this module
     traceback.print_exception(raised.with_traceback(place))
     error = raised
@@ -253,9 +253,9 @@ def _failing(raised: BaseException) -> Any:
 
 
 class Waker:
-    """A handler of signals, after which there is something to read at `pipe`.
+    """A signal handler that makes `pipe` readable.
 
-    The wakeup descriptor of Python would not do: the application may replace it.
+    The application may replace Python's own wakeup descriptor.
     """
 
     def __init__(self) -> None:
@@ -282,12 +282,12 @@ def do_nothing(*_: object) -> None:
 def _exit(code: Any = 0) -> NoReturn:
     """Exit as Python does, but without taking every module apart.
 
-    That takes ten times as long as the rest of a reload. Forks of `multiprocessing`
-    exit like this, too.
+    Taking them apart takes ten times as long as the rest of a reload. Forks of
+    `multiprocessing` exit like this, too.
     """
     cast(Any, threading)._shutdown()
     atexit._run_exitfuncs()
-    # The supervisor has frozen its objects, so the collector knows few in a fork.
+    # The supervisor has frozen its objects, so the collector lists few in a fork.
     for each in [sys.stdout, sys.stderr, *gc.get_objects()]:
         if issubclass(type(each), (TextIOWrapper, BufferedWriter)):
             with suppress(Exception):  # It may be closed, or open for reading.

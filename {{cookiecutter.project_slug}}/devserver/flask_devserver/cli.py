@@ -27,14 +27,14 @@ if os.environ.get("WERKZEUG_RUN_MAIN") == "true" and "run" in sys.argv:
 @click.option(
     "--fork/--no-fork",
     default=sys.platform == "linux",
-    help="Fork a process that has the packages ready, or start a new Python.",
+    help="Fork a process that has imported the packages, or start a new Python.",
 )
 @click.option(
     "--browser-reload/--no-browser-reload",
     default=True,
     help="Reload the pages in browsers when a new version responds.",
 )
-@click.option("--watch", multiple=True, help="Another file or folder to watch.")
+@click.option("--watch", multiple=True, help="Also watch this file or folder.")
 @click.option(
     "--with",
     "--also",  # its name up to version 0.2

@@ -27,23 +27,23 @@ class EmbeddedServer:
 
     module: str
     program: str  # a part of the name of its processes
-    data: str  # the folder in which they are
+    data: str  # the folder in which they run
     stop_signal = signal.SIGTERM
 
     def __init__(self, server_dir: Path) -> None:
         self.server_dir = server_dir.absolute()
-        # The reaper needs it when somebody has removed the link.
+        # The reaper needs this folder even when somebody has removed the link to it.
         self.home = self.server_dir.resolve()
         # Other users must not be able to hold a lock, so they cannot open its file.
         lock, reaper_lock = map(server_dir.with_suffix, (".lock", ".reaper.lock"))
-        self.lock = FileLock(lock, mode=0o600)  # under which it starts and stops
-        self.reaper_lock = FileLock(reaper_lock, mode=0o600)  # as long as there is one
+        self.lock = FileLock(lock, mode=0o600)  # held while the server starts or stops
+        self.reaper_lock = FileLock(reaper_lock, mode=0o600)  # held by the reaper
 
     def join(self) -> None:
         """Start the server if it does not run, and keep it running for this process.
 
-        Under Flask's reloader it runs for the reloader, so that a reload finds it.
-        Hold `lock` meanwhile. Raises `ClickException` when the server does not start.
+        Under Flask's reloader, it runs until the reloader exits, so that a reload finds
+        it. Hold `lock` meanwhile. Raises `ClickException` if the server does not start.
         """
         reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
         client = os.getppid() if reloaded else os.getpid()
@@ -63,7 +63,7 @@ class EmbeddedServer:
         )
         with cast("IO[bytes]", reaper.stdout) as output:
             error = output.read().decode() or "The reaper did not start."
-        reaper.returncode = 0  # Nobody waits for it: it outlives this process.
+        reaper.returncode = 0  # Do not wait for the reaper: it outlives this process.
         if error != "ready":
             raise ClickException(error)
 
@@ -76,7 +76,7 @@ class EmbeddedServer:
             print(error.message, end="")
             return
         print("ready", end="", flush=True)
-        os.close(1)  # The first client waits for the end of the output.
+        os.close(1)  # The first client reads the output to its end.
         while self.reaper_lock.is_locked:
             while self._has_client():
                 if not is_running(server):
@@ -85,11 +85,11 @@ class EmbeddedServer:
             with self.lock:  # New clients register under the same lock.
                 if not self._has_client():
                     self._stop(server)
-                    # Otherwise the next client would count on this reaper.
+                    # Otherwise the next client would rely on this reaper.
                     self.reaper_lock.release()
 
     def stop(self) -> None:
-        """Stop the server, though clients may run."""
+        """Stop the server, even if clients run."""
         for client in (self.home / "clients").glob("*"):
             client.unlink()
         _, left = psutil.wait_procs(self._processes(), timeout=10)
@@ -99,7 +99,7 @@ class EmbeddedServer:
             pass
 
     def _restart(self) -> psutil.Process:
-        """Start the server, after the end of one whose reaper was killed."""
+        """Start the server. First kill one whose reaper was killed."""
         for process in self._processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -132,7 +132,7 @@ class EmbeddedServer:
 
 
 def free_port(wish: int) -> int:
-    """Return the port, or another one when it is taken."""
+    """Return the port, or another one if it is in use."""
     with suppress(OSError), socket.create_server(("127.0.0.1", wish)) as server:
         return int(server.getsockname()[1])
     return free_port(0)

@@ -1,7 +1,7 @@
-"""Find the files that have changed, by comparing what `os.stat` says of them.
+"""Find the files that have changed, by comparing the results of `os.stat`.
 
 Events of the kernel only ask for an early scan. A lost event, an overflow, or a file
-system without events delays a reload by a second at most, and no save is lost.
+system without events delays a reload by at most a second, and no save is lost.
 """
 
 import ctypes
@@ -17,13 +17,13 @@ from sysconfig import get_path
 
 from . import say
 
-Signature = tuple[int, ...]  # empty for a file that is not there
+Signature = tuple[int, ...]  # empty for a file that does not exist
 
 # The packages and the environment depend on these.
 SETTINGS = (".env", ".flaskenv", "pyproject.toml")
 
-# Files of these kinds count when they appear and disappear, too. Others, such as the
-# drafts of editors, count when they have changed.
+# Files of these kinds count even when they appear or disappear. Others, such as the
+# temporary files of editors, only count when they have changed.
 SOURCES = (
     *".py .sql .html .htm .jinja .jinja2 .j2 .css .js .svg .toml .yaml .yml".split(),
     *SETTINGS,
@@ -37,11 +37,11 @@ IGNORED = ("__pycache__", "node_modules")
 IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build")
 IGNORED_KINDS = ("~", ".pyc", ".tmp", ".log", ".pid", ".lock", "-journal")
 
-SETTLE = 0.001  # seconds from an event to the scan, in which a file is written
+SETTLE = 0.001  # seconds from an event to the scan, so that a file is complete
 SCAN_INTERVAL = 1.0  # seconds between two scans without an event
 POLL_INTERVAL = 0.3  # where there are no events
-LOOP, LOOP_SAVES = 15.0, 5  # seconds in which so many saves are those of a program
-SCAN_SHARE = 20  # A scan takes at most the 20th part of the time.
+LOOP, LOOP_SAVES = 15.0, 5  # So many saves in so many seconds come from a program.
+SCAN_SHARE = 20  # Scans take at most a 20th of the time.
 
 IN_NONBLOCK, IN_CLOEXEC = 0o4000, 0o2000000
 EVENTS = 0x10003CC  # something in a folder is written, moved, created or removed
@@ -83,7 +83,7 @@ class Files:
             self.modules |= new - installed
             found = self._differing(self.installed, installed)
             found |= self._differing(self.known, self._sources())
-            # The other files have been there before the modules around them.
+            # Other files are new to `known`, but existed before.
             changed = {
                 p for p in found if p in known or _is_newer(_signature(p), since)
             }
@@ -101,7 +101,7 @@ class Files:
         self.events.watch(self.folders)
         found = self.missed | self._differing(self.known, self._sources())
         self.missed = set()
-        # A reload need not wait for these, which are many and seldom change.
+        # Installed packages are many and seldom change, so no reload waits for them.
         found = set(filter(self._counts, found))
         found = found or self._differing(self.installed, _distributions())
         now = time.monotonic()
@@ -109,7 +109,7 @@ class Files:
         return {p for p in found if self._counts(p) and not self._is_noise(p, now)}
 
     def _differing(self, old: dict[str, Signature], found: Iterable[str]) -> set[str]:
-        """Bring `old` and what was found up to date; return the files that differ."""
+        """Update `old` with the files `found`, and return those that differ."""
         new = {p: _signature(p) for p in {*old, *found}}
         # An editor may remove a file for a moment before it writes the new one.
         new = {p: s for p, s in new.items() if s or self._is_source(p)}
@@ -132,13 +132,13 @@ class Files:
         return not (excluded or written)
 
     def _is_noise(self, path: str, now: float) -> bool:
-        """Return whether a file changes so often that something writes its data."""
+        """Return whether a file changes so often that a program must be writing it."""
         times = [*self.changes.get(path, ()), now][-LOOP_SAVES:]
         self.changes[path] = times
         often = len(times) == LOOP_SAVES and now - times[0] < LOOP
         if self._is_source(path) or not often:
             return False
-        say(f" * {path} changes again and again: it reloads nothing any more.")
+        say(f" * {path} changes again and again: flask dev ignores it from now on.")
         self.written[path] = now
         return True
 
@@ -190,7 +190,7 @@ class Files:
 class Events:
     """Ask the kernel of Linux for events in folders.
 
-    `descriptor` is readable after any. `interval` is how many seconds to wait at most.
+    `descriptor` is readable after an event. Scan after `interval` seconds in any case.
     """
 
     libc: ctypes.CDLL
@@ -211,7 +211,7 @@ class Events:
             self._check(self.libc.inotify_add_watch(self.descriptor, path, EVENTS))
 
     def clear(self) -> None:
-        """Forget the events, of which one is as good as many."""
+        """Drop the events: one is enough to start a scan."""
         with suppress(BlockingIOError):
             while os.read(self.descriptor, 65536):
                 pass
@@ -220,7 +220,7 @@ class Events:
         number = ctypes.get_errno() if result < 0 else 0
         if number not in (0, ENOENT, ENOTDIR, EACCES):
             reason = f"{os.strerror(number)}; see fs.inotify.max_user_watches"
-            say(f" * Not all folders can be watched ({reason}): looking every 0.3 s.")
+            say(f" * Not all folders can be watched ({reason}): checking every 0.3 s.")
             self.interval = POLL_INTERVAL
 
 
@@ -238,7 +238,7 @@ def is_library(path: str) -> bool:
 
 
 def is_watched_module(path: str) -> bool:
-    """Return whether the file of a module can change while one works on a project."""
+    """Return whether the file of a module can change during work on a project."""
     return _LIBRARIES in path or not path.startswith(_STANDARD_LIBRARY)
 
 
@@ -259,5 +259,5 @@ def _signature(path: str) -> Signature:
 
 
 def _is_newer(signature: Signature, since: float) -> bool:
-    # The ctime tells of a file that was moved here, too. A time may lie in the future.
+    # Moving a file here changes its ctime. A time may be in the future.
     return any(since * 1e9 < t < time.time_ns() for t in signature[:2])

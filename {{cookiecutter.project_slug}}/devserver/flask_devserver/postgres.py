@@ -3,8 +3,8 @@
 `ensure_database` starts a server in a folder of its own, or joins the one that runs
 there. `python -m flask_devserver.postgres FOLDER` runs its reaper.
 
-PostgreSQL refuses to run as root. For root it runs as the user nobody, who owns only
-the folder `data`. Root opens no file in there.
+PostgreSQL refuses to run as root. For root, it runs as the user nobody, who owns only
+the folder `data`. Root opens no file in this folder.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ INSTALLED = (
     "opt/homebrew/opt/postgresql@*/bin/initdb",
     "Program Files/PostgreSQL/*/bin/initdb.exe",
 )
-SERVICES = "pg_service.conf"  # for psql and others: one with PGSERVICEFILE set
+SERVICES = "pg_service.conf"  # for psql and other clients, with PGSERVICEFILE
 OPTIONS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories="
 
 
@@ -46,7 +46,7 @@ def ensure_database(server_dir: Path, name: str) -> str:
     under Flask's reloader, until the reloader has, so that a reload finds it running.
     The role in the URL owns the database and may create others, but is not a superuser.
     For root, `server_dir` becomes a link to a folder that the user nobody can reach.
-    Raises `ClickException` when this machine has no PostgreSQL, or it does not start.
+    Raises `ClickException` if this machine has no PostgreSQL, or if it does not start.
     """
     server_dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     server = PostgreSQL(server_dir)
@@ -57,7 +57,7 @@ def ensure_database(server_dir: Path, name: str) -> str:
 
 
 def stop(server_dir: Path) -> None:
-    """Stop the server in `server_dir`: what is not committed is rolled back."""
+    """Stop the server in `server_dir`, and roll back open transactions."""
     PostgreSQL(server_dir).stop()
 
 
@@ -67,14 +67,14 @@ class PostgreSQL(EmbeddedServer):
     module = "flask_devserver.postgres"
     program = "postgres"
     data = "data"
-    stop_signal = signal.SIGINT  # It does not wait for clients then.
+    stop_signal = signal.SIGINT  # After it, PostgreSQL does not wait for clients.
 
     def make_home(self) -> None:
         """Make the folder of the server and, for root, a link to it."""
         if not _is_root():
             self.server_dir.mkdir(mode=0o700, exist_ok=True)
         elif not self.server_dir.exists():
-            # The inode tells a removed folder, whose data goes, from a moved one.
+            # The inode tells a new folder, which starts without data, from a moved one.
             inode = os.stat(self.server_dir.parents[1])
             key = repr((inode.st_dev, inode.st_ino, *self.server_dir.parts[-2:]))
             digest = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -83,16 +83,17 @@ class PostgreSQL(EmbeddedServer):
             shutil.rmtree(self.home, ignore_errors=True)
             self.home.mkdir(parents=True)
             self.home.chmod(0o711)
-            self.server_dir.unlink(missing_ok=True)  # a link to what is gone
+            self.server_dir.unlink(missing_ok=True)  # a link to a removed folder
             self.server_dir.symlink_to(self.home)
         is_old = (self.home / "data").exists() and not (self.home / SERVICES).exists()
-        if is_old or (_is_root() and self.home.stat().st_uid):  # It was nobody's.
+        # In older versions, the folder belonged to the user nobody.
+        if is_old or (_is_root() and self.home.stat().st_uid):
             hint = "remove it to start over"
             message = f"{self.server_dir} is from an older version: {hint}."
             raise ClickException(message)
 
     def create_database(self, name: str) -> str:
-        """Create what is missing of the database and its role; return the URL."""
+        """Create the database and its role if they are missing, and return the URL."""
         services = self._read_services()
         dev = services["dev"]
         with closing(self._connect()) as conn, conn.cursor() as cursor:
@@ -125,7 +126,7 @@ class PostgreSQL(EmbeddedServer):
     def _start(self) -> None:
         if not (self.home / "data").exists():
             self._initialize()
-        # Its process is killed, but another one may have the id by now.
+        # The process with this id was killed, but another one may have the id by now.
         (self.home / "data" / "postmaster.pid").unlink(missing_ok=True)
         services = self._read_services()
         port = free_port(services.getint("dev", "port", fallback=0))
@@ -174,8 +175,8 @@ class PostgreSQL(EmbeddedServer):
         draft.replace(self.home / SERVICES)
 
     def _run(self, program: str, *arguments: str) -> None:
-        # The paths in the arguments are relative. A shell, to which pg_ctl hands them
-        # on, would expand a `$` in them.
+        # The arguments contain only relative paths, because pg_ctl passes them to a
+        # shell, which would expand a `$`.
         try:
             _run_from(self.home, program, *arguments)
         except PermissionError:  # The server's user cannot reach them where they are.
@@ -185,7 +186,7 @@ class PostgreSQL(EmbeddedServer):
 
 def _run_from(home: Path, program: str, *arguments: str) -> None:
     bin_dir = _bin_dir()
-    # A file for the output: the server would hold a pipe open for as long as it runs.
+    # The output goes to a file, because the server would keep a pipe open.
     with tempfile.TemporaryFile("w+") as output:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         options = {"cwd": home, **streams, **_server_user()}
@@ -201,10 +202,10 @@ def _run_from(home: Path, program: str, *arguments: str) -> None:
 
 
 def _server_user() -> dict[str, Any]:
-    """Return what `subprocess.run` needs to shed root, and root's environment."""
+    """Return the options with which `subprocess.run` drops root and its environment."""
     if sys.platform == "win32" or os.geteuid():
         return {}
-    import pwd  # Windows has none, and no root either.
+    import pwd  # Windows does not have it.
 
     nobody = pwd.getpwnam("nobody")
     ids = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}

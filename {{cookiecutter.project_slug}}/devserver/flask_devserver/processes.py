@@ -1,4 +1,4 @@
-"""Start versions of the application, and end them with all that they have left."""
+"""Start versions of the application, and stop them with everything they started."""
 
 import ctypes
 import json
@@ -20,7 +20,7 @@ from .child import Child
 if sys.platform == "win32":
     raise ImportError("flask dev needs Linux or macOS.")
 
-ORPHAN_DELAY = 0.1  # seconds for what a child has started to end with it
+ORPHAN_DELAY = 0.1  # seconds in which a child's programs may exit with it
 ORPHAN_DEADLINE = 1.0  # seconds from SIGTERM to SIGKILL
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -33,10 +33,9 @@ SERVICES = ("postgres", "valkey-server", "redis-server")
 class Runner:
     """Run `child`, by a fork of this process or as a new Python.
 
-    `on_message` gets what the child says, when `selector` has found something to read.
-    Everything that is saved after `started`, in seconds since the epoch, asks for
-    another version. `pid` is 0 while no version runs. The next one may start at the
-    monotonic time `start_at`.
+    `on_message` gets the child's messages, which `selector` waits for. A save after
+    `started`, in seconds since the epoch, asks for another version. `pid` is 0 while no
+    version runs. The next version may start at the monotonic time `start_at`.
     """
 
     child: Child
@@ -45,16 +44,16 @@ class Runner:
     on_message: Callable[["Runner", dict[str, Any]], None]
     pid: int = 0
     pipe: int = -1
-    line: bytes = b""  # the part of a message that has come so far
+    line: bytes = b""  # the part of a message that has arrived so far
     ready: bool = False
     start_at: float = 0.0
 
     def start(self, close_in_fork: Callable[[], None] | None) -> None:
-        """Start a version: as a new Python, or in a fork that closes what is not its.
+        """Start a version in a fork, which calls `close_in_fork`, or as a new Python.
 
-        The one before may still run, to finish its requests.
+        The previous version may still run, to finish its requests.
         """
-        self._close_pipe()  # The last child's messages are not about this one.
+        self._close_pipe()  # It may have messages of the previous child.
         self.pipe, self.child.status_pipe = os.pipe()
         self.selector.register(self.pipe, EVENT_READ, self._read)
         self.ready, self.start_at = False, float("inf")
@@ -75,7 +74,7 @@ class Runner:
         for fd in self.child.descriptors():
             os.set_inheritable(fd, True)
         fields = json.dumps(asdict(self.child))
-        # Without a buffer, a child that is killed loses nothing that it has printed.
+        # Without a buffer, a killed child loses no output.
         command = [sys.executable, "-u", "-m", "flask_devserver.child", fields]
         blocked = [signal.SIGINT]  # until the child handles it
         return os.posix_spawn(command[0], command, os.environ, setsigmask=blocked)
@@ -96,7 +95,7 @@ class Runner:
 
 
 class Processes:
-    """The processes that are to end, each with a signal that it gets at a time."""
+    """The processes that must exit, each with its next signal and the time for it."""
 
     def __init__(self) -> None:
         self.dying: dict[int, tuple[float, signal.Signals, str]] = {}
@@ -105,7 +104,7 @@ class Processes:
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def end(self, pid: int, seconds: float, name: str) -> None:
-        """Ask a process to exit within so many seconds."""
+        """Ask a process to exit, and kill it after so many seconds."""
         send_signal(pid, signal.SIGTERM)
         self.kill_after(pid, seconds, name)
 
@@ -125,21 +124,21 @@ class Processes:
                 send_signal(pid, number)
 
     def kill_all(self) -> None:
-        """Kill those that are left."""
+        """Kill the remaining processes."""
         for pid in self.dying:
             send_signal(pid, signal.SIGKILL)
 
     def ended(self) -> Iterator[tuple[int, int | None]]:
-        """Yield the processes that have ended, with the status of an unwanted end."""
+        """Yield the processes that have exited, and the status of those not asked to."""
         with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
                 yield pid, None if self.dying.pop(pid, None) else status
 
     def end_orphans(self, known: Iterable[int], successor: int) -> None:
-        """End the children of this process that are not known.
+        """Stop the children of this process that are not known.
 
-        One that started after the process `successor` was started by that.
+        A child that started after the process `successor` belongs to that one.
         """
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         with suppress(OSError):
@@ -158,7 +157,7 @@ class Processes:
                 due = time.monotonic() + ORPHAN_DELAY
                 self.dying[pid] = (due, signal.SIGTERM, name)
                 return
-        # It has left the session, as daemons do.
+        # The process has left the session, as daemons do.
         self.named.add(pid)
         program = os.path.basename(command.partition(" ")[0]).rstrip(":")
         if program not in SERVICES and "flask_devserver" not in command:
@@ -174,7 +173,7 @@ class Terminal:
             self.settings = termios.tcgetattr(0)
 
     def restore(self) -> None:
-        """Set them again, but not from a job in the background."""
+        """Restore the settings, unless this process is in the background."""
         with suppress(termios.error, OSError):
             if self.settings and os.tcgetpgrp(0) == os.getpgrp():
                 if termios.tcgetattr(0) != self.settings:
@@ -182,7 +181,7 @@ class Terminal:
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process, if it is still there."""
+    """Send a signal to a process, if it still exists."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
@@ -195,7 +194,7 @@ def _command_line(pid: int) -> str:
 
 
 def _start_time(pid: int) -> float:
-    """Return when a process has started, or infinity when it is gone."""
+    """Return when a process has started, or infinity if it has exited."""
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return float("inf") if fields[0] == b"Z" else float(fields[19])

@@ -25,12 +25,12 @@
       notice.remove();
       if (data === shown) return;
       if (method === "GET") return location.reload();
-      say("There is a new version. To reload this page sends the form again.");
+      say("There is a new version. Reloading this page sends the form again.");
     };
     events.onerror = () => {
       events.close();
       failures += 1;
-      if (failures > 1) say("The server does not answer. This page will come back.");
+      if (failures > 1) say("The server does not respond. This page waits for it.");
       timer = setTimeout(connect, failures > 1 ? 500 : 0);
     };
   }

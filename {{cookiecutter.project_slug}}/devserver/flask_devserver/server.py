@@ -1,4 +1,4 @@
-"""Werkzeug's threaded server, which knows the requests that are in flight."""
+"""Werkzeug's threaded server, with a list of the requests in flight."""
 
 import time
 from typing import Any, cast
@@ -9,7 +9,7 @@ from .browser import PREFIX
 
 
 class RequestHandler(WSGIRequestHandler):
-    """Name the request to the server; do not log those of the browser part."""
+    """List each request at the server, and log none of `BrowserReload`."""
 
     server: "Server"
 
@@ -33,7 +33,7 @@ class Server(ThreadedWSGIServer):
         self.timeout = 0
         self.in_flight: dict[Any, str] = {}  # by connection; without a name at first
         if self.ssl_context:
-            # A thread of its own waits for the client, not the one that accepts.
+            # Otherwise the thread that accepts connections would wait for the client.
             cast(Any, self.socket).do_handshake_on_connect = False
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -1,6 +1,6 @@
 """Detect what blocks shutdown, then kill the process.
 
-`flask dev` asks here for the culprit. `guard` does what is possible under plain `flask
+`flask dev` names the blockers with it. `guard` does what is possible under plain `flask
 run --debug`, whose reloader starts a new process only after the old one has exited.
 """
 
@@ -25,8 +25,8 @@ PR_SET_PDEATHSIG = 1
 def guard() -> None:
     """Kill this process when it does not exit in time, or when its parent is gone.
 
-    The timer starts with `threading._shutdown`, the first thing that Python does when
-    the main thread has finished. It waits there for threads and for executors.
+    The timer starts with `threading._shutdown`, which Python calls first when the main
+    thread has finished. There, Python waits for threads and for executors.
     """
     remember_thread_origins()
     shutdown = threading._shutdown  # type: ignore[attr-defined]
@@ -52,9 +52,9 @@ def _kill(seconds: float, exit_code: int, sleep: Callable[[float], None]) -> Non
 
 
 def exit_with_parent(parent: int) -> None:
-    """Exit when `parent` is not the parent of this process any more."""
+    """Exit when `parent` is no longer the parent of this process."""
     if sys.platform == "linux":
-        # A thread would cost a busy machine milliseconds of each reload.
+        # On a busy machine, a thread would add milliseconds to each reload.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == parent:
             return
@@ -68,8 +68,8 @@ def _await_orphanage(parent: int, sleep: Callable[[float], None]) -> None:
 
 
 def _silence_server(hook: Callable[..., Any], args: threading.ExceptHookArgs) -> None:
-    # The socket is closed while the thread still selects on it: on Windows that is
-    # WinError 10038. The error means nothing once the process is exiting.
+    # The socket is closed while the thread still selects on it, which is WinError 10038
+    # on Windows. The error means nothing once the process is exiting.
     serving = args.thread and "serve_forever" in args.thread.name
     if not (serving and issubclass(args.exc_type, (OSError, ValueError))):
         hook(args)
@@ -135,7 +135,7 @@ def position(thread: threading.Thread) -> str:
 def _place(frame: FrameType | None) -> str:
     """Return the innermost line of the stack that is not Python's own.
 
-    An exit hook in C or in the standard library stands right above a line of ours.
+    Below an exit hook in C or in the standard library is a line of this package.
     """
     if frame is None:
         return UNKNOWN

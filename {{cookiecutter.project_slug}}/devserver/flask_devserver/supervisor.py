@@ -35,21 +35,21 @@ from .processes import Processes, Runner, Terminal, send_signal
 if sys.platform == "win32":
     raise ImportError("flask dev needs Linux or macOS.")
 
-# A save starts a reload at once. Those that follow it closely are taken together.
-BURST_WINDOW = 0.5  # seconds within which a save follows another closely
-DEBOUNCE = 0.2  # seconds without a save after which those are taken
+# The first save starts a reload at once. The next saves of a burst share one reload.
+BURST_WINDOW = 0.5  # seconds between two saves of a burst, at most
+DEBOUNCE = 0.2  # seconds without a save that end a burst
 
-LAST_DEADLINE = 0.4  # seconds; nobody who stops the server waits long for a request
-RESTART_DELAY = 5.0  # seconds until a child starts again that failed at once
-KILL_MARGIN = 0.3  # seconds more than the deadline, for a child to name the culprit
+LAST_DEADLINE = 0.4  # seconds for requests when the server stops
+RESTART_DELAY = 5.0  # seconds until a child that failed at once starts again
+KILL_MARGIN = 0.3  # seconds after the deadline, for a child to name the blockers
 
 
 class Supervisor:
-    """Serve `app` and, beside it, run a command; again when a file is saved.
+    """Serve `app`, run a command beside it, and restart both when a file is saved.
 
     `options` are those of `flask dev`. With `fork`, children are forks of this process,
-    which imports the packages once; without, each is a new Python. `created` is the
-    time, in seconds, before anything of the application was read.
+    which imports the packages once. Without, each child is a new Python. `created` is a
+    time, in seconds, before the first file of the application was read.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Supervisor:
         self.address = f"{options['host']} {options['port']}"
         self.listener = _listen(options["host"], options["port"])
         self.selector = DefaultSelector()
-        # Everything that is saved from this time on starts another child.
+        # Every save after this time starts another child.
         created = float(os.environ.pop("_FLASK_DEV_CREATED", created))
         if options["cert"] == "adhoc":
-            # Browsers accept it once: each child uses the same certificate.
+            # Users accept a certificate once, so each child uses the same one.
             path = os.path.join(tempfile.mkdtemp(), "dev")
             options["cert"] = make_ssl_devcert(path, options["host"])
         server = Child(app=app, options=options, listener=self.listener.fileno())
@@ -74,8 +74,8 @@ class Supervisor:
             self.runners.append(replace(self.web, child=companion))
         self.root = os.getcwd()
         self.files: Files | None = None
-        self.changed: set[str] = set()  # files that no child has been started with
-        self.reloaded: set[str] = set()  # those that this one was started for
+        self.changed: set[str] = set()  # files that no child has been started for
+        self.reloaded: set[str] = set()  # files that this child was started for
         self.saved, self.reload_at = 0.0, float("inf")
         self.to_import: deque[str] = deque()
         self.loaded = {path for _, path in module_files()}
@@ -90,7 +90,7 @@ class Supervisor:
         """Run children until a signal."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
-                # Names may be bytes, and a child that is killed loses no line.
+                # Names may be bytes. With line buffering, a killed child loses no line.
                 stream.reconfigure(errors="backslashreplace", line_buffering=True)
         self.handled = [signal.SIGCHLD, signal.SIGINT, signal.SIGTERM]
         self.ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -115,7 +115,7 @@ class Supervisor:
         self.processes.kill_all()
 
     def _wait(self, seconds: float) -> None:
-        """Handle what comes within so many seconds, and kill what is overdue."""
+        """Handle the events of so many seconds, and kill overdue processes."""
         for key, _ in self.selector.select(max(seconds, 0)):
             key.data()
         self.processes.signal_overdue()
@@ -135,14 +135,15 @@ class Supervisor:
         self.waker()
         if number != signal.SIGCHLD:
             now = time.monotonic()
-            # A program between the terminal and this one, such as uv, may repeat it.
+            # A program between the terminal and this one, such as uv, may repeat a
+            # signal at once.
             self.hurry = self.ending and now - self.interrupted > 0.5
             self.interrupted, self.ending = now, True
             if self.importing:
                 raise KeyboardInterrupt
 
     def _on_wakeup(self) -> None:
-        """Collect the processes that have ended, and end what they left behind."""
+        """Handle the processes that have exited, and stop what they left running."""
         self.waker.clear()
         for pid, status in self.processes.ended():
             for runner in self.runners:
@@ -155,7 +156,7 @@ class Supervisor:
     def _on_end(self, runner: Runner, status: int | None) -> None:
         runner.pid = 0
         if status is not None:
-            code, hint = os.waitstatus_to_exitcode(status), "start it with a save."
+            code, hint = os.waitstatus_to_exitcode(status), "save a file to restart it."
             if code == 1 or code < 0:
                 now = time.monotonic()
                 # It may fail again as soon as it starts.
@@ -167,7 +168,7 @@ class Supervisor:
             say(f" * {runner.child.name} has ended by itself ({cause}): {hint}")
 
     def _watch_files(self) -> None:
-        """Look for changes, first for those since the application was read."""
+        """Watch the files, and find changes since the application was read."""
         if self.options["reload"] is not False:
             extra = [*self.options["watch"], *(self.options["extra_files"] or ())]
             # Flask finds these in the folders above, too.
@@ -213,7 +214,7 @@ class Supervisor:
     def _on_draining(self, runner: Runner) -> None:
         """Let a child finish its requests while the next one starts."""
         if self.ending:
-            send_signal(runner.pid, signal.SIGTERM)  # It then finishes nothing.
+            send_signal(runner.pid, signal.SIGTERM)  # The second one stops it at once.
         else:
             seconds = 2 * runner.child.deadline + KILL_MARGIN
             self.processes.kill_after(runner.pid, seconds, runner.child.name)
@@ -223,17 +224,17 @@ class Supervisor:
         """Import one of the packages that the application uses, for the next fork."""
         if not self.to_import or self.ending:
             return
-        with suppress(BaseException):  # The application imports it again.
+        with suppress(BaseException):  # The application's own import shows the error.
             self.importing = True
             import_module(self.to_import.popleft())
         self.importing = False
         self._catch_signals()  # The package may have handlers of its own.
         if hasattr(os.waitpid, "__code__"):  # as after gevent's monkey.patch_all()
-            say(" * A package replaces functions of Python: no forks.")
+            say(" * A package replaces functions of Python: no more forks.")
             self._reexec("--no-fork")
         if not self.to_import:
             self.loaded = {path for _, path in module_files()}
-            gc.freeze()  # A fork tells its own objects from these.
+            gc.freeze()  # A fork can then tell its own objects from these.
 
     def _reload(self) -> None:
         self.reload_at = float("inf")
@@ -253,7 +254,7 @@ class Supervisor:
     def _start_children(self) -> None:
         if self.fork and threading.active_count() > 1:
             self.fork = False
-            say(" * A package starts a thread when it is imported: no forks.")
+            say(" * A package starts a thread when it is imported: no more forks.")
         for runner in self.runners:
             due = time.monotonic() >= runner.start_at
             if due and not runner.pid and not self.ending:
@@ -286,7 +287,7 @@ class Supervisor:
             self._wait(0.05)
 
     def _reexec(self, *options: str) -> None:
-        """Become a new process, with packages and environment as they are now."""
+        """Replace this process, to read the packages and the environment again."""
         say(" * Packages or settings have changed: starting again.")
         self._stop_children()
         # An installer may have removed a package for a moment.
@@ -322,15 +323,15 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()  # .flaskenv has another address now.
     listener = BaseWSGIServer(host, port, cast(Any, None)).socket
     if sys.platform == "linux" and listener.family != socket.AF_UNIX:
-        # A connection stays in the kernel until there is a request: a child that ends
-        # takes none of them along.
+        # A connection stays in the kernel until it has a request, so a child that exits
+        # does not lose it.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 300)
     return listener
 
 
 def _own_environment() -> dict[str, str]:
     """Return the environment without what Flask has read from .env and .flaskenv."""
-    with suppress(OSError):  # Linux knows the one that this process was given.
+    with suppress(OSError):  # Linux keeps the environment at the start of a process.
         given = Path("/proc/self/environ").read_bytes().split(b"\0")
         return dict(os.fsdecode(line).split("=", 1) for line in given if b"=" in line)
     read = dotenv_values(".flaskenv") | dotenv_values(".env")
@@ -350,7 +351,7 @@ def _import_error() -> str:
 
 
 def _forget_bytecode(path: str) -> None:
-    # Python takes it as valid when the file was saved twice within a second.
+    # Python considers it valid even if the file was saved twice within a second.
     if path.endswith(".py"):
         with suppress(OSError):  # There may be none, or another user's.
             Path(cache_from_source(path)).unlink()

@@ -34,8 +34,8 @@ def ensure_broker(server_dir: Path) -> str:
     """Return the URL of the server in `server_dir`, and start it if it does not run.
 
     It runs until this process has exited or, under Flask's reloader, until the reloader
-    has, and keeps its jobs for the next start. Raises `ClickException` when this
-    machine has no Valkey, or it does not start.
+    has, and keeps its jobs for the next start. Raises `ClickException` if this machine
+    has no Valkey, or if it does not start.
     """
     server_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     server = Valkey(server_dir)
@@ -73,7 +73,7 @@ class Valkey(EmbeddedServer):
         raise ClickException(f"The embedded Valkey did not start: {hint}")
 
     def _choose_address(self, url: Path) -> tuple[int, str]:
-        """Return port and password of last time, or new ones, and note the URL."""
+        """Return the last port and password, or new ones, and write the URL."""
         parts = urlsplit(url.read_text() if url.exists() else "")
         password = parts.password or secrets.token_urlsafe(16)
         port = free_port(parts.port or 0)

@@ -36,7 +36,7 @@ class Welcome:
     @Request.application  # type: ignore[arg-type, unused-ignore]
     def __call__(self, request: Request) -> Any:  # type: ignore[misc, unused-ignore]
         """Respond to a request of the page, or let the application respond."""
-        # A foreign site can make its name lead here; this raises `SecurityError`.
+        # Another site can make its name lead here; `get_host` raises `SecurityError`.
         get_host(request.environ, self.app.config["TRUSTED_HOSTS"])
         if request.path == PREFIX + "welcome.js":
             script = (FOLDER / "welcome.js").read_text()
@@ -73,9 +73,9 @@ class Welcome:
     def _figures(self, connect: bool) -> Figures:
         """Return the figures of this process and, with `connect`, of its database.
 
-        The application may keep a pool, a worker, and a function that returns what is
-        wrong as "problem" in `extensions`. Each connection is returned before the next
-        is taken, and an exhausted pool is not waited for.
+        In `extensions`, the application may keep a pool, a worker, and as "problem" a
+        function that returns what is wrong. This checks out one connection at a time,
+        and does not wait for an exhausted pool.
         """
         figures: Figures = {"process": {"id": os.getpid(), "reload": self.last_reload}}
         pool, worker = map(self.app.extensions.get, ("pool", "worker"))
