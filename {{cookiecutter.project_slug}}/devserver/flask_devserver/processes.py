@@ -129,7 +129,7 @@ class Processes:
             send_signal(pid, signal.SIGKILL)
 
     def ended(self) -> Iterator[tuple[int, int | None]]:
-        """Yield the processes that have exited, and the status of those not asked to."""
+        """Yield each exited process, with its status unless it was asked to exit."""
         with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
