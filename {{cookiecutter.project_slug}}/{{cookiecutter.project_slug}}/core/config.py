@@ -38,8 +38,8 @@ class ConfigError(NoAppException, RuntimeError):
 class Setting(NamedTuple):
     """How to read one setting.
 
-    `parse` converts what is given to the value, or raises an error such as `ValueError`;
-    `hint` then says what to do. Production does not start without a setting that has an
+    `parse` converts the given value, or raises an error such as `ValueError`; `hint`
+    then says what to do. Production does not start without a setting that has an
     `example`. The value of a `secret` is in no message.
     """
 
