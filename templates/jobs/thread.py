@@ -63,7 +63,7 @@ class Task(Generic[P, R]):
         """Run in the background, in an application context of its own.
 
         It starts once the transaction of `get_db()` is committed, or at once outside of
-        one. It gets a copy of the arguments. Raises `TypeError` if one cannot be copied.
+        one, with a copy of the arguments. Raises `TypeError` if one cannot be copied.
         If the queue stays full for `WORKER_TIMEOUT` seconds, the `with` block raises
         `QueueFull`, but stays committed.
         """
