@@ -40,7 +40,7 @@ def test_each_job_runs_once_across_reloads(server: Server, db: connection) -> No
             server.request(f"/tasks/{number}/0.01", "POST")
             if number.endswith(("0", "5")):
                 server.reload()
-            # The one that serves, and never two generations of the worker.
+            # The server, and never two generations of the worker.
             assert len(processes_connected(db)) <= 2
     server.wait_for(lambda: len(ran(db)) >= len(numbers), "end of the jobs")
     assert ran(db) == [f"task {number}" for number in numbers]

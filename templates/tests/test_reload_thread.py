@@ -49,7 +49,7 @@ def test_each_of_many_tasks_has_run_or_is_named(server: Server, db: connection) 
     lost = server.unexpected()
     assert all("Lost as the process ends: record" in line for line in lost)
     assert len(ran(db)) == len(set(ran(db)))
-    # A task that is aborted while the server commits it is named, and has run.
+    # If a job is aborted while the server commits it, it is named although it has run.
     named = sum(line.count("record") for line in lost)
     assert 5 * RELOADS <= len(ran(db)) + named <= 6 * RELOADS
 

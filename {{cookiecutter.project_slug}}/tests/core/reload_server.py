@@ -26,10 +26,10 @@ from psycopg2.extensions import connection
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "{{ cookiecutter.project_slug }}"
-# Seconds for anything to happen: a wait is over as soon as it does.
+# Seconds for anything to happen. A wait ends as soon as it has happened.
 DEADLINE = float(os.environ.get("DEADLINE", "60"))
 RELOADS = int(os.environ.get("RELOADS", "20"))  # in a row; more for a longer soak
-# A proxy of the network cannot reach this machine's own servers.
+# A network's proxy cannot reach servers on this machine.
 OPENER = build_opener(ProxyHandler({}))
 
 # The output of a server without errors.
@@ -56,9 +56,10 @@ if sys.platform != "win32" and find_spec("flask_devserver"):
 
 
 class Server:
-    """Run `flask run --debug`, or another, on a copy of the project in `folder`.
+    """Run `flask run --debug`, or another command, on a copy of the project.
 
-    `app` is the module to serve. Errors raised here end with what the server wrote.
+    The copy is in `folder`. `app` is the module to serve. Errors raised here end with
+    the server's output.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Server:
         self.environ = environ
         self.port = _free_port()
         self.version = 0
-        self.answered = 0  # the last version that is known to have answered
+        self.answered = 0  # the last version that has responded
         self.module = folder / PACKAGE / "__init__.py"
 
     def __enter__(self) -> Self:
@@ -94,7 +95,7 @@ class Server:
     def start(self) -> None:
         """Start the server, without waiting for it."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
-        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as for most who use it
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # Most users do not set it.
         with (self.folder / "log").open("ab") as log:
             self.process = psutil.Popen(
                 [sys.executable, "-u", "-m", "flask", "--app", self.app]
@@ -109,7 +110,7 @@ class Server:
             )
 
     def interrupt(self) -> None:
-        """Stop it as Ctrl-C in a terminal does, and wait until it has ended."""
+        """Stop the server as Ctrl-C does, and wait until it has exited."""
         if sys.platform == "win32":
             self.process.send_signal(signal.CTRL_BREAK_EVENT)
         else:
@@ -117,7 +118,7 @@ class Server:
         self.wait_for(lambda: self.process.poll() is not None, "the end")
 
     def kill(self) -> None:
-        """End whatever is left of it."""
+        """Kill the server and its children."""
         if sys.platform == "win32":
             tree = ["taskkill", "/F", "/T", "/PID", str(self.process.pid)]
             subprocess.run(tree, capture_output=True)
@@ -127,7 +128,7 @@ class Server:
         self.process.wait()
 
     def reload(self) -> dict[str, Any]:
-        """Save a new version and return its answer."""
+        """Save a new version and return its response."""
         self.save_version()
         answer: dict[str, Any] = self.wait_for(
             self.new_answer, f"answer of version {self.version}"
@@ -141,28 +142,28 @@ class Server:
         self.save(f"{self.module.read_text()}\nVERSION = {self.version}\n")
 
     def save(self, text: str) -> None:
-        """Save `text` as the package's first module, at one moment as editors do."""
+        """Replace the package's first module by `text` in one step, as editors do."""
         draft = self.module.with_suffix(".draft")
         draft.write_text(text)
         draft.replace(self.module)
 
     def new_answer(self) -> dict[str, Any] | None:
-        """Return the answer of the version saved last, or none within 3 seconds."""
+        """Return the response of the last version, or None after 3 seconds."""
         found = poll(lambda: self.answer().get("version") == self.version, seconds=3)
         if not found and self.command == RUN:
-            # Werkzeug's reloader misses a save while the new process starts. To help
-            # `flask dev` would hide that it lost one.
+            # Werkzeug's reloader misses a save while the new process starts. The others
+            # must not, so they get no second save.
             self.module.touch()
         return self.answer() if found else None
 
     def answer(self) -> Any:
-        """Return what /version says, or nothing where nobody answers."""
+        """Return the response of /version, or an empty one without a server."""
         with suppress(OSError, HTTPException):
             return self.request("/version")
         return {}
 
     def request(self, path: str, method: str = "GET") -> Any:
-        """Return what the server says in JSON. Raises `OSError` when it does not."""
+        """Return the JSON of a response. Raises `OSError` if there is none."""
         with self.open(path, method) as response:
             return json.load(response)
 
@@ -193,7 +194,7 @@ class Server:
         return re.sub(r"\x1b\[\d+m", "", (self.folder / "log").read_text())
 
     def unexpected(self) -> list[str]:
-        """Return the lines of the log that do not belong there."""
+        """Return the lines of the log that a server without errors does not write."""
         return [line for line in self.log.splitlines() if not EXPECTED.fullmatch(line)]
 
     def port_is_free(self) -> bool:
@@ -264,7 +265,7 @@ def has_backend(db: connection, condition: str) -> bool:
 
 
 def poll(condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
-    """Return what `condition` returns once that is true, or in the end what it is."""
+    """Call `condition` until its result is true, and return its last result."""
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:
         time.sleep(0.02)
@@ -272,7 +273,7 @@ def poll(condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
 
 
 def _free_port() -> int:
-    # Below those that connections get, one of which might be given away meanwhile.
+    # Connections get higher ports, and might take a port that was free here.
     while True:
         port = randrange(20_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

@@ -75,7 +75,7 @@ def test_production_log_has_the_fields_of_the_formatter(
         app.test_client().get('/a"%5C', headers={"X-Request-ID": "mine"})
     quick, formatted = map(json.loads, stream.getvalue().splitlines())
     assert list(quick) == list(formatted)
-    for name in ("time", "message", "ms"):  # These differ by the time they took.
+    for name in ("time", "message", "ms"):  # These depend on the time.
         assert type(quick.pop(name)) is type(formatted.pop(name))
     assert quick == formatted
 
@@ -336,5 +336,5 @@ def test_error_has_the_format_that_the_client_accepts(
 
 def lines(log: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in log.text.splitlines()]
-    # On a busy machine it may take long to connect, which is a line, too.
+    # On a busy machine, a slow connection adds a line to the log.
     return [line for line in found if "to get a connection" not in line["message"]]

@@ -263,7 +263,7 @@ def test_threads_of_a_context_share_its_connection(app: Flask) -> None:
 
 
 def test_connection_returns_at_the_end_of_the_context(app: Flask) -> None:
-    context = app.app_context()  # Somebody keeps it.
+    context = app.app_context()  # The test keeps it.
     with context:
         get_db()
     assert in_use(app) == 0
@@ -275,7 +275,7 @@ def test_connection_returns_when_a_teardown_function_fails(app: Flask) -> None:
         get_db()
         raise RuntimeError
 
-    context = app.app_context()  # Somebody keeps it.
+    context = app.app_context()  # The test keeps it.
     with pytest.raises(RuntimeError), context:
         get_db()
     app.teardown_appcontext_funcs.clear()
@@ -287,7 +287,7 @@ def test_connection_taken_during_teardown_returns(app: Flask) -> None:
         close_db()
         run(get_db(), "SELECT 1")
 
-    app.teardown_appcontext_funcs.insert(0, ask_again)  # The last one to run.
+    app.teardown_appcontext_funcs.insert(0, ask_again)  # It runs last.
     with app.app_context():
         get_db()
     assert in_use(app) == 0

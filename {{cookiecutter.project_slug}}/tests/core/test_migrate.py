@@ -345,7 +345,7 @@ def test_reset_is_for_development(empty_url: str, empty: connection) -> None:
     app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
     result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
     assert (result.exit_code, "flask --debug" in result.output) == (1, True)
-    run(empty, "SELECT 1")  # Nobody has ended it.
+    run(empty, "SELECT 1")  # The connection is still open.
 
 
 @pytest.mark.parametrize("option", [["--status"], ["--forget", "0001_made.sql"]])
@@ -392,7 +392,7 @@ def test_failed_index_is_made_once_it_was_dropped(
 
 
 def run_together(url: str, folder: Path) -> list[list[str]]:
-    """Return what each of four runners applied, who applied least first."""
+    """Return what each of four processes applied, the least first."""
 
     def run(_: int) -> list[str]:
         with closing(connect(url)) as conn:

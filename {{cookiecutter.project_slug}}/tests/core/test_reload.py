@@ -1,4 +1,4 @@
-"""Reloading: the new version answers, and nothing of the old one is left."""
+"""Reloading: the new version responds, and nothing of the old one is left."""
 
 import sys
 import time
@@ -46,7 +46,7 @@ def test_many_reloads_leave_nothing_behind(server: Server, db: connection) -> No
             new = server.reload()["process"]
             assert new != old
             assert not psutil.pid_exists(old)
-            # Not the old process, and not the parent of both, which only watches.
+            # Neither the old process nor the parent of both may be connected.
             server.wait_for(partial(connects_only, db, new), "end of other connections")
             if number == RELOADS // 2:
                 memory, others = used_memory(server), used_descriptors(server)
@@ -107,7 +107,7 @@ def test_open_transaction_is_rolled_back_by_the_reload(
 
 
 def has_imported(server: Server, package: str) -> bool:
-    """Return whether the watching process has a package, where children are forks."""
+    """Return whether the watching process has imported a package, if it forks."""
     if server.command != DEV or sys.platform != "linux":
         return True
     return any(package in each.path for each in server.process.memory_maps())
@@ -121,12 +121,12 @@ def has_settled(server: Server) -> bool:
 
 
 def used_memory(server: Server) -> int:
-    """Return the bytes of memory that the process which watches uses."""
+    """Return the bytes of memory that the watching process uses."""
     return int(server.process.memory_info().rss)
 
 
 def used_descriptors(server: Server) -> int:
-    """Return how many files and sockets the process that watches has open."""
+    """Return how many files and sockets the watching process has open."""
     if sys.platform == "win32":
         return int(server.process.num_handles())
     return int(server.process.num_fds())

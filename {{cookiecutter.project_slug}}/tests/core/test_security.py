@@ -1,4 +1,4 @@
-"""Each protection stops the attack that it is there for."""
+"""Each protection stops its attack."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 @pytest.fixture
 def production(database_url: str) -> Iterator[Flask]:
-    """An application as in production, which repeats what it is sent."""
+    """An application as in production, which returns the body of a request."""
     app = create_app(PRODUCTION | {"DATABASE_URL": database_url})
 
     @app.post("/echo")
