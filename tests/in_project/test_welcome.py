@@ -151,6 +151,7 @@ def test_any_name_of_a_route_or_figure_is_shown(app: Flask, client: Client) -> N
 
     app.extensions["worker"] = Worker()
     app.add_url_rule("/<int:each>", view_func=lambda each: "", methods=["GET", "PUT"])
+    app.add_url_rule("/soon", "soon")  # It has no view yet.
     page = client.get("/", headers=PAGE).text
     assert (
         '<dt>oldest seconds</dt><dd data-figure="worker.oldest_seconds">1.2</dd>'
@@ -158,6 +159,7 @@ def test_any_name_of_a_route_or_figure_is_shown(app: Flask, client: Client) -> N
     )
     assert "<code>GET PUT</code>" in page
     assert "<code>/&lt;int:each&gt;</code>" in page
+    assert "<code>/soon</code>" in page
 
 
 def test_last_reload_is_shown_once_there_was_one(app: Flask) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.request import urlopen
@@ -97,13 +98,42 @@ def test_package_that_replaces_functions_of_python_works(
 
 
 @OPTIONS
-def test_certificate_is_the_same_after_a_reload(tmp_path: Path, option: str) -> None:
+def test_certificate_is_the_same_after_a_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
     app = App(tmp_path, APP, "cryptography")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     app.url = app.url.replace("http:", "https:")
     with app.serve(option, "--cert", "adhoc"):
         before = ssl.get_server_certificate(("127.0.0.1", app.port))
         app.reload()
         assert ssl.get_server_certificate(("127.0.0.1", app.port)) == before
+        (tmp_path / ".flaskenv").touch()  # The supervisor starts again.
+        log = tmp_path / "log"
+        wait_for(lambda: "starting again" in log.read_text(), "new supervisor")
+        app.reload()
+        assert ssl.get_server_certificate(("127.0.0.1", app.port)) == before
+    assert not list(temporary.iterdir())
+
+
+@OPTIONS
+def test_save_is_served_while_the_server_starts_again(
+    tmp_path: Path, option: str
+) -> None:
+    app, log = App(tmp_path, APP), tmp_path / "log"
+    with app.serve(option):
+        for number in range(1, 6):
+            app.reload()
+            (tmp_path / ".flaskenv").write_text("#" * number)
+            starts = partial(is_said, log, "starting again", number)
+            wait_for(starts, "new supervisor")
+            app.reload()  # often within the second of the save before
+
+
+def is_said(log: Path, text: str, times: int) -> bool:
+    return log.read_text().count(text) == times
 
 
 class Editor:

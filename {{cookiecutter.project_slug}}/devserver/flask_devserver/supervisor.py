@@ -7,6 +7,7 @@ application.
 
 import gc
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -62,10 +63,10 @@ class Supervisor:
         self.selector = DefaultSelector()
         # Every save after this time starts another child.
         created = float(os.environ.pop("_FLASK_DEV_CREATED", created))
+        self.folder = os.environ.pop("_FLASK_DEV_FOLDER", "")  # for the certificate
         if options["cert"] == "adhoc":
             # Users accept a certificate once, so each child uses the same one.
-            path = os.path.join(tempfile.mkdtemp(), "dev")
-            options["cert"] = make_ssl_devcert(path, options["host"])
+            options["cert"] = self._certificate()
         server = Child(app=app, options=options, listener=self.listener.fileno())
         self.web = Runner(server, created, self.selector, self._on_message)
         self.runners = [self.web]
@@ -113,6 +114,8 @@ class Supervisor:
                 self.ending = True
         self._stop_children()
         self.processes.kill_all()
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _wait(self, seconds: float) -> None:
         """Handle the events of so many seconds, and kill overdue processes."""
@@ -296,13 +299,24 @@ class Supervisor:
             self._wait(1)
         if self.ending:
             return
+        created = time.time()
+        # The next process takes every save before this time for the one it has read.
+        for path in self.files.scan() if self.files else ():
+            _forget_bytecode(path)
         os.set_inheritable(self.listener.fileno(), True)
         environ = self.environ | {
-            "_FLASK_DEV_CREATED": str(time.time()),
+            "_FLASK_DEV_CREATED": str(created),
+            "_FLASK_DEV_FOLDER": self.folder,
             "_FLASK_DEV_LISTENER": f"{self.listener.fileno()} {self.address}",
         }
         python = [sys.executable, *sys.orig_argv[1:], *options]
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
+
+    def _certificate(self) -> tuple[str, str]:
+        if not self.folder:
+            self.folder = tempfile.mkdtemp()
+            make_ssl_devcert(f"{self.folder}/dev", self.options["host"])
+        return f"{self.folder}/dev.crt", f"{self.folder}/dev.key"
 
     def _url(self) -> str:
         host = self.options["host"]

@@ -98,7 +98,8 @@ class Welcome:
         for rule in self.app.url_map.iter_rules():
             if rule.endpoint != "static":
                 methods = (rule.methods or set()) - {"HEAD", "OPTIONS"}
-                summary = self.app.view_functions[rule.endpoint].__doc__ or ""
+                view = self.app.view_functions.get(rule.endpoint)
+                summary = getattr(view, "__doc__", "") or ""
                 yield " ".join(sorted(methods)), rule.rule, summary.partition("\n")[0]
 
 
