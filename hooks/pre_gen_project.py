@@ -1,4 +1,4 @@
-"""Reject an old Python or Cookiecutter, and answers that would bake a broken project."""
+"""Reject an old Python or Cookiecutter, and answers that would make a broken project."""
 
 import json
 import re

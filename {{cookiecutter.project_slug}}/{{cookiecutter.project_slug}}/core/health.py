@@ -1,4 +1,4 @@
-"""Whether the process is alive and ready, for a load balancer to poll."""
+"""Health checks, with which a load balancer polls whether the process is ready."""
 
 from functools import partial
 from typing import Any
