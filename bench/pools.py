@@ -67,6 +67,7 @@ def item(number):
 BAKED = """
 from PACKAGE.core import config, db, pool
 config.init_app(app, {}, db.SETTINGS, pool.SETTINGS)
+app.secret_key = None  # Otherwise Flask derives a key for each request.
 db.init_app(app)
 pool.init_app(app)
 
@@ -150,12 +151,17 @@ def write_modules(folder: Path) -> dict[str, str]:
     return modules
 
 
+def with_projects(project: Path, dsn: str) -> dict[str, str]:
+    """Return an environment in which the packages of all projects are found."""
+    packages = [project.parent / f"app_{each}" for each in ("none", "psycopg2")]
+    return environment(dsn) | {"PYTHONPATH": ":".join(map(str, packages))}
+
+
 def measure(project: Path, dsn: str) -> Results:
     """Return what clients got in rounds in which each application has a turn."""
     folder = project.parent / "served"
     modules = write_modules(folder)
-    packages = [project.parent / f"app_{each}" for each in ("none", "psycopg2")]
-    environ = environment(dsn) | {"PYTHONPATH": ":".join(map(str, packages))}
+    environ = with_projects(project, dsn)
     command = [project / ".venv" / "bin" / "granian", "--interface", "wsgi"]
     command += "--http 1 --workers 2 --blocking-threads 8 --backpressure 65536".split()
     command += ["--no-ws", "--port", "PORT"]
