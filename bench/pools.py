@@ -76,7 +76,7 @@ pool.init_app(app)
 def item(number):
     return select(db.get_db(), number)
 """
-# A project as baked, with its log and its headers.
+# A whole project, with its log and its headers.
 PROJECT = """
 from PACKAGE import create_app
 from PACKAGE.core.db import get_db
@@ -133,7 +133,7 @@ APPLICATIONS = {
     "this template, pool none": BAKED.replace("PACKAGE", "app_none"),
     "this template, pool psycopg2": BAKED.replace("PACKAGE", "app_psycopg2"),
     "this template, pool sqlalchemy": BAKED.replace("PACKAGE", "app_sqlalchemy"),
-    "this template, psycopg2, as baked": PROJECT.replace("PACKAGE", "app_psycopg2"),
+    "a whole project, pool psycopg2": PROJECT.replace("PACKAGE", "app_psycopg2"),
     "psycopg 3 and its pool": PSYCOPG3.replace("PREPARE", "5"),
     "psycopg 3 and its pool, unprepared": PSYCOPG3.replace("PREPARE", "None"),
     "Flask-SQLAlchemy, ORM": ORM,

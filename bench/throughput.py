@@ -135,7 +135,7 @@ def contenders(programs: Path, folder: Path, clone: str) -> dict[str, Contender]
         "FastAPI, asyncpg, uvicorn": Contender(uvicorn.split(), others, APPS),
     }
     if FORMER:
-        found["this template before (gunicorn)"] = former(folder)
+        found["this template, version 0.1, gunicorn"] = former(folder)
     if clone:
         found["cookiecutter-flask, gunicorn"] = cookiecutter_flask(clone, folder)
     return found
