@@ -87,7 +87,7 @@ def test_task_is_the_engines_own() -> None:
     assert add.s(1, 2).apply().get() == 3
 
 
-def test_delayed_task_runs(run_jobs: Callable[[], None]) -> None:
+def test_enqueued_task_runs(run_jobs: Callable[[], None]) -> None:
     add.delay(1, b=2)
     assert results == []
     run_jobs()

@@ -101,7 +101,7 @@ def test_task_is_the_engines_own() -> None:
     assert queue.tasks[f"{__name__}.add"] is add
 
 
-def test_delayed_task_runs(run_jobs: Callable[[], None]) -> None:
+def test_enqueued_task_runs(run_jobs: Callable[[], None]) -> None:
     add.delay(1, b=2)
     assert results == []
     run_jobs()

@@ -49,7 +49,7 @@ def test_each_job_runs_once_across_reloads(server: Server, db: connection) -> No
 
 
 @pytest.mark.parametrize("server", WITH_WORKER[:1], indirect=True, ids=" ".join)
-def test_next_worker_waits_for_the_end_of_the_one_before(
+def test_next_worker_waits_for_the_end_of_the_previous_one(
     server: Server, db: connection
 ) -> None:
     server.request("/tasks/1/1.5", "POST")
@@ -60,7 +60,7 @@ def test_next_worker_waits_for_the_end_of_the_one_before(
     assert ran(db) == ["task 1", "task 2"]
 
 
-def test_running_job_that_is_cut_off_leaves_nothing(
+def test_interrupted_job_leaves_nothing(
     server: Server, db: connection
 ) -> None:
     server.request("/tasks/1/60.0", "POST")

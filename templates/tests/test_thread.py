@@ -71,7 +71,7 @@ def test_task_is_still_a_function(app: Flask) -> None:
     assert results.get_nowait() == 3
 
 
-def test_put_off_task_runs(app: Flask) -> None:
+def test_enqueued_task_runs(app: Flask) -> None:
     add.delay(1, b=2)
     assert results.get(timeout=10) == 3
 
@@ -190,7 +190,7 @@ def test_full_queue_is_an_error_that_names_the_settings(app: Flask) -> None:
     assert [results.get(timeout=10), results.get(timeout=10)] == [3, 7]
 
 
-def test_status_counts_what_waits_and_runs(app: Flask) -> None:
+def test_status_counts_waiting_and_running_jobs(app: Flask) -> None:
     worker = app.extensions["worker"]
     assert worker.status() == {"waiting": 0, "running": 0}
     wait_at_the_gate.delay()
@@ -202,7 +202,7 @@ def test_status_counts_what_waits_and_runs(app: Flask) -> None:
     assert poll(lambda: worker.status() == {"waiting": 0, "running": 0})
 
 
-def test_stop_waits_for_what_waits_and_runs(
+def test_stop_waits_for_waiting_and_running_tasks(
     app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = app.extensions["worker"]
@@ -218,7 +218,7 @@ def test_stop_waits_for_what_waits_and_runs(
     assert "Lost" not in caplog.text
 
 
-def test_stop_of_a_full_queue_loses_only_what_does_not_run_in_time(
+def test_stop_of_a_full_queue_loses_only_late_tasks(
     app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     wait_at_the_gate.delay()
@@ -229,7 +229,7 @@ def test_stop_of_a_full_queue_loses_only_what_does_not_run_in_time(
     assert "Lost as the process ends: wait_at_the_gate, add, add\n" in caplog.text
 
 
-def test_stop_names_what_is_lost(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+def test_stop_names_lost_tasks(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     wait_at_the_gate.delay()
     assert results.get(timeout=10) == "waiting"
     add.delay(1, b=2)

@@ -77,7 +77,7 @@ def server(tmp_path: Path, database_url: str, command: list[str]) -> Iterator[Se
 
 
 @BOTH
-def test_save_while_the_version_before_starts_is_not_lost(server: Server) -> None:
+def test_save_while_the_previous_version_starts_is_not_lost(server: Server) -> None:
     server.save(server.module.read_text() + SLOW_IMPORT)
     for _ in range(max(3, RELOADS // 8)):
         save_and_await_start(server)
@@ -120,7 +120,7 @@ def test_interrupt_at_the_start_is_no_error(server: Server) -> None:
 
 
 @BOTH
-def test_bytecode_of_the_version_before_is_not_taken(server: Server) -> None:
+def test_bytecode_of_the_previous_version_is_not_used(server: Server) -> None:
     for _ in range(3):
         server.reload()
         saved = server.module.stat()
@@ -169,7 +169,7 @@ def test_page_comes_whole_for_its_script() -> None:
 
 
 @BOTH
-def test_answers_to_programs_are_as_the_application_gave_them(server: Server) -> None:
+def test_responses_to_programs_are_unchanged(server: Server) -> None:
     for headers in ({}, {"Accept": "text/html", "Sec-Fetch-Dest": "empty"}):
         with server.open("/notes", **headers) as answer:
             assert b"_flask_dev" not in answer.read()
@@ -231,7 +231,7 @@ def test_renamed_folder_is_noticed(server: Server) -> None:
 
 
 @BOTH
-def test_what_is_no_request_is_refused(server: Server) -> None:
+def test_malformed_request_is_rejected(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"\x16\x03\x01\r\n\r\n")  # as a browser does for https
         assert b"400" in connection.recv(1000)
@@ -240,7 +240,7 @@ def test_what_is_no_request_is_refused(server: Server) -> None:
 
 
 @BOTH
-def test_saved_environment_starts_anew(server: Server) -> None:
+def test_saved_environment_restarts_the_server(server: Server) -> None:
     for value in ("first", "second"):
         (server.folder / ".env").write_text(f"GREETING={value}\n")
         server.wait_for(partial(greets_with, server, value), f"greeting {value}")
@@ -312,7 +312,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("host, warned", [("0.0.0.0", True), ("127.0.0.1", False)])
-def test_other_interface_is_warned_of(
+def test_other_interface_prints_a_warning(
     monkeypatch: pytest.MonkeyPatch, host: str, warned: bool
 ) -> None:
     monkeypatch.setattr(supervisor.Supervisor, "__init__", lambda *_, **__: None)

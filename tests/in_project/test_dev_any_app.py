@@ -219,7 +219,7 @@ def test_process_that_blocks_the_reload_is_named(site: Site) -> None:
 
 
 @BOTH
-def test_whatever_a_version_has_loaded_is_watched(
+def test_every_loaded_file_is_watched(
     site: Site, options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -290,7 +290,7 @@ def upload():
 
 
 @BOTH
-def test_what_the_application_writes_reloads_nothing(
+def test_files_written_by_the_application_reload_nothing(
     site: Site, options: tuple[str, ...]
 ) -> None:
     site.write(WRITES)
@@ -456,7 +456,7 @@ def test_options_are_those_of_flask_run(site: Site) -> None:
         ("localhost", ["127.0.0.1"], "http://localhost"),
     ],
 )
-def test_host_is_taken_as_by_flask_run(
+def test_host_is_read_as_in_flask_run(
     site: Site, host: str, reached: list[str], url: str
 ) -> None:
     site.environ |= {"FLASK_RUN_HOST": host}

@@ -169,7 +169,7 @@ def all_done(app: Flask, database: Database, jobs: int = JOBS) -> bool:
     return count(database, "effects") == jobs and left == 0
 
 
-def test_no_job_is_lost_whoever_is_killed(
+def test_no_job_is_lost_when_processes_are_killed(
     app: Flask, database: Database, server: Broker | Database, workers: Workers
 ) -> None:
     random = Random(0)
@@ -234,7 +234,7 @@ def test_job_that_ends_during_an_outage_of_its_server_is_not_lost(
 
 
 @procrastinate
-def test_job_ends_although_the_connection_is_cut_while_its_end_is_recorded(
+def test_job_ends_when_its_connection_is_cut_during_the_record(
     app: Flask, database: Database, workers: Workers
 ) -> None:
     database.query(
@@ -281,7 +281,7 @@ def test_failures_that_cannot_be_noted_do_not_stop_the_worker(
     assert poll(lambda: count(database, "failed_tasks") == 1)
 
 
-def test_end_of_a_worker_waits_for_its_job_and_takes_no_other(
+def test_stopping_worker_finishes_its_job_and_takes_no_other(
     app: Flask, database: Database, workers: Workers
 ) -> None:
     worker = workers.start(WORKER_CONCURRENCY="1")
@@ -294,7 +294,7 @@ def test_end_of_a_worker_waits_for_its_job_and_takes_no_other(
     assert poll(lambda: status(app)["waiting"] == 2)
 
 
-def test_job_that_does_not_end_is_cut_off_and_begun_again(
+def test_endless_job_is_interrupted_and_restarted(
     app: Flask, database: Database, workers: Workers
 ) -> None:
     worker = workers.start(WORKER_DEADLINE="1")
@@ -322,7 +322,7 @@ def test_welcome_page_counts_the_jobs(app: Flask, settings: dict[str, str]) -> N
 
 
 @procrastinate
-def test_worker_that_is_cut_off_from_the_database_is_relieved_by_others(
+def test_jobs_of_a_disconnected_worker_are_taken_over(
     app: Flask, database: Database, workers: Workers
 ) -> None:
     with ExitStack() as stack:

@@ -132,7 +132,7 @@ def test_reaper_restarts_a_killed_server(folder: Path, start: StartClient) -> No
     assert query(url, "SELECT count(*) FROM a") == 0
 
 
-def test_new_reaper_knows_the_clients_of_the_one_before(
+def test_new_reaper_knows_the_clients_of_the_previous_one(
     folder: Path, start: StartClient
 ) -> None:
     first = start()

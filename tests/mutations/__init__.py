@@ -90,7 +90,7 @@ DEFECTS = [
         file=f"{PACKAGE}/core/db.py",
         old="        callbacks.append(function)",
         new="        function()",
-        test="tests/core/test_db.py::test_what_is_put_off_follows_the_commit",
+        test="tests/core/test_db.py::test_callback_follows_the_commit",
         sign=r"assert \[0\] == \[\]",
     ),
     Defect(
@@ -177,7 +177,7 @@ DEFECTS = [
         file="templates/jobs/thread.py",
         old="            if self.thread is None:",
         new='            if self.thread is None and "WERKZEUG_RUN_MAIN" in os.environ:',
-        test="tests/core/test_jobs.py::test_put_off_task_runs",
+        test="tests/core/test_jobs.py::test_enqueued_task_runs",
         sign="Empty",
         answers="sqlalchemy-thread",
     ),
@@ -195,8 +195,7 @@ DEFECTS = [
         file="templates/engine/procrastinate.py",
         old="                    await self._requeue(job)",
         new="                    pass",
-        test="tests/test_jobs.py"
-        "::test_job_that_does_not_end_is_cut_off_and_begun_again",
+        test="tests/test_jobs.py::test_endless_job_is_interrupted_and_restarted",
         sign="assert False",
         answers="psycopg2-procrastinate",
     ),
@@ -207,7 +206,7 @@ DEFECTS = [
         new="            busy = runner is self.web and runner.pid\n"
         "            if due and not busy and not self.ending:\n",
         test="tests/core/test_reload_tasks.py"
-        "::test_next_worker_waits_for_the_end_of_the_one_before",
+        "::test_next_worker_waits_for_the_end_of_the_previous_one",
         sign=r"assert \['task 2'\] == \['task 1', 'task 2'\]",
         answers="psycopg2-procrastinate",
     ),
@@ -216,8 +215,7 @@ DEFECTS = [
         file="templates/jobs/celery.py",
         old="        task_acks_late=True,\n",
         new="",
-        test="tests/test_jobs.py"
-        "::test_job_that_does_not_end_is_cut_off_and_begun_again",
+        test="tests/test_jobs.py::test_endless_job_is_interrupted_and_restarted",
         sign="assert False",
         answers="psycopg2-celery",
     ),
@@ -295,7 +293,7 @@ DEFECTS = [
         "                if not self.web.ready:\n"
         '                    self.reload_at = float("inf")\n',
         test="tests/test_dev.py"
-        "::test_save_while_the_version_before_starts_is_not_lost[dev]",
+        "::test_save_while_the_previous_version_starts_is_not_lost[dev]",
         sign="no answer of the last version",
     ),
     Defect(
@@ -311,7 +309,7 @@ DEFECTS = [
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
         old="                    _forget_bytecode(path)\n",
         new="                    pass\n",
-        test="tests/test_dev.py::test_bytecode_of_the_version_before_is_not_taken[dev]",
+        test="tests/test_dev.py::test_bytecode_of_the_previous_version_is_not_used[dev]",
         sign="no answer of the last version",
     ),
     Defect(

@@ -31,7 +31,7 @@ def test_a_context_takes_none_before_it_asks(app: Flask) -> None:
         assert "db" not in g
 
 
-def test_connection_tells_whose_it_is(app: Flask) -> None:
+def test_connection_has_the_name_of_the_application(app: Flask) -> None:
     with app.app_context(), get_db().cursor() as cursor:
         cursor.execute("SHOW application_name")
         assert cursor.fetchone() == (app.name,)
@@ -71,7 +71,7 @@ def test_transaction_is_committed_at_the_end(app: Flask, db: connection) -> None
         assert count_items(db) == 1
 
 
-def test_what_is_put_off_follows_the_commit(app: Flask, db: connection) -> None:
+def test_callback_follows_the_commit(app: Flask, db: connection) -> None:
     found: list[int] = []
     with app.app_context():
         with get_db() as conn:
@@ -81,7 +81,7 @@ def test_what_is_put_off_follows_the_commit(app: Flask, db: connection) -> None:
         assert found == [1]
 
 
-def test_what_is_put_off_is_dropped_with_the_transaction(app: Flask) -> None:
+def test_callback_is_dropped_with_the_transaction(app: Flask) -> None:
     found: list[int] = []
     with app.app_context():
         with pytest.raises(RuntimeError), get_db():
@@ -99,7 +99,7 @@ def test_transaction_is_rolled_back_on_an_error(app: Flask, db: connection) -> N
         assert count_items(db) == 0
 
 
-def test_what_is_open_at_the_end_is_rolled_back(app: Flask, db: connection) -> None:
+def test_open_transaction_at_the_end_is_rolled_back(app: Flask, db: connection) -> None:
     with app.app_context(), get_db().cursor() as cursor:
         cursor.execute("BEGIN")
         add_item(get_db())
@@ -116,7 +116,7 @@ def test_next_context_has_a_connection_as_new(app: Flask) -> None:
         add_item(get_db())
 
 
-def test_unreachable_database_is_answered_503(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreachable_database_gives_503(caplog: pytest.LogCaptureFixture) -> None:
     url = "postgresql://user:hunter2@127.0.0.1:1/none"
     app = create_app({"TESTING": True, "DATABASE_URL": url})
     app.register_blueprint(bp)
@@ -126,7 +126,7 @@ def test_unreachable_database_is_answered_503(caplog: pytest.LogCaptureFixture) 
     assert "hunter2" not in caplog.text + response.text
 
 
-def test_connection_that_is_lost_in_a_request_is_answered_503(
+def test_connection_lost_in_a_request_gives_503(
     app: Flask, db: connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.get("/lose")
@@ -377,7 +377,7 @@ def change_types(conn: connection) -> None:
     ],
     ids=["types", "encoding", "notice", "notification"],
 )
-def test_next_context_finds_nothing_that_psycopg2_keeps(
+def test_next_context_finds_no_state_kept_by_psycopg2(
     app: Flask, change: Callable[[connection], None]
 ) -> None:
     with app.app_context():

@@ -36,7 +36,7 @@ def app(empty_url: str, tmp_path: Path) -> Flask:
     return app
 
 
-def test_command_applies_what_is_missing_once(runner: FlaskCliRunner) -> None:
+def test_command_applies_missing_migrations_once(runner: FlaskCliRunner) -> None:
     assert "Applied 0001_made.sql\n" in runner.invoke(args=["migrate"]).output
     assert runner.invoke(args=["migrate"]).output == "Nothing to apply\n"
 
@@ -52,7 +52,7 @@ def test_readiness_reads_no_file(
         assert "0001_made.sql" not in module.missing(empty)
 
 
-def test_command_lists_what_is_missing(runner: FlaskCliRunner) -> None:
+def test_command_lists_missing_migrations(runner: FlaskCliRunner) -> None:
     listed = ["migrate", "--status"]
     assert "Missing 0001_made.sql\n" in runner.invoke(args=listed).output
     assert "Applied 0001_made.sql\n" in runner.invoke(args=["migrate"]).output
@@ -103,7 +103,7 @@ def test_file_without_a_line_to_blame_is_named_all_the_same(
         migrate(empty, tmp_path)
 
 
-def test_what_a_file_sets_ends_with_it(empty: connection, tmp_path: Path) -> None:
+def test_settings_of_a_file_end_with_it(empty: connection, tmp_path: Path) -> None:
     unset = "SELECT set_config('search_path', '', false); CREATE TABLE public.a ()"
     (tmp_path / "0001_a.sql").write_text(unset)
     (tmp_path / "0002_b.sql").write_text("CREATE TABLE b ()")
@@ -118,7 +118,7 @@ def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
         migrate(empty, tmp_path)
 
 
-def test_command_lists_what_was_edited(app: Flask, tmp_path: Path) -> None:
+def test_command_lists_edited_migrations(app: Flask, tmp_path: Path) -> None:
     app.root_path = str(tmp_path)
     (tmp_path / "migrations").mkdir()
     for name in ("0002_b.sql", "0003_c.sql"):
@@ -236,7 +236,7 @@ def test_files_of_editors_are_ignored(empty: connection, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("line", ["", "-- no transaction\nSET lock_timeout = 9;\n"])
-def test_statement_that_needs_a_file_of_its_own_is_told_so(
+def test_statement_that_needs_its_own_file_is_named(
     empty: connection, tmp_path: Path, line: str
 ) -> None:
     sql = f"{line}CREATE INDEX CONCURRENTLY a ON schema_migrations (name)"
