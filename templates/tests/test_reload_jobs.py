@@ -60,9 +60,7 @@ def test_next_worker_waits_for_the_end_of_the_previous_one(
     assert ran(db) == ["task 1", "task 2"]
 
 
-def test_interrupted_job_leaves_nothing(
-    server: Server, db: connection
-) -> None:
+def test_interrupted_job_leaves_nothing(server: Server, db: connection) -> None:
     server.request("/tasks/1/60.0", "POST")
     server.wait_for(lambda: sleeping(db), "job")
     server.reload()
