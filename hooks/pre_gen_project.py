@@ -59,7 +59,7 @@ def find_bad_text():
 def find_bad_email():
     email = ANSWERS["author_email"]
     try:
-        # The build backend parses the address in the same way.
+        # Tools that read the package's metadata parse the address in the same way.
         has_domain = Address(addr_spec=email).domain
     except (HeaderParseError, IndexError, ValueError):
         has_domain = False
