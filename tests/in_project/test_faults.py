@@ -43,11 +43,12 @@ pooled = pytest.mark.skipif(not POOLED, reason="needs a pool")
 
 
 class Database:
-    """A PostgreSQL that tests stop and start, and a proxy to it."""
+    """A database on a PostgreSQL that tests stop and start, and a proxy to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "faults") -> None:
         self.folder = folder
-        self.direct = postgres.ensure_database(folder, "faults")
+        self.name = name
+        self.direct = postgres.ensure_database(folder, name)
         port = urlsplit(self.direct).port
         assert port
         self.proxy = Proxy("127.0.0.1", port)
@@ -58,7 +59,7 @@ class Database:
         postgres.stop(self.folder)
 
     def start(self) -> None:
-        assert postgres.ensure_database(self.folder, "faults") == self.direct
+        assert postgres.ensure_database(self.folder, self.name) == self.direct
 
     def query(self, query: str) -> list[Any]:
         with closing(psycopg2.connect(self.direct)) as conn, conn.cursor() as cursor:
@@ -77,7 +78,7 @@ class Database:
     def _of_backends(self, what: str, condition: str) -> list[Any]:
         query = (
             f"SELECT {what} FROM pg_stat_activity WHERE application_name = 'app'"
-            f" AND {condition}"
+            f" AND datname = current_database() AND {condition}"
         )
         return [found for (found,) in self.query(query)]
 

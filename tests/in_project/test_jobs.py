@@ -1,6 +1,7 @@
 """Jobs of a baked project, with workers that are killed and servers that restart."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from app.tasks import count_words
 from flask import Flask
+from flask_devserver import postgres
 from flask_devserver.welcome import Welcome
 from werkzeug.test import Client
 
@@ -80,9 +82,19 @@ class Workers:
         self.processes.clear()
 
 
+@pytest.fixture(scope="module")
+def server_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the PostgreSQL of all tests."""
+    folder = tmp_path_factory.mktemp("jobs") / "instance" / "postgres"
+    yield folder
+    postgres.stop(folder)
+    shutil.rmtree(folder.resolve())
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    found = Database(tmp_path / "instance" / "postgres")
+def database(server_dir: Path) -> Iterator[Database]:
+    """A database of the test's own."""
+    found = Database(server_dir, f"jobs_{uuid4().hex}")
     yield found
     found.proxy.end()
 
