@@ -31,7 +31,18 @@ def install(project: Path, *options: str, **environ: str) -> Path:
     sync = [PROGRAMS / "uv", "sync", "--quiet", *options]
     # Set only here: with UV_PYTHON set, `uv pip` would change the tests' environment.
     run(*sync, cwd=project, **{"UV_PYTHON": sys.executable} | environ)
+    if not options:
+        share_bytecode(project / ".venv")
     return project / ".venv" / PROGRAMS.name
+
+
+def share_bytecode(environment: Path) -> None:
+    """Let Python use the bytecode of packages that it wrote for other projects."""
+    for folder in {path.parent for path in environment.rglob("*.py")}:
+        shared = Path(os.environ["BYTECODE"], folder.relative_to(environment))
+        shared.mkdir(parents=True, exist_ok=True)
+        if not (folder / "__pycache__").exists():
+            (folder / "__pycache__").symlink_to(shared, target_is_directory=True)
 
 
 def install_devserver(folder: Path, *packages: str | Path) -> Path:
