@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 from pytest_cookies.plugin import Cookies
 
-from .support.projects import Bake, install, put_inside, remove_database
+from .support.projects import (
+    Bake,
+    embedded_server,
+    install,
+    put_inside,
+    remove_database,
+)
 from .support.repository import copy_template
 
 collect_ignore = ["in_project"]  # These run inside a baked project.
@@ -104,3 +110,10 @@ def shared(render: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     install(project)
     yield project
     remove_database(project / "instance" / "postgres")
+
+
+@pytest.fixture(scope="session")
+def server_url(shared: Path) -> Iterator[str]:
+    """The URL of a PostgreSQL, for projects that need none of their own."""
+    with embedded_server(shared, "session") as url:
+        yield url

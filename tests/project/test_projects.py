@@ -33,14 +33,15 @@ print(json.dumps([name.lower().replace("-", "_") for name in names]))
 
 @pytest.mark.minutes
 @pytest.mark.parametrize("answers", PROJECTS, ids=label)
-def test_project(bake: Bake, answers: Answers) -> None:
+def test_project(bake: Bake, server_url: str, answers: Answers) -> None:
     project = bake(project_slug="app", **answers)
     programs = install(project)
     run(programs / "mypy", cwd=project)
-    reloads = "20" if answers == DEFAULT else "5"
     tests = ["-m", ""] if has_reload_tests(answers) else []
     # The tests may run behind a proxy, which cannot reach their servers.
-    environ = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "RELOADS": reloads}
+    environ = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "RELOADS": "20"}
+    if answers != DEFAULT:
+        environ |= {"DATABASE_URL": server_url, "RELOADS": "5"}
     run(programs / "pytest", *tests, cwd=project, **environ)
     check_style(project)
     assert slugs_hidden_by_packages(programs, project) == set()

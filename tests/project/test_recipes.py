@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from ..support.answers import choices
 from ..support.commands import PROGRAMS, run
 from ..support.documents import Terminal, commands
-from ..support.projects import Bake, embedded_server, install
+from ..support.projects import Bake, install
 from ..support.repository import commit, start_repository
 
 ADD, REMOVE_EXAMPLE = "Add a page with a table", "Remove the example"
@@ -34,40 +34,39 @@ def test_page_with_a_table(bake: Bake, worker: str) -> None:
 
 
 @pytest.mark.parametrize("worker", ["thread", "procrastinate", "celery"])
-def test_task_with_a_test(bake: Bake, worker: str) -> None:
+def test_task_with_a_test(bake: Bake, server_url: str, worker: str) -> None:
     project = bake(project_slug="app", worker=worker)
     programs = install(project)
     name = "tests/test_tasks.py"
     [text] = [text for names, _, text in shown(project, "Jobs") if names == [name]]
     (project / name).write_text(text)
     check(programs, project)
-    run(programs / "pytest", name, cwd=project)
+    run(programs / "pytest", name, cwd=project, DATABASE_URL=server_url)
 
 
 @pytest.mark.parametrize("worker", choices()["worker"])
-def test_example_can_be_removed(bake: Bake, worker: str) -> None:
+def test_example_can_be_removed(bake: Bake, server_url: str, worker: str) -> None:
     project = bake(project_slug="app", worker=worker)
     programs = install(project)
     remove(project, REMOVE_EXAMPLE)
     assert "notes" not in run(programs / "flask", "routes", cwd=project)
     check(programs, project)
-    run(programs / "pytest", cwd=project)
+    run(programs / "pytest", cwd=project, DATABASE_URL=server_url)
 
 
 @pytest.mark.parametrize("worker", ["none", "procrastinate"])
-def test_devserver_can_be_removed(bake: Bake, shared: Path, worker: str) -> None:
+def test_devserver_can_be_removed(bake: Bake, server_url: str, worker: str) -> None:
     project = bake(project_slug="app", worker=worker, docker=False)
     remove(project, REMOVE_DEVSERVER)
     assert not (project / "devserver").exists()
     programs = install(project)
     # In the shared cache, mypy has the types of flask_devserver.
     check(programs, project, MYPY_CACHE_DIR=".mypy_cache")
-    with embedded_server(shared) as url:
-        server = {"DATABASE_URL": url, "RELOADS": "2"}
-        run(programs / "pytest", "tests/core", cwd=project, **server)
-        if worker == "none":
-            tests = ["-m", "reload", "-k", "many_reloads or port_is_free"]
-            run(programs / "pytest", *tests, cwd=project, **server)
+    server = {"DATABASE_URL": server_url, "RELOADS": "2"}
+    run(programs / "pytest", "tests/core", cwd=project, **server)
+    if worker == "none":
+        tests = ["-m", "reload", "-k", "many_reloads or port_is_free"]
+        run(programs / "pytest", *tests, cwd=project, **server)
 
 
 def check(programs: Path, project: Path, **environ: str) -> None:

@@ -81,9 +81,9 @@ def check_style(project: Path) -> None:
 
 
 @contextmanager
-def embedded_server(project: Path) -> Iterator[str]:
+def embedded_server(project: Path, name: str = "server") -> Iterator[str]:
     """Run an embedded PostgreSQL in a folder beside the project, and yield its URL."""
-    folder = project.parent / "server" / "postgres"
+    folder = project.parent / name / "postgres"
     with subprocess.Popen(
         [project / ".venv" / PROGRAMS.name / "python", "-c", SERVE, folder],
         cwd=project,

@@ -12,14 +12,15 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.minutes
-def test_lowest_versions_pass_the_tests(bake: Bake) -> None:
+def test_lowest_versions_pass_the_tests(bake: Bake, server_url: str) -> None:
     project = bake(project_slug="app", pool="sqlalchemy", worker="thread")
     programs = install(project, "--resolution=lowest-direct")
     assert "3.1.0" in run(programs / "flask", "--version", cwd=project)
     for command in (["mypy"], ["ruff", "check"], ["ruff", "format", "--check"]):
         run(programs / command[0], *command[1:], cwd=project)
     tests = ["-m", "", "-k", "not reload or many_reloads"]
-    run(programs / "pytest", *tests, cwd=project, RELOADS="2")
+    environ = {"DATABASE_URL": server_url, "RELOADS": "2"}
+    run(programs / "pytest", *tests, cwd=project, **environ)
 
 
 def test_watchdog_7_is_not_installed(bake: Bake) -> None:
