@@ -8,13 +8,13 @@ from celery.contrib.testing.worker import start_worker
 from flask import Flask, current_app
 from kombu.exceptions import EncodeError
 
-from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.engine import Worker
 from {{ cookiecutter.project_slug }}.core.jobs import get_celery, task
 from {{ cookiecutter.project_slug }}.core.log import request_id
 from {{ cookiecutter.project_slug }}.core.worker import get_worker
 
+from .application import create_app
 from .reload_server import poll
 
 results: list[Any] = []

@@ -8,11 +8,11 @@ import pytest
 from flask import Flask, current_app
 from psycopg2.extensions import connection
 
-from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.jobs import QueueFull, task
 from {{ cookiecutter.project_slug }}.core.log import TEXT, RequestIdFilter
 
+from .application import create_app
 from .reload_server import poll, sleeping
 
 SETTINGS = {"TESTING": True, "WORKER_QUEUE_SIZE": 2, "WORKER_TIMEOUT": 0.1}

@@ -130,3 +130,37 @@ def edit(path: Path, diff: str) -> None:
             else:
                 at += 1
     path.write_text("\n".join(lines) + "\n")
+
+
+# What the owner of a project may rightly write. It must not matter to tests/core.
+OWN_APPLICATION = """
+
+def create_app(overrides: Overrides = None) -> Flask:
+    app = Flask(__name__)
+    core.init_app(app, overrides, {"PAYMENT_KEY": text_setting(example="a key")})
+    for path in PATHS:
+        app.add_url_rule(path, path, lambda: "mine", methods=["GET", "POST"])
+    for code in (404, 500):
+        app.register_error_handler(code, lambda error: ("mine", error.code))
+    app.before_request(lambda: redirect("/login"))
+    app.after_request(lambda response: abort(418))
+    app.context_processor(lambda: {}["user"])
+    return app
+"""
+
+
+@pytest.mark.parametrize("worker", ["none", "thread"])
+def test_tests_of_core_pass_with_any_application(bake: Bake, worker: str) -> None:
+    project = bake(project_slug="app", worker=worker)
+    programs = install(project)
+    module = project / "app" / "__init__.py"
+    tests = (project / "tests" / "core").glob("*.py")
+    paths = sorted({path for each in tests for path in PATH.findall(each.read_text())})
+    names = "from flask import Flask, abort, redirect"
+    own = module.read_text().partition("\n\ndef create_app")[0]
+    own = own.replace("from flask import Flask", names)
+    own += f"from .core.config import text_setting\n\nPATHS = {paths}\n"
+    module.write_text(own + OWN_APPLICATION)
+    run(programs / "pytest", "tests/core", cwd=project)
+    tests = ["-m", "reload", "-k", "many_reloads or port_is_free"]
+    run(programs / "pytest", *tests, cwd=project, RELOADS="2")

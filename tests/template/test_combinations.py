@@ -31,7 +31,7 @@ ALWAYS = """
     devserver/flask_devserver/welcome.html devserver/flask_devserver/welcome.js
     devserver/flask_devserver/welcome.py
     tests/__init__.py tests/conftest.py tests/test_notes.py
-    tests/core/__init__.py tests/core/conftest.py tests/core/items.py
+    tests/core/__init__.py tests/core/conftest.py tests/core/application.py
     tests/core/reload_app.py tests/core/reload_server.py
     tests/core/test_app.py tests/core/test_config.py tests/core/test_db.py
     tests/core/test_errors.py tests/core/test_migrate.py tests/core/test_reload.py

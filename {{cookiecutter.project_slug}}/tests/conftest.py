@@ -1,7 +1,7 @@
 """A clean database for each test, on the server of `DATABASE_URL` if it is set."""
 
 import os
-from collections.abc import {% if cookiecutter.worker != 'none' %}Callable, {% endif %}Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -22,16 +22,6 @@ from {{ cookiecutter.project_slug }}.core.worker import get_worker
 {%- elif cookiecutter.worker == 'procrastinate' %}
 from {{ cookiecutter.project_slug }}.core.worker import get_worker
 {%- endif %}
-
-# The settings that production requires. No server listens at these addresses.
-PRODUCTION = {
-    "DATABASE_URL": "postgresql://127.0.0.1:1/none",
-    "SECRET_KEY": "0123456789abcdef" * 2,
-    "TRUSTED_HOSTS": "localhost",
-{%- if cookiecutter.worker == 'celery' %}
-    "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
-{%- endif %}
-}
 
 # DROP DATABASE WITH (FORCE) would also end an autovacuum, which needs a superuser.
 DISCONNECT = """
@@ -98,6 +88,12 @@ def db(database_url: str) -> Iterator[connection]:
     with closing(connect(database_url)) as conn:
         yield conn
 
+
+@pytest.fixture
+def factory() -> Callable[..., Flask]:
+    """The function that creates the application of a test."""
+    return create_app
+
 {% if cookiecutter.worker == 'celery' %}
 @pytest.fixture(scope="session")
 def broker_url(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -108,10 +104,12 @@ def broker_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def app(database_url: str, broker_url: str) -> Iterator[Flask]:
+def app(
+    factory: Callable[..., Flask], database_url: str, broker_url: str
+) -> Iterator[Flask]:
     """An application on the test's database, without jobs."""
     settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": broker_url}
-    app = create_app({"TESTING": True, **settings})
+    app = factory({"TESTING": True, **settings})
     with app.app_context():
         get_celery().control.purge()
     yield app
@@ -119,9 +117,9 @@ def app(database_url: str, broker_url: str) -> Iterator[Flask]:
         get_pool().close()
 {% else %}
 @pytest.fixture
-def app(database_url: str) -> Iterator[Flask]:
+def app(factory: Callable[..., Flask], database_url: str) -> Iterator[Flask]:
     """An application on the test's database."""
-    app = create_app({"TESTING": True, "DATABASE_URL": database_url})
+    app = factory({"TESTING": True, "DATABASE_URL": database_url})
     yield app
     with app.app_context():
         get_pool().close()

@@ -1,11 +1,11 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 from flask import Flask
 
 from ..conftest import DISCONNECT, EMPTY, connect, scratch_database
-from .items import bp, create_table
+from .application import bp, create_app, create_table
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,12 @@ def database_url(database_url: str) -> str:
     """A database with the table of the tests."""
     create_table(database_url)
     return database_url
+
+
+@pytest.fixture
+def factory() -> Callable[..., Flask]:
+    """The function that creates an application without anything of the project's."""
+    return create_app
 
 
 @pytest.fixture

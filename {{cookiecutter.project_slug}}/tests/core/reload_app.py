@@ -7,7 +7,11 @@ from psycopg2.extensions import make_dsn
 import {{ cookiecutter.project_slug }} as package
 from {{ cookiecutter.project_slug }}.core.db import get_db
 
-app = package.create_app()
+from .application import create_app
+
+# Whatever the project starts must not stop a reload. Its pages could be in the way.
+package.create_app()
+app = create_app()
 
 if isinstance(url := app.config["DATABASE_URL"], str):
     # pg_stat_activity then shows the process of each connection.

@@ -16,7 +16,6 @@ from flask.testing import FlaskClient
 from psycopg2.errors import QueryCanceled
 from psycopg2.extras import RealDictCursor, execute_values
 
-from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.log import (
     TEXT,
@@ -24,8 +23,7 @@ from {{ cookiecutter.project_slug }}.core.log import (
     RequestIdFilter,
 )
 
-from ..conftest import PRODUCTION
-from .items import bp
+from .application import PRODUCTION, bp, create_app
 
 JSON = {"Accept": "application/json"}
 CYCLE: list[object] = []

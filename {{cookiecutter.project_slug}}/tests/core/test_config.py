@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from {{ cookiecutter.project_slug }} import core, create_app
+from {{ cookiecutter.project_slug }} import core
 from {{ cookiecutter.project_slug }}.core import config
 from {{ cookiecutter.project_slug }}.core.config import (
     Setting,
@@ -14,7 +14,7 @@ from {{ cookiecutter.project_slug }}.core.config import (
     text_setting,
 )
 
-from ..conftest import PRODUCTION
+from .application import PRODUCTION, create_app
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,9 @@ from psycopg2 import InterfaceError
 from psycopg2.errors import DivisionByZero, InFailedSqlTransaction
 from psycopg2.extensions import connection, make_dsn, new_type, register_type
 
-from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import close_db, get_db, on_commit
 
-from .items import bp
+from .application import bp, create_app
 from .reload_server import has_backend, poll
 
 

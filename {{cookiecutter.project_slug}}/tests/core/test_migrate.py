@@ -11,7 +11,6 @@ from flask import Flask
 from flask.testing import FlaskCliRunner
 from psycopg2.extensions import connection, make_dsn
 
-from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core import migrate as module
 from {{ cookiecutter.project_slug }}.core.migrate import (
     MigrationError,
@@ -19,6 +18,7 @@ from {{ cookiecutter.project_slug }}.core.migrate import (
 )
 
 from ..conftest import connect
+from .application import create_app
 
 
 @pytest.fixture

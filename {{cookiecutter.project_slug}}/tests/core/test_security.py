@@ -12,12 +12,11 @@ import pytest
 from flask import Flask, request, session, url_for
 from psycopg2.extensions import connection, cursor
 
-from {{ cookiecutter.project_slug }} import create_app
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.log import JsonFormatter
 from {{ cookiecutter.project_slug }}.core.security import accept_cross_site
 
-from ..conftest import PRODUCTION
+from .application import PRODUCTION, create_app
 
 DATA = b"hunter2"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

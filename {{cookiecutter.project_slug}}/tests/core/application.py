@@ -1,15 +1,37 @@
-"""A table and two routes for the tests of `core`, which do not use the example."""
+"""An application for the tests of `core/`: nothing in it is your project's.
+
+Your pages, settings, error handlers and templates do not change how these tests end.
+"""
 
 from contextlib import closing
 
-from flask import Blueprint, abort, jsonify, request
+from flask import Blueprint, Flask, abort, jsonify, request
 from flask.typing import ResponseReturnValue
 
+from {{ cookiecutter.project_slug }} import core
+from {{ cookiecutter.project_slug }}.core.config import Overrides
 from {{ cookiecutter.project_slug }}.core.db import get_db
 
 from ..conftest import connect
 
+# The settings that production requires. No server listens at these addresses.
+PRODUCTION = {
+    "DATABASE_URL": "postgresql://127.0.0.1:1/none",
+    "SECRET_KEY": "0123456789abcdef" * 2,
+    "TRUSTED_HOSTS": "localhost",
+{%- if cookiecutter.worker == 'celery' %}
+    "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+{%- endif %}
+}
+
 bp = Blueprint("items", __name__, url_prefix="/items")
+
+
+def create_app(overrides: Overrides = None) -> Flask:
+    """Create an application that has only `core`."""
+    app = Flask(core.__name__.partition(".")[0], template_folder="none")
+    core.init_app(app, overrides)
+    return app
 
 
 @bp.get("")
