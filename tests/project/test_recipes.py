@@ -18,6 +18,22 @@ REMOVE_DEVSERVER = "Remove `devserver/`"
 
 pytestmark = pytest.mark.slow
 
+# Everything here is right in an application, so it must not matter to tests/core.
+OWN_APPLICATION = """
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    app = Flask(__name__)
+    core.init_app(app, config, {"PAYMENT_KEY": text_setting(example="a key")})
+    for path in PATHS:
+        app.add_url_rule(path, path, lambda: "mine", methods=["GET", "POST"])
+    for code in (404, 500):
+        app.register_error_handler(code, lambda error: ("mine", error.code))
+    app.before_request(lambda: redirect("/login"))
+    app.after_request(lambda response: abort(418))
+    app.context_processor(lambda: {}["user"])
+    return app
+"""
+
 
 @pytest.mark.parametrize("worker", ["none", "celery"])
 def test_page_with_a_table(bake: Bake, worker: str) -> None:
@@ -67,6 +83,23 @@ def test_devserver_can_be_removed(bake: Bake, server_url: str, worker: str) -> N
     if worker == "none":
         tests = ["-m", "reload", "-k", "many_reloads or port_is_free"]
         run(programs / "pytest", *tests, cwd=project, **server)
+
+
+@pytest.mark.parametrize("worker", ["none", "thread"])
+def test_tests_of_core_pass_with_any_application(bake: Bake, worker: str) -> None:
+    project = bake(project_slug="app", worker=worker)
+    programs = install(project)
+    tests = [path.read_text() for path in project.glob("tests/core/*.py")]
+    paths = set(re.findall(r'"(/[a-z-]+)[/"]', "\n".join(tests)))
+    module = project / "app" / "__init__.py"
+    text = module.read_text().partition("\n\ndef create_app")[0]
+    text = text.replace("import Flask", "import Flask, abort, redirect")
+    text += "\nfrom .core.config import text_setting\n"
+    text += f"\nPATHS = {sorted(paths - {'/healthz', '/readyz'})}\n"
+    module.write_text(text + OWN_APPLICATION)
+    run(programs / "pytest", "tests/core", cwd=project)
+    reloads = ["-m", "reload", "-k", "many_reloads or port_is_free"]
+    run(programs / "pytest", *reloads, cwd=project, RELOADS="2")
 
 
 def check(programs: Path, project: Path, **environ: str) -> None:
@@ -130,37 +163,3 @@ def edit(path: Path, diff: str) -> None:
             else:
                 at += 1
     path.write_text("\n".join(lines) + "\n")
-
-
-# What the owner of a project may rightly write. It must not matter to tests/core.
-OWN_APPLICATION = """
-
-def create_app(overrides: Overrides = None) -> Flask:
-    app = Flask(__name__)
-    core.init_app(app, overrides, {"PAYMENT_KEY": text_setting(example="a key")})
-    for path in PATHS:
-        app.add_url_rule(path, path, lambda: "mine", methods=["GET", "POST"])
-    for code in (404, 500):
-        app.register_error_handler(code, lambda error: ("mine", error.code))
-    app.before_request(lambda: redirect("/login"))
-    app.after_request(lambda response: abort(418))
-    app.context_processor(lambda: {}["user"])
-    return app
-"""
-
-
-@pytest.mark.parametrize("worker", ["none", "thread"])
-def test_tests_of_core_pass_with_any_application(bake: Bake, worker: str) -> None:
-    project = bake(project_slug="app", worker=worker)
-    programs = install(project)
-    module = project / "app" / "__init__.py"
-    tests = (project / "tests" / "core").glob("*.py")
-    paths = sorted({path for each in tests for path in PATH.findall(each.read_text())})
-    names = "from flask import Flask, abort, redirect"
-    own = module.read_text().partition("\n\ndef create_app")[0]
-    own = own.replace("from flask import Flask", names)
-    own += f"from .core.config import text_setting\n\nPATHS = {paths}\n"
-    module.write_text(own + OWN_APPLICATION)
-    run(programs / "pytest", "tests/core", cwd=project)
-    tests = ["-m", "reload", "-k", "many_reloads or port_is_free"]
-    run(programs / "pytest", *tests, cwd=project, RELOADS="2")

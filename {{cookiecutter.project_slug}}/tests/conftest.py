@@ -90,7 +90,7 @@ def db(database_url: str) -> Iterator[connection]:
 
 
 @pytest.fixture
-def factory() -> Callable[..., Flask]:
+def app_factory() -> Callable[..., Flask]:
     """The function that creates the application of a test."""
     return create_app
 
@@ -105,11 +105,11 @@ def broker_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def app(
-    factory: Callable[..., Flask], database_url: str, broker_url: str
+    app_factory: Callable[..., Flask], database_url: str, broker_url: str
 ) -> Iterator[Flask]:
     """An application on the test's database, without jobs."""
     settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": broker_url}
-    app = factory({"TESTING": True, **settings})
+    app = app_factory({"TESTING": True, **settings})
     with app.app_context():
         get_celery().control.purge()
     yield app
@@ -117,9 +117,9 @@ def app(
         get_pool().close()
 {% else %}
 @pytest.fixture
-def app(factory: Callable[..., Flask], database_url: str) -> Iterator[Flask]:
+def app(app_factory: Callable[..., Flask], database_url: str) -> Iterator[Flask]:
     """An application on the test's database."""
-    app = factory({"TESTING": True, "DATABASE_URL": database_url})
+    app = app_factory({"TESTING": True, "DATABASE_URL": database_url})
     yield app
     with app.app_context():
         get_pool().close()

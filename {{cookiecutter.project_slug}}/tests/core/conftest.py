@@ -32,7 +32,7 @@ def database_url(database_url: str) -> str:
 
 
 @pytest.fixture
-def factory() -> Callable[..., Flask]:
+def app_factory() -> Callable[..., Flask]:
     """The function that creates an application without anything of the project's."""
     return create_app
 

@@ -204,6 +204,19 @@ def test_deferred_constraint_fails_within_the_file(
         migrate(empty, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "sql", ["", "\n", "-- Books\n", "/* 1\n */", "-- no transaction"]
+)
+def test_file_without_a_statement_is_not_applied(
+    empty: connection, tmp_path: Path, sql: str
+) -> None:
+    (tmp_path / "0001_a.sql").write_text(sql)
+    with pytest.raises(MigrationError, match="^0001_a.sql has no statement yet: write"):
+        migrate(empty, tmp_path)
+    (tmp_path / "0001_a.sql").write_text(f"{sql}\nSELECT 1 /* -- */")
+    assert migrate(empty, tmp_path) == ["0001_a.sql"]
+
+
 def test_byte_order_mark_is_ignored(empty: connection, tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 1", encoding="utf-8-sig")
     assert migrate(empty, tmp_path) == ["0001_a.sql"]

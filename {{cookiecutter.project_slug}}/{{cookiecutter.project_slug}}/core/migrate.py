@@ -6,6 +6,7 @@ statement that cannot be in a transaction, such as `CREATE INDEX CONCURRENTLY`.
 """
 
 import logging
+import re
 from hashlib import sha256
 from pathlib import Path
 from time import sleep
@@ -27,6 +28,8 @@ RECORD = (
     "RESET ROLE; RESET ALL; "
     "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)"
 )
+
+COMMENT = re.compile(r"--.*|/\*(?s:.*?)\*/")
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +160,9 @@ def _read(path: Path) -> tuple[str, str]:
 
 def _apply(cursor: cursor, path: Path) -> None:
     sql, checksum = _read(path)
+    if not COMMENT.sub("", sql).strip():
+        hint = "write one, or delete the file."
+        raise MigrationError(f"{path.name} has no statement yet: {hint}")
     outside = sql.startswith("-- no transaction")
     record = [path.name, checksum]
     try:
