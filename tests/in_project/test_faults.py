@@ -97,6 +97,7 @@ class Server:
             env=os.environ | settings | environ,
             stdout=self.output,
             stderr=self.output,
+            start_new_session=True,
         )
 
     def command(self) -> list[str]:

@@ -127,6 +127,13 @@ def test_reload_drops_no_request(tmp_path: Path, database_url: str) -> None:
     assert len({body["process"] for _, body, _ in found}) == 4
 
 
+def test_ctrl_c_stops_an_idle_server_at_once(tmp_path: Path, database_url: str) -> None:
+    for _ in range(3):
+        with Server(tmp_path, database_url) as server:
+            os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
+            assert server.process.wait(20) == 0
+
+
 def test_sigterm_stops_a_starting_worker(tmp_path: Path, database_url: str) -> None:
     with Server(tmp_path, database_url) as server:
         [worker] = server.process.children()

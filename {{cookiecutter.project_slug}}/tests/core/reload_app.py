@@ -9,7 +9,7 @@ from {{ cookiecutter.project_slug }}.core.db import get_db
 
 from .application import create_app
 
-# Whatever the project starts must not stop a reload. Its pages could be in the way.
+# Nothing that the project starts may stop a reload. Its pages must not matter here.
 package.create_app()
 app = create_app()
 

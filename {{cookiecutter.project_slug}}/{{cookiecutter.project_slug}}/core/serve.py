@@ -69,6 +69,10 @@ def _is_not_about_threads(record: logging.LogRecord) -> bool:
 
 
 def _load_app(path: str) -> Flask:
+    if sys.platform != "win32":
+        # Ctrl-C must reach the parent alone: granian hangs in a worker that also gets
+        # the parent's signal.
+        os.setpgid(0, 0)
     Thread(target=_stop_with_parent, daemon=True).start()
     # A forked process runs no exit handlers before Python 3.14.
     util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)
