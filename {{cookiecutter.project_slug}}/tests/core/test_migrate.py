@@ -31,8 +31,9 @@ def empty(empty_url: str) -> Iterator[connection]:
 def app(empty_url: str, tmp_path: Path) -> Flask:
     """An application with a migration of its own, on an empty database."""
     app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
-    (tmp_path / "0001_made.sql").write_text("CREATE TABLE made (a int)")
-    module.add_folder(app, tmp_path)
+    app.root_path = str(tmp_path)
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "migrations" / "0001_made.sql").write_text("CREATE TABLE made (a int)")
     return app
 
 
@@ -57,6 +58,17 @@ def test_command_lists_missing_migrations(runner: FlaskCliRunner) -> None:
     assert "Missing 0001_made.sql\n" in runner.invoke(args=listed).output
     assert "Applied 0001_made.sql\n" in runner.invoke(args=["migrate"]).output
     assert "Applied 0001_made.sql\n" in runner.invoke(args=listed).output
+
+
+def test_status_leaves_out_what_a_library_has_applied(
+    app: Flask, runner: FlaskCliRunner, tmp_path: Path
+) -> None:
+    (tmp_path / "0001_library.sql").write_text("SELECT 1")
+    module.add_folder(app, tmp_path)
+    listed = ["migrate", "--status"]
+    assert "Missing 0001_library.sql\n" in runner.invoke(args=listed).output
+    assert "Applied 0001_library.sql\n" in runner.invoke(args=["migrate"]).output
+    assert runner.invoke(args=listed).output == "Applied 0001_made.sql\n"
 
 
 def test_not_ready_while_some_are_missing(
@@ -119,8 +131,6 @@ def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
 
 
 def test_command_lists_edited_migrations(app: Flask, tmp_path: Path) -> None:
-    app.root_path = str(tmp_path)
-    (tmp_path / "migrations").mkdir()
     for name in ("0002_b.sql", "0003_c.sql"):
         (tmp_path / "migrations" / name).write_text("SELECT 1")
     runner = app.test_cli_runner()

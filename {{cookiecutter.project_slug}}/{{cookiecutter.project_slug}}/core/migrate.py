@@ -71,15 +71,18 @@ def forget(conn: connection, name: str) -> None:
 def status(conn: connection) -> dict[str, str]:
     """Return "Applied", "Edited", "Missing" or "Gone" by name, at one round trip.
 
-    A migration is gone when it is applied, but its file no longer exists.
+    A migration is gone when it is applied, but its file no longer exists. Those of
+    libraries, often dozens, are listed only while they are missing.
     """
     own, *others = _folders()
     with conn.cursor() as cursor:
         applied = _applied(cursor)
-    names = [path.name for path in _paths(own, *others)]
-    found = {name: "Applied" if name in applied else "Missing" for name in names}
+    found = dict.fromkeys(applied, "Gone")
+    for path in _paths(own, *others):
+        found[path.name] = "Applied" if path.name in applied else "Missing"
     found |= {path.name: "Edited" for path in _edited(_paths(own), applied)}
-    return dict.fromkeys(applied, "Gone") | found
+    quiet = {path.name for path in _paths(*others)} & applied.keys()
+    return {name: state for name, state in found.items() if name not in quiet}
 
 
 def missing(conn: connection) -> list[str]:
