@@ -1,5 +1,6 @@
 """Celery's part of `flask worker`."""
 
+import logging
 import os
 import time
 from contextlib import suppress
@@ -99,6 +100,7 @@ class Worker:
         self.app = app
         self._consumer: Any = None
         self._stopping = False
+        logging.getLogger("celery.worker.consumer.consumer").addFilter(_drop_message)
 
     def get_ready(self) -> FlaskCelery:
         """Return the Celery application, ready for workers and Celery's commands."""
@@ -203,6 +205,14 @@ class Worker:
         with suppress(Exception):  # The broker may be away.
             self._consumer.task_consumer.channel.qos.restore_unacked_once()
         os._exit(1)
+
+
+def _drop_message(record: logging.LogRecord) -> bool:
+    """Leave a job that cannot be run, with its arguments, out of Celery's line."""
+    record.msg = str(record.msg).partition("\n")[0]
+    args: Any = record.args
+    record.args = args[: record.msg.count("%")]
+    return True
 
 
 def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:

@@ -224,10 +224,14 @@ def test_retry_rejects_an_unknown_job(app: Flask) -> None:
     assert found.output == "Error: No failed job has the id 7: see --failed.\n"
 
 
-def test_unknown_task_is_listed_as_failed(worker: Worker) -> None:
-    get_celery().send_task("removed", [1], task_id="7")
+def test_unknown_task_is_listed_as_failed(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    get_celery().send_task("removed", ["hunter2"], task_id="7")
     with start_worker(get_celery(), perform_ping_check=False):
-        assert poll(worker.failed) == {"7": "removed [1] {}"}
+        assert poll(worker.failed) == {"7": 'removed ["hunter2"] {}'}
+    assert "unregistered task of type 'removed'" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 def test_status_counts_a_message_without_a_time(worker: Worker) -> None:

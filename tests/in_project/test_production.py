@@ -127,6 +127,21 @@ def test_reload_drops_no_request(tmp_path: Path, database_url: str) -> None:
     assert len({body["process"] for _, body, _ in found}) == 4
 
 
+def test_port_is_not_shared_with_another_server(
+    tmp_path: Path, database_url: str
+) -> None:
+    with Server(tmp_path, database_url) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", *server.command()],
+            cwd=ROOT,
+            env=os.environ | SETTINGS | {"DATABASE_URL": database_url},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    message = f"Error: Cannot listen on 127.0.0.1, port {server.port}: "
+    assert done.returncode == 1 and done.stderr.startswith(message)
+
+
 def test_ctrl_c_stops_an_idle_server_at_once(tmp_path: Path, database_url: str) -> None:
     for _ in range(3):
         with Server(tmp_path, database_url) as server:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, session
+from flask import Flask, redirect, session
 from flask.testing import FlaskClient
 from psycopg2.errors import QueryCanceled
 from psycopg2.extras import RealDictCursor, execute_values
@@ -51,6 +51,13 @@ def test_healthy_but_not_ready_without_a_database() -> None:
     client = create_app({"TESTING": True, "DATABASE_URL": url}).test_client()
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 503
+
+
+def test_health_checks_need_no_login(app: Flask) -> None:
+    app.before_request(lambda: redirect("/login"))
+    client = app.test_client()
+    paths = ("/healthz", "/readyz", "/items")
+    assert [client.get(path).status_code for path in paths] == [200, 200, 302]
 
 
 def test_request_is_logged(app: Flask, log: pytest.LogCaptureFixture) -> None:

@@ -3,15 +3,9 @@
 import json
 from typing import Any
 
-from flask import (
-    Flask,
-    after_this_request,
-    current_app,
-    render_template,
-    request,
-)
+from flask import Flask, after_this_request, current_app, render_template, request
 from jinja2 import TemplateNotFound
-from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 
@@ -38,9 +32,7 @@ def _render_error(error: HTTPException) -> Any:
         detail = {"title": error.name, "detail": error.description}
         response.data = json.dumps(detail | {"status": error.code})
         response.content_type = "application/problem+json"
-    elif not isinstance(request.routing_exception, BadRequest):
-        # Flask builds no URL for a host that it rejected, so Werkzeug's plain page
-        # remains.
+    else:
         try:
             response.data = render_template("error.html", error=error)
         except TemplateNotFound:

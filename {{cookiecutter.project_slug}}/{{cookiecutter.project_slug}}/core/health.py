@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import psycopg2
-from flask import Blueprint, Flask, current_app
+from flask import Blueprint, Flask, current_app, request
 
 from . import migrate
 from .db import DatabaseUnavailable, get_db, get_pool
@@ -40,9 +40,17 @@ def _not_ready(status: str, reason: str) -> tuple[dict[str, str], int]:
     return {"status": status}, 503
 
 
+def _respond_first() -> Any:
+    # The application's own hooks may require a login.
+    if request.blueprint == bp.name:
+        return current_app.view_functions[str(request.endpoint)]()
+    return None
+
+
 def init_app(app: Flask) -> None:
-    """Add the two routes to `app`, for any host."""
+    """Add the two routes to `app`, for any host and before its hooks."""
     app.register_blueprint(bp)
+    app.before_request(_respond_first)
     app.wsgi_app = partial(_trust_checks, app, app.wsgi_app)  # type: ignore[method-assign]
 
 

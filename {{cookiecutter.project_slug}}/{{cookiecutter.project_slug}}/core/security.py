@@ -105,6 +105,7 @@ def init_app(app: Flask) -> None:
     app.session_interface = SessionInterface()
     added = HEADERS if app.debug else PRODUCTION_HEADERS
     headers = {name.lower(): (name, value) for name, value in added.items()}
+    app.before_request(_reject_untrusted_host)
     app.before_request(_reject_cross_site)
     app.wsgi_app = partial(_add_headers, app.wsgi_app, headers)  # type: ignore[method-assign]
     if count := app.config["TRUSTED_PROXIES"]:
@@ -115,6 +116,13 @@ def accept_cross_site(view: Any) -> Any:
     """Let other sites post to a view, which must itself check the request."""
     view.accepts_cross_site = True
     return view
+
+
+def _reject_untrusted_host() -> Any:
+    # Flask builds no URL for such a request, so no hook and no page of the application
+    # may take part in the response.
+    error = request.routing_exception
+    return error.get_response() if isinstance(error, BadRequest) else None
 
 
 def _reject_cross_site() -> None:

@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from multiprocessing import parent_process, util
@@ -39,6 +40,14 @@ def serve_command(
     app = info.load_app()
     if app.debug:
         raise click.ClickException("FLASK_DEBUG is on: set it to 0 in production.")
+    address = host or ("0.0.0.0" if "PORT" in os.environ else "127.0.0.1")  # noqa: S104
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        # granian would share the port with another granian, which serves other code.
+        socket.create_server((address, port), family=family).close()
+    except OSError as error:
+        message = f"Cannot listen on {address}, port {port}: {error.strerror}."
+        raise click.ClickException(message) from error
     if sys.platform != "win32":
         # Until granian handles SIGTERM in a worker, a fork has the handler of its
         # parent, which would lose the signal.
@@ -48,7 +57,7 @@ def serve_command(
     logging.getLogger("_granian").addFilter(_is_not_about_threads)
     Granian(
         info.app_import_path or "",
-        address=host or ("0.0.0.0" if "PORT" in os.environ else "127.0.0.1"),  # noqa: S104
+        address=address,
         port=port,
         interface=Interfaces.WSGI,
         http=HTTPModes.http1,
