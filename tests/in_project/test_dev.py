@@ -72,7 +72,7 @@ atexit.register(lambda: time.sleep(60))
 def server(tmp_path: Path, database_url: str, command: list[str]) -> Iterator[Server]:
     folder = tmp_path / "instance"  # a name that is not watched within a project
     folder.mkdir()
-    with Server(folder, command=command, DATABASE_URL=database_url) as server:
+    with Server(folder, "tests.pages", command, DATABASE_URL=database_url) as server:
         yield server
 
 
@@ -138,7 +138,7 @@ def test_bytecode_of_the_previous_version_is_not_used(server: Server) -> None:
 def test_page_in_a_browser_learns_of_the_next_version(server: Server) -> None:
     versions = []
     for _ in range(3):
-        with server.open("/notes", Accept="text/html") as page:
+        with server.open("/page", Accept="text/html") as page:
             [version] = re.findall(r"version=(\w+)", page.read().decode())
         with server.open("/_flask_dev/events") as events:
             assert events.readline().decode() == f"data: {version}\n"
@@ -171,13 +171,13 @@ def test_page_comes_whole_for_its_script() -> None:
 @BOTH
 def test_responses_to_programs_are_unchanged(server: Server) -> None:
     for headers in ({}, {"Accept": "text/html", "Sec-Fetch-Dest": "empty"}):
-        with server.open("/notes", **headers) as answer:
+        with server.open("/page", **headers) as answer:
             assert b"_flask_dev" not in answer.read()
 
 
 @pytest.mark.parametrize("command", [[*DEV, "--no-browser-reload"]], ids=" ".join)
 def test_pages_are_left_alone_when_asked(server: Server) -> None:
-    with server.open("/notes", Accept="text/html") as page:
+    with server.open("/page", Accept="text/html") as page:
         assert b"_flask_dev" not in page.read()
 
 
