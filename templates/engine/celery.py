@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from contextlib import suppress
 from threading import Thread, Timer
@@ -209,9 +210,10 @@ class Worker:
 
 def _drop_message(record: logging.LogRecord) -> bool:
     """Leave a job that cannot be run, with its arguments, out of Celery's line."""
-    record.msg = str(record.msg).partition("\n")[0]
-    args: Any = record.args
-    record.args = args[: record.msg.count("%")]
+    if "message body" in str(record.msg):
+        record.msg = re.split(r"\n| \[", record.msg)[0]
+        args: Any = record.args
+        record.args = args[: record.msg.count("%")]
     return True
 
 

@@ -18,6 +18,8 @@ REMOVE_DEVSERVER = "Remove `devserver/`"
 
 pytestmark = pytest.mark.slow
 
+SOME_RELOADS = ["-m", "reload", "-k", "many_reloads or port_is_free"]
+
 # Everything here is right in an application, so it must not matter to tests/core.
 OWN_APPLICATION = """
 
@@ -81,8 +83,7 @@ def test_devserver_can_be_removed(bake: Bake, server_url: str, worker: str) -> N
     server = {"DATABASE_URL": server_url, "RELOADS": "2"}
     run(programs / "pytest", "tests/core", cwd=project, **server)
     if worker == "none":
-        tests = ["-m", "reload", "-k", "many_reloads or port_is_free"]
-        run(programs / "pytest", *tests, cwd=project, **server)
+        run(programs / "pytest", *SOME_RELOADS, cwd=project, **server)
 
 
 @pytest.mark.parametrize("worker", ["none", "thread"])
@@ -98,8 +99,7 @@ def test_tests_of_core_pass_with_any_application(bake: Bake, worker: str) -> Non
     text += f"\nPATHS = {sorted(paths - {'/healthz', '/readyz'})}\n"
     module.write_text(text + OWN_APPLICATION)
     run(programs / "pytest", "tests/core", cwd=project)
-    reloads = ["-m", "reload", "-k", "many_reloads or port_is_free"]
-    run(programs / "pytest", *reloads, cwd=project, RELOADS="2")
+    run(programs / "pytest", *SOME_RELOADS, cwd=project, RELOADS="2")
 
 
 def check(programs: Path, project: Path, **environ: str) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.request import urlopen
@@ -71,6 +70,13 @@ class App:
         self.module.write_text(text)
         wait_for(lambda: self.page() == str(self.version), "page of the next version")
 
+    def restart(self) -> None:
+        """Change the environment, and wait until the supervisor starts again."""
+        log, said = self.folder / "log", "starting again"
+        starts = log.read_text().count(said) + 1
+        (self.folder / ".flaskenv").write_text("#" * starts)
+        wait_for(lambda: log.read_text().count(said) == starts, "new supervisor")
+
     @property
     def text(self) -> str:
         return self.module.read_text()
@@ -110,9 +116,7 @@ def test_certificate_is_the_same_after_a_reload(
         before = ssl.get_server_certificate(("127.0.0.1", app.port))
         app.reload()
         assert ssl.get_server_certificate(("127.0.0.1", app.port)) == before
-        (tmp_path / ".flaskenv").touch()  # The supervisor starts again.
-        log = tmp_path / "log"
-        wait_for(lambda: "starting again" in log.read_text(), "new supervisor")
+        app.restart()
         app.reload()
         assert ssl.get_server_certificate(("127.0.0.1", app.port)) == before
     assert not list(temporary.iterdir())
@@ -122,18 +126,12 @@ def test_certificate_is_the_same_after_a_reload(
 def test_save_is_served_while_the_server_starts_again(
     tmp_path: Path, option: str
 ) -> None:
-    app, log = App(tmp_path, APP), tmp_path / "log"
+    app = App(tmp_path, APP)
     with app.serve(option):
-        for number in range(1, 6):
+        for _ in range(5):
             app.reload()
-            (tmp_path / ".flaskenv").write_text("#" * number)
-            starts = partial(is_said, log, "starting again", number)
-            wait_for(starts, "new supervisor")
-            app.reload()  # often within the second of the save before
-
-
-def is_said(log: Path, text: str, times: int) -> bool:
-    return log.read_text().count(text) == times
+            app.restart()
+            app.reload()  # often within the second of the previous save
 
 
 class Editor:

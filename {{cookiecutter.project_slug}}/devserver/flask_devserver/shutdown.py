@@ -52,7 +52,7 @@ def _kill(seconds: float, exit_code: int, sleep: Callable[[float], None]) -> Non
 
 
 def exit_with_parent(parent: int) -> None:
-    """Exit when `parent` is no longer the parent of this process."""
+    """Exit as soon as another process than `parent` is the parent of this one."""
     if sys.platform == "linux":
         # On a busy machine, a thread would add milliseconds to each reload.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -40,6 +40,7 @@ def _not_ready(status: str, reason: str) -> tuple[dict[str, str], int]:
     return {"status": status}, 503
 
 
+@bp.before_app_request
 def _respond_first() -> Any:
     # The application's own hooks may require a login.
     if request.blueprint == bp.name:
@@ -50,7 +51,6 @@ def _respond_first() -> Any:
 def init_app(app: Flask) -> None:
     """Add the two routes to `app`, for any host and before its hooks."""
     app.register_blueprint(bp)
-    app.before_request(_respond_first)
     app.wsgi_app = partial(_trust_checks, app, app.wsgi_app)  # type: ignore[method-assign]
 
 

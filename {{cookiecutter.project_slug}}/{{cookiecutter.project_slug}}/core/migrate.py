@@ -74,15 +74,18 @@ def status(conn: connection) -> dict[str, str]:
     A migration is gone when it is applied, but its file no longer exists. Those of
     libraries, often dozens, are listed only while they are missing.
     """
-    own, *others = _folders()
+    folder, *others = _folders()
+    own, libraries = _paths(folder), _paths(*others)
     with conn.cursor() as cursor:
         applied = _applied(cursor)
     found = dict.fromkeys(applied, "Gone")
-    for path in _paths(own, *others):
+    for path in own + libraries:
         found[path.name] = "Applied" if path.name in applied else "Missing"
-    found |= {path.name: "Edited" for path in _edited(_paths(own), applied)}
-    quiet = {path.name for path in _paths(*others)} & applied.keys()
-    return {name: state for name, state in found.items() if name not in quiet}
+    found |= {path.name: "Edited" for path in _edited(own, applied)}
+    for path in libraries:
+        if path.name in applied:
+            del found[path.name]
+    return found
 
 
 def missing(conn: connection) -> list[str]:
