@@ -23,9 +23,6 @@ class FairSemaphore:
     def acquire(self, timeout: float) -> None:
         """Take a slot. Raises `DatabaseUnavailable` after `timeout` seconds."""
         with self._changed:
-            if self.free and not self.waiting:
-                self.free -= 1
-                return
             waiter = object()
             self.waiting.append(waiter)
             try:
@@ -45,8 +42,7 @@ class FairSemaphore:
         """Return a slot."""
         with self._changed:
             self.free += 1
-            if self.waiting:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def stats(self) -> dict[str, int]:
         """Count the slots, those in use, and the threads that wait for one."""
@@ -75,15 +71,10 @@ def is_usable(conn: Connection) -> bool:
 def _execute_with_timeout(conn: Connection, query: str) -> None:
     with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
         # In a network that drops all packets, the query would wait for hours.
-        timer = Timer(PING_TIMEOUT, _shut_down, [duplicate])
+        timer = Timer(PING_TIMEOUT, duplicate.shutdown, [SHUT_RDWR])
         timer.start()
         try:
             conn.cursor().execute(query)
         finally:
             timer.cancel()
             timer.join()
-
-
-def _shut_down(duplicate: socket) -> None:
-    with suppress(OSError):
-        duplicate.shutdown(SHUT_RDWR)

@@ -4,7 +4,7 @@ import atexit
 import os
 from collections import deque
 from contextlib import suppress
-from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
+from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Condition, Timer
 from time import monotonic
 
@@ -28,7 +28,6 @@ class Pool:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.size: int = config["POOL_SIZE"]
         self._reset_after_fork()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):  # Windows has no fork.
@@ -37,7 +36,7 @@ class Pool:
     def _reset_after_fork(self) -> None:
         # Two processes on one connection read each other's responses. psycopg2 leaves
         # inherited connections to the process that opened them.
-        self._semaphore = FairSemaphore(self.size)
+        self._semaphore = FairSemaphore(self.config["POOL_SIZE"])
         # Last in, first out keeps a few connections busy and lets the others grow old.
         self._idle: list[Connection] = []
         self._checked_out: dict[Connection, bool] = {}

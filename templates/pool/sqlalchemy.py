@@ -3,8 +3,7 @@
 import atexit
 import os
 from collections import deque
-from contextlib import suppress
-from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
+from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Condition, Timer
 from time import monotonic
 from typing import Any, cast
@@ -31,12 +30,11 @@ class Pool:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.size: int = config["POOL_SIZE"]
         # Without a dialect, QueuePool sends no queries of its own. Last in, first out
         # keeps a few connections busy and lets the others grow old.
         self._pool = QueuePool(
             cast(Any, connect),
-            pool_size=self.size,
+            pool_size=config["POOL_SIZE"],
             max_overflow=0,
             recycle=config["POOL_RECYCLE"],
             use_lifo=True,
@@ -56,7 +54,7 @@ class Pool:
         # Garbage-collected proxies would return to a pool whose lock may be held.
         self._inherited.append(self._checked_out)
         self._pool = self._pool.recreate()
-        self._semaphore = FairSemaphore(self.size)
+        self._semaphore = FairSemaphore(self.config["POOL_SIZE"])
         self._checked_out = {}
 
     def getconn(self) -> Connection:

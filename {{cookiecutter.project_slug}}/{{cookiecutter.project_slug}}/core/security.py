@@ -103,8 +103,7 @@ def init_app(app: Flask) -> None:
     """Protect every request of `app`."""
     app.request_class = Request
     app.session_interface = SessionInterface()
-    added = HEADERS if app.debug else PRODUCTION_HEADERS
-    headers = {name.lower(): (name, value) for name, value in added.items()}
+    headers = HEADERS if app.debug else PRODUCTION_HEADERS
     app.before_request(_reject_untrusted_host)
     app.before_request(_reject_cross_site)
     app.wsgi_app = partial(_add_headers, app.wsgi_app, headers)  # type: ignore[method-assign]
@@ -141,12 +140,12 @@ def _reject_cross_site() -> None:
 
 
 def _add_headers(
-    wsgi_app: Any, headers: Mapping[str, Any], environ: Any, start_response: Any
+    wsgi_app: Any, headers: Mapping[str, str], environ: Any, start_response: Any
 ) -> Any:
     # The server's list takes a tenth of the time that Werkzeug's `Headers` takes.
     def start(status: str, given: list[tuple[str, str]], *error: Any) -> Any:
         names = {name.lower() for name, _ in given}
-        added = [headers[name] for name in headers if name not in names]
+        added = [item for item in headers.items() if item[0].lower() not in names]
         return start_response(status, given + added, *error)
 
     return wsgi_app(environ, start)
