@@ -35,7 +35,7 @@ from .db import (
 )
 from .jobs import ContextConnector, queue
 from .log import request_id
-from .migrate import missing
+from .migrate import find_problem
 
 logger = logging.getLogger(__name__)
 
@@ -318,10 +318,8 @@ async def _work(queue: WorkerQueue, **options: Any) -> None:
 
 def _check_database() -> None:
     with closing(connect()) as conn:
-        names = missing(conn)
-    if names:
-        message = f"{len(names)} migrations are missing"
-        raise DatabaseUnavailable(f"{message}: run `flask migrate`.")
+        if problem := find_problem(conn):
+            raise DatabaseUnavailable(problem)
 
 
 def _drop_arguments(record: logging.LogRecord) -> bool:

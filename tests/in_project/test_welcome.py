@@ -125,7 +125,7 @@ def test_page_and_log_name_missing_migrations(
 ) -> None:
     with scratch_database(server_url) as url:
         app = create_app(SETTINGS | {"DATABASE_URL": url})
-        sentence = "1 migration is missing: run `flask migrate`."
+        sentence = ".sql is missing: run `flask migrate`."
         assert sentence in browser(app).get("/", headers=PAGE).text
         assert sum(sentence in message for message in caplog.messages) == 1
         app.test_cli_runner().invoke(args=["migrate"])

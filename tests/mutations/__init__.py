@@ -248,7 +248,7 @@ DEFECTS = [
     Defect(
         words="`/readyz` returns 200 although a migration is missing",
         file=f"{PACKAGE}/core/health.py",
-        old="migrate.missing(get_db())",
+        old="migrate.find_problem(get_db())",
         new='get_db().cursor().execute("SELECT 1")',
         test="tests/core/test_migrate.py::test_not_ready_while_some_are_missing",
         sign="assert 200 == 503",

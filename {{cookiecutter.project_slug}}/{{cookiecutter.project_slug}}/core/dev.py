@@ -12,7 +12,7 @@ import psycopg2
 from flask import Flask
 
 from .db import DatabaseUnavailable, connect
-from .migrate import MigrationError, migrate, missing
+from .migrate import MigrationError, find_problem, migrate
 
 
 def init_app(app: Flask) -> None:
@@ -42,9 +42,7 @@ def init_app(app: Flask) -> None:
 def _find_problem() -> str:
     """Return what is wrong with the database, or an empty string."""
     with closing(connect()) as conn:
-        names = missing(conn)
-    count = "1 migration is" if len(names) == 1 else f"{len(names)} migrations are"
-    return f"{count} missing: run `flask migrate`." if names else ""
+        return find_problem(conn)
 
 
 def _check_database(app: Flask, url: str) -> str:
@@ -80,8 +78,7 @@ def _start_database(app: Flask) -> str:
             except MigrationError as error:  # A worker retries until it is repaired.
                 raise DatabaseUnavailable(str(error)) from error
         if names:
-            count = "1 migration" if len(names) == 1 else f"{len(names)} migrations"
-            app.logger.info("Applied %s, the last of them %s", count, names[-1])
+            app.logger.info("Applied the migrations up to %s", names[-1])
     return url
 
 

@@ -22,16 +22,14 @@ def healthz() -> dict[str, str]:
 def readyz() -> tuple[dict[str, str], int]:
     """Respond 200 when the database responds and has every migration, 503 otherwise."""
     try:
-        missing = migrate.missing(get_db())
+        problem = migrate.find_problem(get_db())
     except migrate.MigrationError as error:
         return _not_ready("migrations unreadable", str(error))
     except (DatabaseUnavailable, psycopg2.Error) as error:
         stats = get_pool().stats()  # in the log only: /readyz is public
         return _not_ready("unavailable", f"{error} (connections: {stats})")
-    if missing:
-        others = f" and {len(missing) - 1} more" if missing[1:] else ""
-        reason = f"run `flask migrate` to apply {missing[0]}{others}"
-        return _not_ready("migrations missing", reason)
+    if problem:
+        return _not_ready("migrations missing", problem)
     return {"status": "ok"}, 200
 
 

@@ -88,12 +88,13 @@ def status(conn: connection) -> dict[str, str]:
     return found
 
 
-def missing(conn: connection) -> list[str]:
-    """Return the names of the files that are not applied, at one round trip."""
+def find_problem(conn: connection) -> str:
+    """Return a sentence about the first missing migration, or an empty string."""
     # Unlike `status`, this reads no file, because /readyz calls it often.
     with conn.cursor() as cursor:
         applied = _applied(cursor)
-    return [path.name for path in _paths(*_folders()) if path.name not in applied]
+    names = [path.name for path in _paths(*_folders()) if path.name not in applied]
+    return f"Migration {names[0]} is missing: run `flask migrate`." if names else ""
 
 
 def add_folder(app: Flask, folder: Path) -> None:
