@@ -108,8 +108,7 @@ class Worker:
         redis.Transport.Channel = Channel
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_signal, weak=False)
-        celery: FlaskCelery = self.app.extensions["celery"]
-        return celery
+        return get_celery()
 
     def run(self, arguments: tuple[str, ...] = ()) -> None:
         """Run jobs until SIGTERM or SIGINT; wait while the broker is away.

@@ -26,13 +26,7 @@ from psycopg.errors import UndefinedFunction, UndefinedTable
 from psycopg2.extras import RealDictCursor
 from psycopg_pool import PoolTimeout
 
-from .db import (
-    DatabaseUnavailable,
-    connect,
-    connection_parameters,
-    database_url,
-    get_db,
-)
+from .db import DatabaseUnavailable, connect, connection_parameters, get_db
 from .jobs import ContextConnector, queue
 from .log import request_id
 from .migrate import find_problem
@@ -139,7 +133,7 @@ class WorkerQueue(procrastinate.App):
 
     def __init__(self, app: Flask) -> None:
         with app.app_context():
-            dsn = make_conninfo(**connection_parameters(database_url()))
+            dsn = make_conninfo(**connection_parameters())
         super().__init__(
             connector=Connector(conninfo=dsn),
             import_paths=queue.import_paths,

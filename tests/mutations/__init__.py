@@ -97,7 +97,7 @@ DEFECTS = [
         words="An error message contains the password",
         file=f"{PACKAGE}/core/db.py",
         old='Unavailable(f"DATABASE_URL: {reason}',
-        new='Unavailable(f"DATABASE_URL: {database_url()}: {reason}',
+        new='Unavailable(f"DATABASE_URL: {connection_parameters()}: {reason}',
         test="tests/test_production.py::test_password_is_in_no_response_or_log_line",
         sign="assert .* not in",
     ),

@@ -94,8 +94,7 @@ class Supervisor:
                 # Names may be bytes. With line buffering, a killed child loses no line.
                 stream.reconfigure(errors="backslashreplace", line_buffering=True)
         self.handled = [signal.SIGCHLD, signal.SIGINT, signal.SIGTERM]
-        self.ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        if not self.ignores_hangup:
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
             self.handled.append(signal.SIGHUP)
         self.waker = Waker()
         self.selector.register(self.waker.pipe, EVENT_READ, self._on_wakeup)
@@ -109,7 +108,7 @@ class Supervisor:
             self._scan()
             if time.monotonic() >= self.reload_at:
                 self._reload()
-            if os.getppid() != self.parent and not self.ignores_hangup:
+            if os.getppid() != self.parent and signal.SIGHUP in self.handled:
                 say(" * The process that started flask dev has ended, so it ends, too.")
                 self.ending = True
         self._stop_children()
@@ -356,12 +355,10 @@ def _import_error() -> str:
     """Return why a new process could not import this module, or an empty string."""
     command = [sys.executable, "-c", f"import {__name__}"]
     try:
-        subprocess.run(command, capture_output=True, check=True, text=True)
-    except subprocess.CalledProcessError as error:
-        return str(error.stderr).strip().rpartition("\n")[2]
+        done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         return str(error)
-    return ""
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
 
 
 def _forget_bytecode(path: str) -> None:

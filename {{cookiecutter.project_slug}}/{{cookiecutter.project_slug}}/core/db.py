@@ -216,7 +216,7 @@ def connect() -> Connection:
 
     After a server has rejected `STARTUP_OPTIONS`, connect without them.
     """
-    parameters = connection_parameters(database_url())
+    parameters = connection_parameters()
     try:
         conn: Connection = psycopg2.connect(connection_factory=Connection, **parameters)
     except (psycopg2.OperationalError, UnicodeDecodeError) as error:
@@ -232,20 +232,15 @@ def connect() -> Connection:
     return conn
 
 
-def database_url() -> str:
-    """Return `DATABASE_URL`, which may be a function, as `dev.py` sets one."""
-    url: str | Callable[[], str] = current_app.config["DATABASE_URL"]
-    return url() if callable(url) else url
-
-
-def connection_parameters(url: str) -> dict[str, Any]:
+def connection_parameters() -> dict[str, Any]:
     """Return the parameters of a connection, for libpq.
 
-    Parameters in `url`, libpq's own environment variables and a service file override
-    the defaults here. PostgreSQL's `options` in `url` or PGOPTIONS follow those of the
-    project, and override them where both set the same.
+    Parameters in `DATABASE_URL`, libpq's own environment variables and a service file
+    override the defaults here. PostgreSQL's `options` in the URL or PGOPTIONS follow
+    those of the project, and override them where both set the same.
     """
-    given = parse_dsn(url)
+    url = current_app.config["DATABASE_URL"]
+    given = parse_dsn(url() if callable(url) else url)  # `dev.py` sets a function.
     defaults = {"fallback_application_name": current_app.name}
     if "service" not in given and "PGSERVICE" not in os.environ:
         defaults |= {
