@@ -262,7 +262,7 @@ class Worker:
         while not queue.stopping.is_set():
             try:
                 _check_database()
-                asyncio.run(_work(queue, **options))
+                queue.run_worker(**options)
                 if not options.get("wait", True):
                     return
             except (DatabaseUnavailable, ConnectorException, PoolTimeout) as error:
@@ -282,7 +282,7 @@ class Worker:
         queue.periodic_registry = PeriodicRegistry()  # type: ignore[no-untyped-call]
         while queue.started > before:
             before = queue.started
-            asyncio.run(_work(queue, wait=False, install_signal_handlers=False))
+            queue.run_worker(wait=False, install_signal_handlers=False)
 
     def status(self) -> dict[str, int]:
         """Count the jobs that wait, run and have failed, and the workers.
@@ -303,11 +303,6 @@ class Worker:
     def retry(self, job: str) -> None:
         """Requeue a failed job."""
         queue.job_manager.retry_job_by_id(int(job), retry_at=datetime.now(UTC))
-
-
-async def _work(queue: WorkerQueue, **options: Any) -> None:
-    async with queue.open_async():
-        await queue.run_worker_async(**options)
 
 
 def _check_database() -> None:

@@ -85,15 +85,15 @@ def task(function: Callable[P, R] | None = None, /, **options: Any) -> Task[P, R
 class Worker:
     """Run jobs one after the other, in a thread that the first one starts.
 
-    At most `size` jobs wait. A caller waits up to `timeout` seconds to add one. At
-    exit, waiting and running jobs have `deadline` seconds.
+    At most `WORKER_QUEUE_SIZE` jobs wait. A caller waits up to `WORKER_TIMEOUT` seconds
+    to add one. At exit, waiting and running jobs have `WORKER_DEADLINE` seconds.
     """
 
-    def __init__(self, app: Flask, size: int, timeout: float, deadline: float) -> None:
+    def __init__(self, app: Flask) -> None:
         self.app = app
-        self.size = size
-        self.timeout = timeout
-        self.deadline = deadline
+        self.size: int = app.config["WORKER_QUEUE_SIZE"]
+        self.timeout: float = app.config["WORKER_TIMEOUT"]
+        self.deadline: float = 0.0 if app.debug else app.config["WORKER_DEADLINE"]
         self._reset()
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
             os.register_at_fork(after_in_child=self._reset)
@@ -206,9 +206,4 @@ def get_worker() -> Worker:
 
 def init_app(app: Flask) -> None:
     """Give `app` a worker. The first job starts its thread."""
-    app.extensions["worker"] = Worker(
-        app,
-        size=app.config["WORKER_QUEUE_SIZE"],
-        timeout=app.config["WORKER_TIMEOUT"],
-        deadline=0.0 if app.debug else app.config["WORKER_DEADLINE"],
-    )
+    app.extensions["worker"] = Worker(app)
