@@ -75,17 +75,14 @@ def status(conn: connection) -> dict[str, str]:
     libraries, often dozens, are listed only while they are missing.
     """
     folder, *others = _folders()
-    own, libraries = _paths(folder), _paths(*others)
+    libraries = [path.name for path in _paths(*others)]
     with conn.cursor() as cursor:
         applied = _applied(cursor)
-    found = dict.fromkeys(applied, "Gone")
-    for path in own + libraries:
-        found[path.name] = "Applied" if path.name in applied else "Missing"
-    found |= {path.name: "Edited" for path in _edited(own, applied)}
-    for path in libraries:
-        if path.name in applied:
-            del found[path.name]
-    return found
+    found = {name: "Gone" for name in applied if name not in libraries}
+    found |= {path.name: "Applied" for path in _paths(folder)}
+    found |= {path.name: "Edited" for path in _edited(_paths(folder), applied)}
+    missing = [name for name in (*found, *libraries) if name not in applied]
+    return found | dict.fromkeys(missing, "Missing")
 
 
 def find_problem(conn: connection) -> str:

@@ -67,8 +67,6 @@ class SessionInterface(SecureCookieSessionInterface):
 
     def save_session(self, app: Flask, session: SessionMixin, response: Any) -> None:
         """Set the cookie."""
-        if not (session or session.accessed or session.modified):
-            return
         super().save_session(app, session, response)
         if session.accessed:
             response.headers.setdefault("Cache-Control", "private")
