@@ -23,12 +23,13 @@ POLL_INTERVAL = 0.1  # seconds between two polls of the reaper
 
 
 class EmbeddedServer:
-    """A server in the folder `server_dir`, run by `python -m module server_dir`."""
+    """A server in the folder `server_dir`.
 
-    module: str
+    The module of each kind of server runs the reaper: `python -m MODULE server_dir`.
+    """
+
     program: str  # a part of the name of its processes
     data: str  # the folder in which they run
-    stop_signal = signal.SIGTERM
 
     def __init__(self, server_dir: Path) -> None:
         self.server_dir = server_dir.absolute()
@@ -55,7 +56,7 @@ class EmbeddedServer:
 
     def _start_reaper(self) -> None:
         reaper = subprocess.Popen(
-            [sys.executable, "-m", self.module, self.server_dir],
+            [sys.executable, "-m", type(self).__module__, self.server_dir],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -113,9 +114,10 @@ class EmbeddedServer:
 
     def _stop(self, server: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess):
-            # Windows has no signals: the server recovers at its next start.
+            # After SIGINT, PostgreSQL does not wait for clients. Windows has no signals:
+            # the server recovers at its next start.
             windows = sys.platform == "win32"
-            server.send_signal(signal.SIGTERM if windows else self.stop_signal)
+            server.send_signal(signal.SIGTERM if windows else signal.SIGINT)
             server.wait()
 
     def _processes(self) -> list[psutil.Process]:

@@ -84,10 +84,9 @@ class Files:
             found = self._differing(self.installed, installed)
             found |= self._differing(self.known, self._sources())
             # Other files are new to `known`, but existed before.
-            changed = {
+            self.missed |= {
                 p for p in found if p in known or _is_newer(_signature(p), since)
             }
-            self.missed |= changed
         self.scan_at = time.monotonic()
 
     def on_event(self) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -64,10 +63,8 @@ def stop(server_dir: Path) -> None:
 class PostgreSQL(EmbeddedServer):
     """A PostgreSQL with the roles `admin` and `dev`."""
 
-    module = "flask_devserver.postgres"
     program = "postgres"
     data = "data"
-    stop_signal = signal.SIGINT  # After it, PostgreSQL does not wait for clients.
 
     def make_home(self) -> None:
         """Make the folder of the server and, for root, a link to it."""

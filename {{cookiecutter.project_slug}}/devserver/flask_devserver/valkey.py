@@ -47,7 +47,6 @@ def ensure_broker(server_dir: Path) -> str:
 class Valkey(EmbeddedServer):
     """A Valkey, or a Redis where there is no Valkey."""
 
-    module = "flask_devserver.valkey"
     program = "-server"
     data = "."
 
