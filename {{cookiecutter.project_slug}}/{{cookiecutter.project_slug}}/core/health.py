@@ -21,21 +21,18 @@ def healthz() -> dict[str, str]:
 @bp.get("/readyz")
 def readyz() -> tuple[dict[str, str], int]:
     """Respond 200 when the database responds and has every migration, 503 otherwise."""
+    status = "migrations missing"
     try:
         problem = migrate.find_problem(get_db())
     except migrate.MigrationError as error:
-        return _not_ready("migrations unreadable", str(error))
+        status, problem = "migrations unreadable", str(error)
     except (DatabaseUnavailable, psycopg2.Error) as error:
-        stats = get_pool().stats()  # in the log only: /readyz is public
-        return _not_ready("unavailable", f"{error} (connections: {stats})")
-    if problem:
-        return _not_ready("migrations missing", problem)
-    return {"status": "ok"}, 200
-
-
-def _not_ready(status: str, reason: str) -> tuple[dict[str, str], int]:
-    current_app.logger.error("Not ready: %s", reason)
-    return {"status": status}, 503
+        stats = get_pool().stats()
+        status, problem = "unavailable", f"{error} (connections: {stats})"
+    if not problem:
+        return {"status": "ok"}, 200
+    current_app.logger.error("Not ready: %s", problem)
+    return {"status": status}, 503  # The problem is not for the public.
 
 
 @bp.before_app_request
