@@ -31,12 +31,10 @@ def init_app(app: Flask) -> None:
     if not app.config["SECRET_KEY"]:
         app.config["SECRET_KEY"] = _secret_key(Path(app.instance_path) / "secret_key")
     url = app.config["DATABASE_URL"]
-    if not url:
-        app.config["DATABASE_URL"] = partial(_start_database_once, app, Lock())
+    if app.debug or not url:
+        app.config["DATABASE_URL"] = partial(_resolve_url, app, url, Lock())
         app.extensions["prepare"] = app.config["DATABASE_URL"]
-    elif app.debug:
         app.extensions["problem"] = _find_problem
-        app.config["DATABASE_URL"] = partial(_check_database, app, url)
 
 
 def _find_problem() -> str:
@@ -45,19 +43,14 @@ def _find_problem() -> str:
         return find_problem(conn)
 
 
-def _check_database(app: Flask, url: str) -> str:
-    """Warn of missing migrations, once, and return the URL."""
-    app.config["DATABASE_URL"] = url
-    with suppress(DatabaseUnavailable, MigrationError):  # The next query raises it.
-        if not _is_migrating() and (problem := _find_problem()):
-            app.logger.warning(problem)
-    return url
-
-
-def _start_database_once(app: Flask, lock: Lock) -> str:
+def _resolve_url(app: Flask, url: str, lock: Lock) -> str:
+    """Return `url`, or that of the embedded PostgreSQL. Warn of missing migrations."""
     with lock:  # Several first requests may come at once.
         if callable(app.config["DATABASE_URL"]):
-            app.config["DATABASE_URL"] = _start_database(app)
+            app.config["DATABASE_URL"] = url or _start_database(app)
+            with suppress(DatabaseUnavailable, MigrationError):  # A query raises it.
+                if url and not _is_migrating() and (problem := _find_problem()):
+                    app.logger.warning(problem)
         return str(app.config["DATABASE_URL"])
 
 
