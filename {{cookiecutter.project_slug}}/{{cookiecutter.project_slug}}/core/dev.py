@@ -33,8 +33,9 @@ def init_app(app: Flask) -> None:
     url = app.config["DATABASE_URL"]
     if app.debug or not url:
         app.config["DATABASE_URL"] = partial(_resolve_url, app, url, Lock())
-        app.extensions["prepare"] = app.config["DATABASE_URL"]
         app.extensions["problem"] = _find_problem
+    if not url:
+        app.extensions["prepare"] = app.config["DATABASE_URL"]
 
 
 def _find_problem() -> str:
