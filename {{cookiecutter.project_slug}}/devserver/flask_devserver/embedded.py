@@ -114,8 +114,8 @@ class EmbeddedServer:
 
     def _stop(self, server: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess):
-            # After SIGINT, PostgreSQL does not wait for clients. Windows has no signals,
-            # so the server recovers at its next start.
+            # After SIGINT, PostgreSQL does not wait for clients. Windows has no
+            # signals, so the server recovers at its next start.
             windows = sys.platform == "win32"
             server.send_signal(signal.SIGTERM if windows else signal.SIGINT)
             server.wait()
