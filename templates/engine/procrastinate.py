@@ -135,7 +135,8 @@ class WorkerQueue(procrastinate.App):
         with app.app_context():
             dsn = make_conninfo(**connection_parameters())
         super().__init__(
-            connector=Connector(conninfo=dsn),
+            # Each query is one statement, so a transaction would only cost round trips.
+            connector=Connector(conninfo=dsn, kwargs={"autocommit": True}),
             import_paths=queue.import_paths,
             worker_defaults={
                 "concurrency": app.config["WORKER_CONCURRENCY"],

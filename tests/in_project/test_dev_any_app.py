@@ -394,7 +394,7 @@ def test_terminal_is_as_before_after_a_breakpoint(site: Site, end: str) -> None:
     site.prefix = [sys.executable, "-c", TAKE_TERMINAL]
     site.start()
     Thread(target=site.get, args=["/debug"], daemon=True).start()
-    site.wait_for_line("return")
+    site.wait_for_line("(Pdb)")
     changed = termios.tcgetattr(inside)
     changed[3] &= ~(termios.ECHO | termios.ICANON)  # as readline does at its prompt
     termios.tcsetattr(inside, termios.TCSANOW, changed)
@@ -695,6 +695,33 @@ def test_package_with_signal_handlers_changes_nothing(
     site.reload()
     site.reload()
     site.interrupt()
+
+
+ACCELERATED = """
+import library, {name}
+
+@app.get("/first")
+def first():
+    return {name}.first
+"""
+
+
+@pytest.mark.parametrize("name", ["_library", "accelerator"])
+def test_packages_are_imported_in_the_order_of_the_application(
+    site: Site, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    """In another order, asyncio does not work on Python 3.12 and later."""
+    packages = tmp_path_factory.mktemp("environment") / "site-packages"
+    packages.mkdir()
+    (packages / "library.py").write_text(f"import {name}\nprint('imported')\n")
+    text = "import sys\nfirst = str('library' not in sys.modules)\n"
+    (packages / f"{name}.py").write_text(text)
+    site.put_on_path(packages)
+    site.write(ACCELERATED.format(name=name))
+    site.start()
+    site.wait_for(lambda: site.log.count("imported") == 2, "import for the next fork")
+    site.reload()
+    assert site.get("/first") == "False"
 
 
 LOOP = """

@@ -138,11 +138,14 @@ class Child:
             time.sleep(IDLE)  # The first request has priority.
             if len(sys.modules) != count:
                 count = len(sys.modules)
-                new = set(module_files()) - known
-                known |= new
-                names = {n for n, p in new if is_library(p) or "flask_devserver." in n}
+                new = [found for found in module_files() if found not in known]
+                known.update(new)
                 files = [path for _, path in new if is_watched_module(path)]
-                self._send(modules=sorted(names - {"__main__"}), files=files)
+                # Modules that import others come first. A private one comes with its
+                # owner: asyncio would not work with an `_asyncio` imported before it.
+                used = [(n, p) for n, p in reversed(new) if "._" not in f".{n}"]
+                names = [n for n, p in used if is_library(p) or "flask_devserver." in n]
+                self._send(modules=names, files=files)
 
     def _run_command(self) -> None:
         # SIGINT stays blocked: at Ctrl-C, Celery would shut down twice.
