@@ -1,5 +1,6 @@
 """The application with routes for these tests."""
 
+import atexit
 import os
 
 from app import create_app
@@ -30,6 +31,13 @@ def read() -> tuple[dict[str, int], int]:
 def url() -> str:
     """Return the URL of this page."""
     return url_for("url", _external=True)
+
+
+@app.get("/at-exit")
+def at_exit() -> str:
+    """Print a line when the process exits."""
+    atexit.register(print, "exit handler", flush=True)
+    return ""
 
 
 @app.get("/failure/<what>")

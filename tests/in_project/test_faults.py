@@ -290,6 +290,7 @@ def test_shutdown_waits_for_requests_and_closes_connections(
     tmp_path: Path, database: Database
 ) -> None:
     with Server(tmp_path, database.url) as server:
+        server.get("/at-exit")
         server.get_all(["/value/1"] * 40, threads=8)
         # Without a pool, the last of these connections may still be closing.
         assert POOLED or poll(lambda: database.backends() == [])
@@ -304,6 +305,7 @@ def test_shutdown_waits_for_requests_and_closes_connections(
         assert server.process.wait(10) == 0
     assert poll(lambda: database.backends() == [])
     assert database.proxy.messages.count("X") - before == connections
+    assert server.log.read_text().count("exit handler") == 1
     assert "Error" not in server.log.read_text()
 
 

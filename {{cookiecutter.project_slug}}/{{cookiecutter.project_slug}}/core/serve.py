@@ -83,9 +83,12 @@ def _load_app(path: str) -> Flask:
         # the parent's signal.
         os.setpgid(0, 0)
     Thread(target=_stop_with_parent, daemon=True).start()
-    # A forked process runs no exit handlers before Python 3.14.
-    util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)
-    return ScriptInfo(path or None).load_app()
+    app = ScriptInfo(path or None).load_app()
+    # Python 3.13 and later forget those of the parent, which may have made `app`.
+    atexit.register(app.extensions["pool"].close)
+    if sys.version_info < (3, 13):  # A forked process runs no exit handlers.
+        util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)
+    return app
 
 
 def _stop_with_parent() -> None:
