@@ -25,8 +25,9 @@ DEFAULT = PROJECTS[0]
 # Print the names of the modules and the distributions in an environment.
 NAMES = """
 import importlib.metadata as metadata, json
-names = set(metadata.packages_distributions())
-names |= {distribution.name for distribution in metadata.distributions()}
+names = {distribution.name for distribution in metadata.distributions()}
+# Folders of stubs, which Python 3.13 lists, have a hyphen: no module can be named so.
+names |= {name for name in metadata.packages_distributions() if name.isidentifier()}
 print(json.dumps([name.lower().replace("-", "_") for name in names]))
 """
 
