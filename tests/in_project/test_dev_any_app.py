@@ -282,9 +282,12 @@ pathlib.Path("static").mkdir(exist_ok=True)
 def upload():
     with open("static/upload.svg", "a") as file:
         file.write("1")
-    with sqlite3.connect("static/data.db") as db:
-        db.execute("CREATE TABLE IF NOT EXISTS t (i)")
-        db.execute("INSERT INTO t VALUES (1)")
+    for path in ("static/data.db", "file:static/more.db?mode=rwc"):
+        with sqlite3.connect(path, uri=True) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("CREATE TABLE IF NOT EXISTS t (i)")
+            db.execute("INSERT INTO t VALUES (1)")
+        db.close()
     return "done"
 """
 
@@ -505,6 +508,7 @@ def test_page_of_a_syntax_error_begins_in_the_application(
     files = re.findall('<cite class="filename">"(.*?)"', site.get("/version"))
     assert [path for path in files if "flask_devserver" in path] == []
     assert "flask_devserver" not in site.log
+    assert site.log.count("SyntaxError") == 1
     site.write()
     site.reload()
 
@@ -533,6 +537,27 @@ def test_request_in_flight_is_finished(site: Site, options: tuple[str, ...]) -> 
     thread.join()
     assert found == ["version 0"]
     assert "aborted" not in site.log
+
+
+LOCK = """
+import fcntl
+lock = open("lock.tmp", "w")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+"""
+
+
+@BOTH
+def test_application_may_need_what_the_previous_version_still_has(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(SLOW + LOCK)
+    site.start(*options)
+    for number in range(1, 4):
+        thread = Thread(target=site.get, args=["/slow/0.6"])
+        thread.start()
+        site.wait_for(lambda n=number: site.log.count("started") == n, "request")
+        site.reload()
+        thread.join()
 
 
 @BOTH
@@ -651,6 +676,27 @@ def test_application_that_crashed_is_started_again(
 
 
 ENDLESS = "while True:\n    pass\n"
+
+
+HANDLER = """
+import signal
+
+def write(*_):
+    open("written.py", "w").close()
+
+signal.signal(signal.SIGALRM, write)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+for _ in range(3000):
+    write()
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+@BOTH
+def test_signal_handler_may_write_files(site: Site, options: tuple[str, ...]) -> None:
+    site.write(HANDLER)
+    site.start(*options)
+    site.reload()
 
 
 @BOTH

@@ -286,6 +286,21 @@ def test_module_that_the_application_writes_reloads_nothing(
 
 
 @BOTH
+def test_program_that_writes_the_same_file_at_each_start_ends_no_saves(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    (site.folder / "static").mkdir()
+    command = "echo 'p {}' > static/page.css"
+    site.write(f"import os\nos.system({command!r})\n")
+    site.start(*options)
+    (site.folder / "static" / "page.css").write_text("")
+    site.wait_for(site.stays, "rest")
+    assert site.reloads_after("static/page.css", "h1 {}")
+    site.wait_for(site.stays, "rest")
+    site.reload()
+
+
+@BOTH
 @pytest.mark.parametrize("folder", ["static", "package"])
 def test_file_that_changes_with_each_reload_is_named_and_ignored(
     site: Site, options: tuple[str, ...], folder: str

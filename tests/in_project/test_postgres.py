@@ -132,6 +132,17 @@ def test_reaper_restarts_a_killed_server(folder: Path, start: StartClient) -> No
     assert query(url, "SELECT count(*) FROM a") == 0
 
 
+def test_client_is_known_although_the_clock_has_changed(tmp_path: Path) -> None:
+    server = postgres.PostgreSQL(tmp_path / "postgres")
+    client = tmp_path / "postgres" / "clients" / str(os.getpid())
+    client.parent.mkdir(parents=True)
+    client.touch()
+    assert server._has_client()
+    os.utime(client, (0, 0))  # At that time, another process had this id.
+    assert server._has_client()
+    assert not postgres.PostgreSQL(tmp_path / "postgres")._has_client()
+
+
 def test_new_reaper_knows_the_clients_of_the_previous_one(
     folder: Path, start: StartClient
 ) -> None:

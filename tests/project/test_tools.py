@@ -63,12 +63,20 @@ class App:
             return str(page.read().decode())
         return ""
 
-    def reload(self) -> None:
-        """Save a version and wait for its page."""
-        self.version += 1
+    def save(self) -> None:
+        """Save a version."""
+        self.version = (self.version + 1) % 10  # of the same size
         text = re.sub(r"(?m)^VERSION = .*", f"VERSION = {self.version}", self.text)
         self.module.write_text(text)
-        wait_for(lambda: self.page() == str(self.version), "page of the next version")
+
+    def is_new(self) -> bool:
+        """Return whether the page is of the version that was saved last."""
+        return self.page() == str(self.version)
+
+    def reload(self) -> None:
+        """Save a version and wait for its page."""
+        self.save()
+        wait_for(self.is_new, "page of the next version")
 
     def restart(self) -> None:
         """Change the environment, and wait until the supervisor starts again."""
@@ -134,6 +142,19 @@ def test_save_is_served_while_the_server_starts_again(
             app.reload()  # often within the second of the previous save
 
 
+@OPTIONS
+def test_save_together_with_the_environment_is_served(
+    tmp_path: Path, option: str
+) -> None:
+    app = App(tmp_path, APP)
+    with app.serve(option):
+        for _ in range(5):
+            app.reload()
+            app.save()  # within the second of the save before
+            app.restart()
+            wait_for(app.is_new, "page of the next version")
+
+
 class Editor:
     """A connection of an editor to the debugger, in the Debug Adapter Protocol."""
 
@@ -187,6 +208,17 @@ def test_debugger_stops_at_a_breakpoint_after_a_reload(
             child = parent.read("event", "debugpyAttach")
             with Editor(port, app.module, **child) as editor:
                 assert page_after_breakpoint(app, editor) == version
+
+
+@OPTIONS
+def test_changed_environment_keeps_the_debugger(tmp_path: Path, option: str) -> None:
+    app = App(tmp_path, APP, "debugpy")
+    listen = ["-m", "debugpy", "--listen", f"127.0.0.1:{free_port()}"]
+    with app.serve(option, tool=listen):
+        (tmp_path / ".flaskenv").touch()
+        log = tmp_path / "log"
+        wait_for(lambda: "restart the debugger" in log.read_text(), "advice")
+        app.reload()
 
 
 def page_after_breakpoint(app: App, editor: Editor) -> str:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BufferedWriter, TextIOWrapper
+from io import BufferedWriter, StringIO, TextIOWrapper
 from selectors import EVENT_READ
 from typing import Any, NoReturn, cast
 
@@ -93,7 +93,7 @@ class Child:
         os.register_at_fork(after_in_child=self._reset_in_fork)
         self.written: set[str] = set()
         self.loaded = False
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         sys.addaudithook(self._on_audit)
         shutdown.exit_with_parent(self.parent)
         shutdown.remember_thread_origins()
@@ -108,7 +108,7 @@ class Child:
             with suppress(OSError):
                 os.close(fd)
         self.status_pipe = -1
-        self.lock = threading.Lock()  # A thread may have held it.
+        self.lock = threading.RLock()  # A thread may have held it.
 
     def _on_audit(self, event: str, args: tuple[Any, ...]) -> None:
         """Tell the supervisor which files the application itself writes."""
@@ -116,7 +116,10 @@ class Child:
             return
         with suppress(Exception):
             if event != "open" or args[2] & WRITING:
-                path = os.path.abspath(os.fsdecode(args[event == "os.rename"]))
+                path = os.fsdecode(args[event == "os.rename"])
+                if event == "sqlite3.connect":  # The path may be in a URI.
+                    path = path.removeprefix("file:").partition("?")[0]
+                path = os.path.abspath(path)
                 seen = path in self.written and not path.endswith(".py")
                 if path.startswith(self.root) and not seen:
                     self.written.add(path)
@@ -222,7 +225,8 @@ class Child:
             seconds = f"{time.monotonic() - self.began:.2f} s"
             app: Any = Welcome(flask_app, "" if self.first else seconds)
         except BaseException as raised:
-            self._send(files=list(filter(is_watched_module, _files_of(raised))))
+            files = list(filter(is_watched_module, _files_of(raised)))
+            self._send(files=files, failed=True)
             app = _failing(raised)
         if self.options["debugger"] is not False:
             app = DebuggedApplication(app, evalex=True, pin_logging=self.first)
@@ -247,9 +251,10 @@ def _failing(raised: BaseException) -> Any:
     if not isinstance(error, Exception):  # The debugger shows no others.
         error = RuntimeError(f"The application raised {raised!r} when it was imported.")
 
-    def app(*_: object) -> Any:
+    def app(environ: dict[str, Any], _: object) -> Any:
         # Werkzeug's debugger begins below this frame.
         __traceback_hide__ = True  # noqa: F841
+        environ["wsgi.errors"] = StringIO()  # The log already has the error.
         raise error.with_traceback(place)
 
     return app

@@ -39,6 +39,7 @@ class EmbeddedServer:
         lock, reaper_lock = map(server_dir.with_suffix, (".lock", ".reaper.lock"))
         self.lock = FileLock(lock, mode=0o600)  # held while the server starts or stops
         self.reaper_lock = FileLock(reaper_lock, mode=0o600)  # held by the reaper
+        self.clients: dict[str, psutil.Process] = {}  # by the names of their files
 
     def join(self) -> None:
         """Start the server if it does not run, and keep it running for this process.
@@ -130,7 +131,26 @@ class EmbeddedServer:
         return found
 
     def _has_client(self) -> bool:
-        return any([_runs(file) for file in (self.home / "clients").glob("*")])
+        return any([self._runs(file) for file in (self.home / "clients").glob("*")])
+
+    def _runs(self, file: Path) -> bool:
+        """Return whether the process runs that `file` is named after.
+
+        A process that began after the file was written has only inherited the id. The
+        file of a process that has exited is removed.
+        """
+        client = self.clients.pop(file.name, None)
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
+            # The clock may have changed since the file was written.
+            if not (client and is_running(client)):
+                client = psutil.Process(int(file.name))
+                if client.create_time() > file.stat().st_mtime + 1:
+                    raise psutil.NoSuchProcess(client.pid)
+            if is_running(client):
+                self.clients[file.name] = client
+                return True
+        file.unlink(missing_ok=True)
+        return False
 
 
 def free_port(wish: int) -> int:
@@ -144,19 +164,4 @@ def is_running(process: psutil.Process) -> bool:
     """Return whether a process runs; a zombie has exited."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _runs(client: Path) -> bool:
-    """Return whether the process runs that the file `client` is named after.
-
-    A process that began after the file was written has only inherited the id. The file
-    of a process that has exited is removed.
-    """
-    with suppress(psutil.NoSuchProcess, FileNotFoundError):
-        process = psutil.Process(int(client.name))
-        is_older = process.create_time() < client.stat().st_mtime + 1
-        if is_older and is_running(process):
-            return True
-    client.unlink(missing_ok=True)
     return False

@@ -13,6 +13,7 @@ from contextlib import suppress
 from errno import EACCES, ENOENT, ENOTDIR
 from fnmatch import fnmatch
 from glob import escape, iglob
+from pathlib import Path
 from sysconfig import get_path
 
 from . import say
@@ -67,6 +68,7 @@ class Files:
         self.scan_at = 0.0
         self.written: dict[str, float] = {}  # by the application, at a monotonic time
         self.changes: dict[str, list[float]] = {}  # at these monotonic times
+        self.contents: dict[str, bytes] = {}  # of files that change often
         self.modules: set[str] = set()
         self.folders: set[str] = set()
         self.known: dict[str, Signature] = {}
@@ -136,10 +138,17 @@ class Files:
         self.changes[path] = times
         often = len(times) == LOOP_SAVES and now - times[0] < LOOP
         if self._is_source(path) or not often:
-            return False
+            # A program that the application starts may write the same file each time.
+            return often and self._is_unchanged(path)
         say(f" * {path} changes again and again: flask dev ignores it from now on.")
         self.written[path] = now
         return True
+
+    def _is_unchanged(self, path: str) -> bool:
+        before = self.contents.get(path)
+        with suppress(OSError):
+            self.contents[path] = Path(path).read_bytes()
+        return before is not None and before == self.contents[path]
 
     def _sources(self) -> Iterator[str]:
         self.folders = set()

@@ -78,6 +78,8 @@ class Supervisor:
         self.changed: set[str] = set()  # files that no child has been started for
         self.reloaded: set[str] = set()  # files that this child was started for
         self.saved, self.reload_at = 0.0, float("inf")
+        self.draining: set[int] = set()  # children that finish their requests
+        self.failed_beside = False  # the application, while another one was draining
         self.to_import: deque[str] = deque()
         self.loaded = {path for _, path in module_files()}
         self.processes = Processes()
@@ -113,6 +115,7 @@ class Supervisor:
                 self.ending = True
         self._stop_children()
         self.processes.kill_all()
+        self.listener.close()
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -151,6 +154,9 @@ class Supervisor:
             for runner in self.runners:
                 if runner.pid == pid:
                     self._on_end(runner, status)
+            self.draining.discard(pid)
+            if self.failed_beside and not self.draining:
+                self._start_again(self.web)  # A port, for example, is free now.
             self.terminal.restore()
             known = [runner.pid for runner in self.runners]
             self.processes.end_orphans(known, self.web.pid)
@@ -195,6 +201,8 @@ class Supervisor:
     def _on_message(self, runner: Runner, message: dict[str, Any]) -> None:
         if "ready" in message:
             self._on_ready(runner)
+        if "failed" in message:
+            self.failed_beside = bool(self.draining)
         if "draining" in message:
             self._on_draining(runner)
         if "written" in message and self.files:
@@ -220,6 +228,7 @@ class Supervisor:
         else:
             seconds = 2 * runner.child.deadline + KILL_MARGIN
             self.processes.kill_after(runner.pid, seconds, runner.child.name)
+            self.draining.add(runner.pid)
             runner.pid = 0
 
     def _import_next(self) -> None:
@@ -233,6 +242,7 @@ class Supervisor:
         self._catch_signals()  # The package may have handlers of its own.
         if hasattr(os.waitpid, "__code__"):  # as after gevent's monkey.patch_all()
             say(" * A package replaces functions of Python: no more forks.")
+            self.fork = False
             self._reexec("--no-fork")
         if not self.to_import:
             self.loaded = {path for _, path in module_files()}
@@ -248,10 +258,14 @@ class Supervisor:
         if settings or self.loaded & self.reloaded:
             self._reexec()
         for runner in self.runners:
-            runner.child.began = time.monotonic()
-            runner.started = time.time() - 0.01
-            runner.start_at = 0
-            self._stop(runner)
+            self._start_again(runner)
+
+    def _start_again(self, runner: Runner) -> None:
+        self.failed_beside = False
+        runner.child.began = time.monotonic()
+        runner.started = time.time() - 0.01
+        runner.start_at = 0
+        self._stop(runner)
 
     def _start_children(self) -> None:
         if self.fork and threading.active_count() > 1:
@@ -290,6 +304,9 @@ class Supervisor:
 
     def _reexec(self, *options: str) -> None:
         """Replace this process, to read the packages and the environment again."""
+        if "_pydevd_bundle" in sys.modules:  # Its connection would be lost.
+            say(" * Packages or settings have changed: restart the debugger.")
+            return
         say(" * Packages or settings have changed: starting again.")
         self._stop_children()
         # An installer may have removed a package for a moment.
@@ -300,7 +317,7 @@ class Supervisor:
             return
         created = time.time()
         # The next process takes every save before this time for the one it has read.
-        for path in self.files.scan() if self.files else ():
+        for path in self.reloaded | (self.files.scan() if self.files else set()):
             _forget_bytecode(path)
         os.set_inheritable(self.listener.fileno(), True)
         environ = self.environ | {
