@@ -4,19 +4,24 @@ import logging
 import os
 import re
 import time
+import warnings
 from contextlib import suppress
 from threading import Thread, Timer
 from typing import Any
 
 import click
 from celery import signals
+from celery.exceptions import SecurityWarning
 from flask import Flask
 from kombu.exceptions import KombuError
 from kombu.transport import redis
 from kombu.utils.json import loads
+from redis.exceptions import ReadOnlyError
 
 from .db import get_db
 from .jobs import FlaskCelery, get_celery
+
+logger = logging.getLogger(__name__)
 
 EngineError = KombuError
 REPLY_TIMEOUT = 0.5  # seconds that workers have to respond
@@ -25,19 +30,32 @@ REPLY_TIMEOUT = 0.5  # seconds that workers have to respond
 # connection. The error would stop the worker.
 redis.QoS.restore_at_shutdown = False
 
+# After a failover, a new connection may reach the primary.
+redis.Transport.connection_errors += (ReadOnlyError,)
+
 # Take a job and note that it is not acknowledged, in one step.
 TAKE = """
+local function reserve(job)
+    local found = cjson.decode(job).properties
+    local tag, sent = found.delivery_tag, found.delivery_info
+    sent = cjson.encode({sent.exchange, sent.routing_key})
+    redis.call('HSET', KEYS[1], tag, '[' .. job .. ',' .. sent:sub(2))
+    redis.call('ZADD', KEYS[2], ARGV[1], tag)
+end
 for i = 3, #KEYS do
     local job = redis.call('RPOP', KEYS[i])
-    if job then
-        local found = cjson.decode(job).properties
-        local tag, sent = found.delivery_tag, found.delivery_info
-        sent = cjson.encode({sent.exchange, sent.routing_key})
-        redis.call('HSET', KEYS[1], tag, '[' .. job .. ',' .. sent:sub(2))
-        redis.call('ZADD', KEYS[2], ARGV[1], tag)
+    if job and pcall(reserve, job) then
         return {KEYS[i], job}
+    elseif job then
+        redis.call('LPUSH', KEYS[i] .. '.invalid', job)
+        return redis.error_reply('INVALID ' .. KEYS[i])
     end
 end
+"""
+FAILED = """
+SELECT id, concat_ws(
+    ' ', at::timestamptz(0), name, args #>> '{}', kwargs #>> '{}', error
+) FROM failed_tasks ORDER BY at
 """
 MAX_WAIT = 0.1  # seconds until a worker checks its other queues and priorities
 
@@ -85,8 +103,15 @@ class Channel(redis.Channel):
                 self.client.parse_response(conn, "BLMOVE")
         except self.ResponseError:
             time.sleep(MAX_WAIT)  # A full server rejects BLMOVE, but not the script.
-        # The script responds as BRPOP does.
-        found = super()._brpop_read(**options)  # type: ignore[misc]
+        try:
+            # The script responds as BRPOP does.
+            found = super()._brpop_read(**options)  # type: ignore[misc]
+        except self.ResponseError as error:
+            if "INVALID" not in str(error):
+                raise
+            queue = str(error).split()[-1]
+            logger.error("An entry that is not a job is now in %s.invalid", queue)
+            return None
         self._waits = False
         return found
 
@@ -120,6 +145,8 @@ class Worker:
         options = ["--pool=threads", f"--concurrency={concurrency}"]
         options += ["--loglevel=WARNING", "--without-gossip", "--without-mingle"]
         options += [f"--hostname={os.getpid()}@%h"]  # A machine may have several.
+        if self.app.debug:  # Otherwise each reload would warn of the user root.
+            warnings.simplefilter("ignore", SecurityWarning)
         celery.worker_main(["--quiet", "worker", *options, *arguments])
         if not self._stopping:
             message = "The worker stopped, though no signal told it to"
@@ -154,12 +181,11 @@ class Worker:
         return status | {"failed": len(self.failed())}
 
     def failed(self) -> dict[str, str]:
-        """Return the calls of the failed jobs by id."""
+        """Return the time, the call and the error of each failed job by id."""
         with get_db().cursor() as cursor:
-            cursor.execute(
-                "SELECT id, name, args #>> '{}', kwargs #>> '{}' FROM failed_tasks"
-            )
-            return {id: f"{name} {args} {kwargs}" for id, name, args, kwargs in cursor}
+            cursor.execute(FAILED)
+            rows: Any = cursor.fetchall()
+        return dict(rows)
 
     def retry(self, job: str) -> None:
         """Send a failed job again."""

@@ -53,6 +53,12 @@ LEFT JOIN procrastinate_events ON job_id = jobs.id AND type = 'deferred'
 CROSS JOIN LATERAL (SELECT coalesce(scheduled_at > now(), false) AS later) AS given
 """
 
+FAILED = """
+SELECT jobs.id::text, concat_ws(' ', max(at)::timestamptz(0), task_name, args)
+FROM procrastinate_jobs jobs LEFT JOIN procrastinate_events ON job_id = jobs.id
+WHERE status = 'failed' GROUP BY jobs.id ORDER BY max(at)
+"""
+
 # The condition on the worker keeps two workers from requeueing a job twice. From the
 # third time on, the lock separates a job that kills its workers from its neighbors. The
 # events count the interruptions, as `attempts` counts the job's own failures.
@@ -297,9 +303,14 @@ class Worker:
         return dict(row)
 
     def failed(self) -> dict[str, str]:
-        """Return the calls of the failed jobs by id."""
-        found = queue.job_manager.list_jobs(status="failed")
-        return {str(job.id): job.call_string for job in found}
+        """Return the time and the call of each failed job by id.
+
+        The log has the error, on the lines of `job-` and the id.
+        """
+        with get_db().cursor() as cursor:
+            cursor.execute(FAILED)
+            rows: Any = cursor.fetchall()
+        return dict(rows)
 
     def retry(self, job: str) -> None:
         """Requeue a failed job."""

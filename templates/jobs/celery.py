@@ -188,18 +188,22 @@ def task(function: Any = None, /, **options: Any) -> Any:
 
 
 @task
-def note_failure(job: str, name: str, args: str, kwargs: str) -> None:
+def note_failure(
+    job: str, name: str, args: str, kwargs: str, error: str | None = None
+) -> None:
     """List a failed job. Its arguments are JSON that PostgreSQL may not accept."""
     with get_db().cursor() as cursor:
         cursor.execute(
-            "INSERT INTO failed_tasks (id, name, args, kwargs)"
-            " VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
-            [job, name, Json(args), Json(kwargs)],
+            "INSERT INTO failed_tasks (id, name, args, kwargs, error)"
+            " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+            [job, name, Json(args), Json(kwargs), error],
         )
 
 
-def _note(celery: Any, job: str, name: str, args: Any, kwargs: Any) -> None:
-    call = [job, name, json_dumps(args), json_dumps(kwargs)]
+def _note(
+    celery: Any, job: str, name: str, args: Any, kwargs: Any, error: str | None = None
+) -> None:
+    call: list[Any] = [job, name, json_dumps(args), json_dumps(kwargs), error]
     try:
         with celery.flask_app.app_context():
             note_failure(*call)
@@ -208,8 +212,12 @@ def _note(celery: Any, job: str, name: str, args: Any, kwargs: Any) -> None:
 
 
 @signals.task_failure.connect
-def _note_failed(sender: Any, task_id: str, args: Any, kwargs: Any, **_: Any) -> None:
-    _note(sender.app, task_id, sender.name, args, kwargs)
+def _note_failed(
+    sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any
+) -> None:
+    # PostgreSQL does not accept every character of a message.
+    error = f"{type(exception).__name__}: {str(exception)!r:.500}"
+    _note(sender.app, task_id, sender.name, args, kwargs, error)
 
 
 @signals.task_unknown.connect

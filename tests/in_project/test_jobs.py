@@ -499,6 +499,37 @@ def test_worker_that_stops_without_a_signal_fails(
 
 
 @celery
+def test_worker_outlives_a_failover_of_its_broker(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    worker = start_working(app, database, workers)
+    with app.extensions["celery"].connection_for_write() as conn:
+        client = conn.default_channel.client
+        client.replicaof("127.0.0.1", 1)
+        assert poll(lambda: "read only replica" in workers.log.read_text())
+        client.replicaof("no", "one")
+    give(app, 2, 0.0)
+    assert poll(lambda: count(database, "effects") == 2, SECONDS)
+    assert worker.poll() is None
+
+
+@celery
+@pytest.mark.parametrize("entry", [b"\xff", b"", b"7", b"{}"], ids=ascii)
+def test_entry_that_is_not_a_job_is_put_aside(
+    app: Flask, database: Database, workers: Workers, entry: bytes
+) -> None:
+    worker = start_working(app, database, workers)
+    with app.extensions["celery"].connection_for_write() as conn:
+        client = conn.default_channel.client
+        client.lpush("app", entry)
+        give(app, 2, 0.0)
+        assert poll(lambda: count(database, "effects") == 2, SECONDS)
+        assert client.lrange("app.invalid", 0, -1) == [entry]
+    assert worker.poll() is None
+    assert "An entry that is not a job is now in app.invalid" in workers.log.read_text()
+
+
+@celery
 def test_database_of_version_0_1_is_migrated(app: Flask, database: Database) -> None:
     database.query(
         "DROP TABLE redelivered_tasks;"
@@ -510,7 +541,8 @@ def test_database_of_version_0_1_is_migrated(app: Flask, database: Database) -> 
     output = app.test_cli_runner().invoke(args=["migrate"]).output
     assert "Applied celery.sql\n" in output
     with app.app_context():
-        assert app.extensions["worker"].failed() == {"7": "work [1] {}"}
+        [call] = app.extensions["worker"].failed().values()
+    assert call.endswith(" work [1] {}")
     assert count(database, "redelivered_tasks") == 0
 
 
@@ -634,6 +666,24 @@ def test_engines_own_command_runs_jobs(
     assert poll(lambda: "Note 1 has 2 words" in workers.log.read_text())
     worker.terminate()
     assert worker.wait(10) == 0
+
+
+def test_engines_own_command_needs_no_settings_in_development(
+    database: Database,
+) -> None:
+    names = {"DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY"}
+    environ = {k: v for k, v in os.environ.items() if k not in names}
+    command = "procrastinate --app app.worker.queue healthchecks"
+    if CELERY:
+        command = "celery --app app.worker purge --force"
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("beat", SCHEDULES, ids=" ".join)
