@@ -141,8 +141,7 @@ class WorkerQueue(procrastinate.App):
         with app.app_context():
             dsn = make_conninfo(**connection_parameters())
         super().__init__(
-            # Each query is one statement, so a transaction would only cost round trips.
-            connector=Connector(conninfo=dsn, kwargs={"autocommit": True}),
+            connector=Connector(conninfo=dsn, configure=_use_autocommit),
             import_paths=queue.import_paths,
             worker_defaults={
                 "concurrency": app.config["WORKER_CONCURRENCY"],
@@ -315,6 +314,11 @@ class Worker:
     def retry(self, job: str) -> None:
         """Requeue a failed job."""
         queue.job_manager.retry_job_by_id(int(job), retry_at=datetime.now(UTC))
+
+
+async def _use_autocommit(conn: psycopg.AsyncConnection) -> None:
+    # Each query of the engine is one statement: BEGIN and COMMIT would only take time.
+    await conn.set_autocommit(True)
 
 
 def _check_database() -> None:
