@@ -19,10 +19,11 @@ def init_app(app: Flask, overrides: Overrides = None, *settings: Settings) -> No
         from . import dev
 
         dev.init_app(app)
+    # The log and the headers come later, because they also wrap health checks.
+    health.init_app(app)
     log.init_app(app)
     security.init_app(app)
     errors.init_app(app)
     db.init_app(app)
     pool.init_app(app)
     cli.init_app(app)
-    health.init_app(app)

@@ -86,13 +86,15 @@ class Database:
 class Server:
     """The application on the production server, with settings of its own."""
 
+    prefix: tuple[str, ...] = ()
+
     def __init__(self, folder: Path, url: str, *options: str, **environ: str) -> None:
         self.port = _free_port()
         self.log = folder / "server.log"
         settings = {**SETTINGS, "DATABASE_URL": url, "POOL_SIZE": str(SIZE)}
         self.output = self.log.open("w")
         self.process = psutil.Popen(
-            [sys.executable, "-m", *self.command(), *options],
+            [*self.prefix, sys.executable, "-m", *self.command(), *options],
             cwd=Path(__file__).parents[1],
             env=os.environ | settings | environ,
             stdout=self.output,

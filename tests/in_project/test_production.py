@@ -38,6 +38,13 @@ app.cli.main(["migrate"], obj=ScriptInfo(create_app=lambda: app))
 DEVELOPMENT = {"flask_devserver", "dotenv", "filelock", "psutil"}
 
 
+class InTerminal(Server):
+    """The application on the server, in a terminal that stops background writers."""
+
+    start = "import pty, sys; pty.spawn(['sh', '-c', 'stty tostop; exec \"$@\"', *sys.argv])"
+    prefix = (sys.executable, "-c", start)
+
+
 def test_invalid_settings_are_reported_together() -> None:
     url = f"mysql://user:{PASSWORD}@localhost/a"
     wrong = {"DATABASE_URL": url, "SECRET_KEY": "short", "MAX_CONTENT_LENGTH": "1 MB"}
@@ -138,8 +145,14 @@ def test_port_is_not_shared_with_another_server(
             stderr=subprocess.PIPE,
             text=True,
         )
-    message = f"Error: Cannot listen on 127.0.0.1, port {server.port}: "
-    assert done.returncode == 1 and done.stderr.startswith(message)
+    place = f"127.0.0.1, port {server.port}"
+    message = f"Error: Cannot listen on {place}: Address already in use.\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+def test_host_may_be_a_name(tmp_path: Path, database_url: str) -> None:
+    with Server(tmp_path, database_url, "--host", "localhost") as server:
+        assert server.get("/value/1")[0] == 200
 
 
 def test_ctrl_c_stops_an_idle_server_at_once(tmp_path: Path, database_url: str) -> None:
@@ -147,6 +160,14 @@ def test_ctrl_c_stops_an_idle_server_at_once(tmp_path: Path, database_url: str) 
         with Server(tmp_path, database_url) as server:
             os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
             assert server.process.wait(20) == 0
+
+
+def test_terminal_does_not_stop_the_workers(tmp_path: Path, database_url: str) -> None:
+    with InTerminal(tmp_path, database_url) as server:
+        assert server.get("/value/1")[0] == 200
+        [command] = server.process.children()
+        command.terminate()
+        server.process.wait(20)
 
 
 def test_sigterm_stops_a_starting_worker(tmp_path: Path, database_url: str) -> None:

@@ -56,7 +56,7 @@ def test_page_shows_versions_figures_and_routes(client: Client) -> None:
         assert re.search(rf"<dt>{name}</dt><dd>\d+\.\d", page)
     assert f'<dd data-figure="process.id">{os.getpid()}</dd>' in page
     assert '<dd data-figure="pool.in_use">0</dd>' in page
-    assert '<a href="/readyz"><code>/readyz</code></a>' in page
+    assert '<a href="/notes"><code>/notes</code></a>' in page
     assert "List the latest 100 notes, the newest first." in page
     assert "_flask_dev/status" not in page
 

@@ -265,6 +265,17 @@ def test_odd_email_passes_the_build_backend(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["a__b", "company-notes"])
+def test_distribution_may_have_another_name(bake: Bake, name: str) -> None:
+    project = bake(project_slug="a__b")
+    settings = project / "pyproject.toml"
+    settings.write_text(
+        settings.read_text().replace('name = "a__b"', f'name = "{name}"', 1)
+    )
+    build(project)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("license", choices()["license"])
 def test_proprietary_project_rejects_upload(bake: Bake, license: str) -> None:
     classifiers = build(bake(project_slug="notes", license=license)).get_all(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, redirect, session
+from flask import Blueprint, Flask, abort, g, redirect, session
 from flask.testing import FlaskClient
 from psycopg2.errors import QueryCanceled
 from psycopg2.extras import RealDictCursor, execute_values
@@ -58,6 +58,19 @@ def test_health_checks_need_no_login(app: Flask) -> None:
     client = app.test_client()
     paths = ("/healthz", "/readyz", "/items")
     assert [client.get(path).status_code for path in paths] == [200, 200, 302]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_checks_run_no_hook_of_the_application(app: Flask, path: str) -> None:
+    app.url_value_preprocessor(lambda *_: abort(401))
+    app.after_request(lambda response: g.began)  # A hook that did not run sets it.
+    app.teardown_request(lambda _: g.began)
+    app.register_blueprint(Blueprint("health", __name__))
+    client = app.test_client()
+    assert client.get(path).json == {"status": "ok"}
+    head = client.head(path)
+    assert (head.status_code, head.data) == (200, b"")
+    assert client.post(path).status_code == 405
 
 
 def test_request_is_logged(app: Flask, log: pytest.LogCaptureFixture) -> None:
@@ -149,6 +162,24 @@ def test_request_is_logged_once_per_process(database_url: str, debug: bool) -> N
     )
     [line] = done.stderr.splitlines()
     assert "GET /healthz 200" in line
+
+
+def test_warnings_and_failed_threads_are_logged_as_json() -> None:
+    code = f"import warnings, threading, {create_app.__module__} as package\n"
+    code += f"package.create_app({PRODUCTION!r})\n"
+    code += "warnings.warn('look')\n"
+    code += "for task in (lambda: 1 / 0, lambda: exit(1)):\n"
+    code += "    thread = threading.Thread(target=task)\n"
+    code += "    thread.start(), thread.join()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    warning, error = map(json.loads, done.stderr.splitlines())
+    assert "UserWarning: look" in warning["message"]
+    assert "ZeroDivisionError" in error["exception"]
 
 
 def test_path_cannot_add_a_line_to_the_log(
@@ -268,6 +299,13 @@ def test_post_from_another_site_is_rejected(
     response = client.post("/items", data={"body": "an item"}, headers=headers)
     assert response.status_code == 403
     assert client.get("/items").json == []
+
+
+def test_post_from_another_site_runs_no_hook(app: Flask, client: FlaskClient) -> None:
+    app.after_request(lambda response: g.began)  # A hook that did not run sets it.
+    app.register_error_handler(403, lambda _: ("mine", 403))
+    response = client.post("/items", headers={"Sec-Fetch-Site": "cross-site"})
+    assert (response.status_code, response.text) == (403, "mine")
 
 
 @pytest.mark.parametrize("path", ["/items", "/none", "/healthz"])

@@ -115,6 +115,16 @@ def test_file_without_a_line_to_blame_is_named_all_the_same(
         migrate(empty, tmp_path)
 
 
+def test_timeout_of_the_role_does_not_end_a_file(
+    empty_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "0001_a.sql").write_text("SELECT pg_sleep(0.2)")
+    (tmp_path / "0002_b.sql").write_text("-- no transaction\nSELECT pg_sleep(0.2)")
+    url = make_dsn(empty_url, options="-c statement_timeout=100")
+    with closing(connect(url)) as conn:
+        assert migrate(conn, tmp_path) == ["0001_a.sql", "0002_b.sql"]
+
+
 def test_settings_of_a_file_end_with_it(empty: connection, tmp_path: Path) -> None:
     unset = "SELECT set_config('search_path', '', false); CREATE TABLE public.a ()"
     (tmp_path / "0001_a.sql").write_text(unset)
@@ -188,6 +198,15 @@ def test_file_that_ends_its_transaction_is_rejected(
         assert cursor.fetchone() == (None, 0)
 
 
+def test_other_refusal_says_nothing_of_transactions(
+    empty: connection, tmp_path: Path
+) -> None:
+    run(empty, "CREATE TABLE a (b int); CREATE VIEW c AS SELECT b FROM a")
+    (tmp_path / "0001_a.sql").write_text("ALTER TABLE a ALTER b TYPE bigint")
+    with pytest.raises(MigrationError, match="used by a view.*; nothing .* applied.$"):
+        migrate(empty, tmp_path)
+
+
 def test_file_may_end_with_select_into(empty: connection, tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 1 AS b INTO a -- the end")
     assert migrate(empty, tmp_path) == ["0001_a.sql"]
@@ -215,7 +234,7 @@ def test_deferred_constraint_fails_within_the_file(
 
 
 @pytest.mark.parametrize(
-    "sql", ["", "\n", "-- Books\n", "/* 1\n */", "-- no transaction"]
+    "sql", ["", "\n", ";", "-- Books\n", "/* 1\n */", "-- no transaction"]
 )
 def test_file_without_a_statement_is_not_applied(
     empty: connection, tmp_path: Path, sql: str
@@ -249,6 +268,11 @@ def test_connection_may_have_another_encoding(empty_url: str, tmp_path: Path) ->
         assert migrate(conn, tmp_path) == ["0001_a.sql"]
         cursor.execute("SELECT b FROM a")
         assert cursor.fetchone() == ("é%s\\",)
+
+
+def test_ending_may_be_in_upper_case(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / "0001_a.SQL").write_text("SELECT 1")
+    assert migrate(empty, tmp_path) == ["0001_a.SQL"]
 
 
 def test_files_of_editors_are_ignored(empty: connection, tmp_path: Path) -> None:
@@ -332,8 +356,9 @@ def test_reset_makes_the_database_again(
     seeded = []
     app.cli.command("seed")(lambda: seeded.append(1))
     run(empty, "CREATE TABLE in_the_way (a int); CREATE SCHEMA other")
-    result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+    result = app.test_cli_runner().invoke(args=["migrate", "--reset"], input="y")
     assert "Applied 0001_made.sql\n" in result.output
+    assert result.output.endswith("Ran the command seed\n")
     assert seeded == [1]
     with closing(connect(empty_url)) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT to_regclass('in_the_way'), to_regclass('made')")
@@ -359,9 +384,21 @@ def test_reset_succeeds_while_a_client_reconnects(
         for _ in range(4):
             threads.submit(reconnect)
         assert connected.wait(10)
-        result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+        result = app.test_cli_runner().invoke(args=["migrate", "--reset"], input="y")
         ending.set()
     assert "Applied 0001_made.sql\n" in result.output
+
+
+@pytest.mark.parametrize("answer", ["", "n"])
+def test_reset_of_another_server_asks_first(
+    empty: connection, app: Flask, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    run(empty, "CREATE TABLE kept (a int)")
+    result = app.test_cli_runner().invoke(args=["migrate", "--reset"], input=answer)
+    assert f"Drop all tables of {empty.info.dbname} on " in result.output
+    assert result.exit_code == 1
+    run(empty, "SELECT FROM kept")
 
 
 def test_reset_is_for_development(empty_url: str, empty: connection) -> None:
@@ -371,13 +408,18 @@ def test_reset_is_for_development(empty_url: str, empty: connection) -> None:
     run(empty, "SELECT 1")  # The connection is still open.
 
 
-@pytest.mark.parametrize("option", [["--status"], ["--forget", "0001_made.sql"]])
-def test_reset_takes_no_other_option(
-    app: Flask, monkeypatch: pytest.MonkeyPatch, option: list[str]
+@pytest.mark.parametrize("option", ["--reset", "--status"])
+def test_command_takes_one_option(runner: FlaskCliRunner, option: str) -> None:
+    result = runner.invoke(args=["migrate", option, "--forget", "0001_made.sql"])
+    assert "Use only one option." in result.output
+
+
+def test_forgetting_no_name_applies_nothing(
+    app: Flask, runner: FlaskCliRunner, empty: connection
 ) -> None:
-    monkeypatch.setenv("FLASK_DEBUG", "1")
-    result = app.test_cli_runner().invoke(args=["migrate", "--reset", *option])
-    assert "Use --reset without other options." in result.output
+    assert runner.invoke(args=["migrate", "--forget", ""]).exit_code == 1
+    with app.app_context():
+        assert "0001_made.sql" in module.find_problem(empty)
 
 
 def test_runners_that_start_together_apply_each_file_once(

@@ -43,6 +43,11 @@ def test_other_host_is_rejected_in_production(production: Flask, path: str) -> N
     assert client.get(path, base_url="http://other.example").status_code == 400
 
 
+def test_host_may_be_in_upper_case(production: Flask) -> None:
+    client = production.test_client()
+    assert client.get("/none", headers={"Host": "LocalHost"}).status_code == 404
+
+
 def test_rebound_name_is_rejected_in_debug() -> None:
     client = create_app({"DEBUG": True}).test_client()
     for host in ("localhost:5000", "a.localhost", "127.0.0.1:5000"):

@@ -10,7 +10,7 @@ from psycopg2 import extensions
 from psycopg2.extras import wait_select
 
 from . import migrate
-from .db import DatabaseUnavailable, connect
+from .db import connect
 from .serve import serve_command
 
 # One transaction: all or nothing. A client that reconnects may hold a lock meanwhile.
@@ -28,7 +28,6 @@ DO $$ BEGIN
     GRANT USAGE ON SCHEMA public TO PUBLIC;
 END $$
 """
-ERRORS = (DatabaseUnavailable, migrate.MigrationError, psycopg2.Error, OSError)
 
 
 @click.command("migrate")
@@ -41,8 +40,8 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
 
     With --reset, which needs debug mode, a command `seed` of the application follows.
     """
-    if reset and (only_list or forget):
-        raise click.UsageError("Use --reset without other options.")
+    if only_list + reset + (forget is not None) > 1:
+        raise click.UsageError("Use only one option.")
     if reset and not current_app.debug:
         message = "--reset drops all tables: use it with `flask --debug`."
         raise click.ClickException(message)
@@ -52,20 +51,24 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
             extensions.set_wait_callback(wait_select)
             stack.callback(extensions.set_wait_callback, None)
             if reset:
+                if "prepare" not in current_app.extensions:  # not the embedded server
+                    place = f"{conn.info.dbname} on {conn.info.host}"
+                    click.confirm(f"Drop all tables of {place}?", abort=True)
                 conn.cursor().execute(DROP_ALL)
             if only_list:
                 found = migrate.status(conn).items()
                 lines = [f"{state} {name}" for name, state in found]
-            elif forget:
+            elif forget is not None:
                 migrate.forget(conn, forget)
                 lines = [f"Missing {forget}"]
             else:
                 lines = [f"Applied {name}" for name in migrate.migrate(conn)]
-    except ERRORS as error:
+    except (migrate.MigrationError, psycopg2.Error, OSError) as error:
         raise click.ClickException(" ".join(str(error).split())) from error
     click.echo("\n".join(lines) or "Nothing to apply")
     if reset and (seed := current_app.cli.commands.get("seed")):
         click.get_current_context().invoke(seed)
+        click.echo("Ran the command seed")
 
 
 def init_app(app: Flask) -> None:

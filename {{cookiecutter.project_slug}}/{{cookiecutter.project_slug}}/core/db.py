@@ -12,9 +12,11 @@ from typing import Any, Protocol, Self, cast
 from weakref import finalize
 
 import psycopg2
+from click import ClickException
 from flask import Flask, current_app, g
 from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
 from psycopg2.extensions import STATUS_BEGIN, connection, cursor, parse_dsn
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR as IN_ERROR
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS as IN_TRANSACTION
 from werkzeug.exceptions import ServiceUnavailable
@@ -44,8 +46,11 @@ QUERIES = ("execute", "executemany", "callproc", "copy_expert", "copy_from", "co
 READ_ONLY_REPORTS = ("default_transaction_read_only", "in_hot_standby")
 
 
-class DatabaseUnavailable(Exception):
-    """No connection is available now. The response is 503 with Retry-After."""
+class DatabaseUnavailable(ClickException):
+    """No connection is available now. The response is 503 with Retry-After.
+
+    A command ends with the message instead of a traceback.
+    """
 
 
 class Connection(connection):
@@ -63,6 +68,7 @@ class Connection(connection):
         self.opened, self.returned = monotonic(), float("inf")  # It was never idle.
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
         self.as_opened: tuple[object, ...] = ()
+        self.default_factory: Any = None
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, **rest: Any) -> Any:  # type: ignore[override]
         """Open a cursor."""
@@ -114,9 +120,11 @@ class Connection(connection):
                 stack.callback(callback)
 
     def clean(self) -> bool:
-        """Return whether nothing is open or changed, and drop the server's notices."""
+        """Reset psycopg2's own state. Return whether nothing else is open or changed."""
         self.returned = monotonic()
         self.notices, self.notifies = [], []
+        if self.get_transaction_status() == IDLE:
+            self.autocommit, self.cursor_factory = True, self.default_factory
         return self.state() == self.as_opened
 
     def examine(self, error: psycopg2.Error) -> None:
@@ -141,7 +149,7 @@ class Connection(connection):
     def state(self) -> tuple[object, ...]:
         """Return the state that a context may change, without the server's settings."""
         session = self.isolation_level, self.readonly, self.deferrable
-        types = self.cursor_factory, len(self.string_types), len(self.binary_types)
+        types = len(self.string_types), len(self.binary_types)
         own = self.autocommit, self.encoding, self.is_outdated
         return self.get_transaction_status(), *session, *types, *own
 
@@ -228,7 +236,8 @@ def connect() -> Connection:
                 current_app.logger.warning(message, STARTUP_OPTIONS, reason)
             return connect()
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
-    conn.as_opened = conn.state()  # Tracing has set its `cursor_factory` by now.
+    conn.as_opened = conn.state()
+    conn.default_factory = conn.cursor_factory  # Tracing has set its own by now.
     return conn
 
 
@@ -284,8 +293,7 @@ def _handle_error(handle: Any, *args: Any) -> Any:
             reason = " ".join(str(error).split())
             error = DatabaseUnavailable(f"The connection was lost: {reason}")
     if isinstance(error, DatabaseUnavailable):
-        stats = get_pool().stats()
-        current_app.logger.error("%s (connections: %s)", error, stats)
+        current_app.logger.error("%s", error)
         description = str(error) if current_app.debug else None
         error = ServiceUnavailable(description, retry_after=1)
     return handle(*context, error)

@@ -30,7 +30,7 @@ def _render_error(error: HTTPException) -> Any:
     if wants_json():
         # https://www.rfc-editor.org/rfc/rfc9457
         detail = {"title": error.name, "detail": error.description}
-        response.data = json.dumps(detail | {"status": error.code})
+        response.data = json.dumps(detail | {"status": error.code}, default=str)
         response.content_type = "application/problem+json"
     else:
         try:

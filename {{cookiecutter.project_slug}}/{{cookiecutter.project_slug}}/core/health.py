@@ -4,56 +4,45 @@ from functools import partial
 from typing import Any
 
 import psycopg2
-from flask import Blueprint, Flask, current_app, request
+from flask import Flask, current_app, jsonify
+from werkzeug.exceptions import MethodNotAllowed
 
 from . import migrate
-from .db import DatabaseUnavailable, get_db, get_pool
-
-bp = Blueprint("health", __name__)
+from .db import DatabaseUnavailable, get_db
 
 
-@bp.get("/healthz")
-def healthz() -> dict[str, str]:
-    """Respond without the database: the process is alive."""
-    return {"status": "ok"}
+def init_app(app: Flask) -> None:
+    """Respond to health checks for any host, and before `app` sees the request."""
+    app.wsgi_app = partial(_respond, app, app.wsgi_app)  # type: ignore[method-assign]
 
 
-@bp.get("/readyz")
-def readyz() -> tuple[dict[str, str], int]:
-    """Respond 200 when the database responds and has every migration, 503 otherwise."""
-    status = "migrations missing"
+def _respond(
+    app: Flask, wsgi_app: Any, environ: dict[str, Any], start_response: Any
+) -> Any:
+    # These are not routes, because hooks of the application may require a login, and
+    # most load balancers name the address of the machine as the host.
+    path = environ["PATH_INFO"]
+    if path not in ("/healthz", "/readyz"):
+        return wsgi_app(environ, start_response)
+    response: Any = MethodNotAllowed(["GET", "HEAD"])
+    if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+        with app.app_context():
+            status = _readiness() if path == "/readyz" else "ok"
+            response = jsonify(status=status)
+        response.status_code = 200 if status == "ok" else 503
+    return response(environ, start_response)
+
+
+def _readiness() -> str:
+    """Return "ok" when the database responds and has every migration."""
+    status, problem = "migrations missing", ""
     try:
         problem = migrate.find_problem(get_db())
     except migrate.MigrationError as error:
         status, problem = "migrations unreadable", str(error)
     except (DatabaseUnavailable, psycopg2.Error) as error:
-        stats = get_pool().stats()
-        status, problem = "unavailable", f"{error} (connections: {stats})"
+        status, problem = "unavailable", str(error)
     if not problem:
-        return {"status": "ok"}, 200
+        return "ok"
     current_app.logger.error("Not ready: %s", problem)
-    return {"status": status}, 503  # The problem is not for the public.
-
-
-@bp.before_app_request
-def _respond_first() -> Any:
-    # The application's own hooks may require a login.
-    if request.blueprint == bp.name:
-        return current_app.view_functions[str(request.endpoint)]()
-    return None
-
-
-def init_app(app: Flask) -> None:
-    """Add the two routes to `app`, for any host and before its hooks."""
-    app.register_blueprint(bp)
-    app.wsgi_app = partial(_trust_checks, app, app.wsgi_app)  # type: ignore[method-assign]
-
-
-def _trust_checks(
-    app: Flask, wsgi_app: Any, environ: dict[str, Any], start_response: Any
-) -> Any:
-    # Most load balancers name the address of the machine, which may change.
-    if environ["PATH_INFO"] in ("/healthz", "/readyz"):
-        hosts = app.config["TRUSTED_HOSTS"] or ["localhost"]
-        environ["HTTP_HOST"] = hosts[0].lstrip(".")
-    return wsgi_app(environ, start_response)
+    return status  # The problem is not for the public.

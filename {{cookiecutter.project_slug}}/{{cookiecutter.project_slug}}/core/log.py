@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -120,6 +121,11 @@ def _log_request(environ: dict[str, Any], status: str, began: float) -> None:
         logger.info(MESSAGE, parts)
 
 
+def _log_thread_error(error: Any) -> None:
+    if error.exc_type is not SystemExit:
+        logger.error("A thread failed", exc_info=error[:3])
+
+
 def _is_not_request(record: logging.LogRecord) -> bool:
     return record.levelno != logging.INFO or " - - [" not in str(record.msg)
 
@@ -145,5 +151,8 @@ def init_app(app: Flask) -> None:
         stderr = {"class": "logging.StreamHandler", "filters": ["request_id"]}
         stderr["formatter"] = "text" if app.debug else "json"
         dictConfig(CONFIG | {"handlers": {"stderr": stderr}})
+        # Otherwise Python writes these to standard error in its own format.
+        logging.captureWarnings(True)
+        threading.excepthook = _log_thread_error
     # At first use, Flask adds a handler of its own to a logger that has none.
     app.logger.setLevel(logging.DEBUG if app.debug else logging.INFO)

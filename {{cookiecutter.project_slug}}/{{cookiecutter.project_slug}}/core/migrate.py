@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg2
 from flask import Flask, current_app
-from psycopg2.errors import ActiveSqlTransaction, FeatureNotSupported, UndefinedTable
+from psycopg2.errors import ActiveSqlTransaction, UndefinedTable
 from psycopg2.extensions import connection, cursor
 
 LOCK = 7_164_001  # any number, but the same for every process that migrates
@@ -29,7 +29,7 @@ RECORD = (
     "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)"
 )
 
-COMMENT = re.compile(r"--.*|/\*(?s:.*?)\*/")
+BLANK = re.compile(r"--.*|/\*(?s:.*?)\*/|[\s;]")
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ def _folders() -> list[Path]:
 
 def _paths(*folders: Path) -> list[Path]:
     # Temporary files of editors and macOS begin with a dot.
-    return [path for folder in folders for path in sorted(folder.glob("[!.]*.sql"))]
+    pattern = "[!.]*.[sS][qQ][lL]"
+    return [path for folder in folders for path in sorted(folder.glob(pattern))]
 
 
 def _lock(cursor: cursor) -> None:
@@ -164,11 +165,13 @@ def _read(path: Path) -> tuple[str, str]:
 
 def _apply(cursor: cursor, path: Path) -> None:
     sql, checksum = _read(path)
-    if not COMMENT.sub("", sql).strip():
+    if not BLANK.sub("", sql):
         hint = "write one, or delete the file."
         raise MigrationError(f"{path.name} has no statement yet: {hint}")
     outside = sql.startswith("-- no transaction")
     record = [path.name, checksum]
+    # The limit of the role, if it has one, is meant for requests.
+    cursor.execute("SET statement_timeout = 0")
     try:
         if outside:
             cursor.execute(sql)
@@ -182,7 +185,7 @@ def _apply(cursor: cursor, path: Path) -> None:
     except psycopg2.Error as error:
         reason = error.diag.message_primary or str(error).partition("\n")[0]
         hint = "drop what it left behind" if outside else "nothing of it is applied"
-        if isinstance(error, FeatureNotSupported):
+        if error.diag.source_function == "exec_stmt_dynexecute":
             hint += ": leave out BEGIN, COMMIT, ROLLBACK and SAVEPOINT"
         if isinstance(error, ActiveSqlTransaction):
             hint = "put it alone into a file that begins with `-- no transaction`"

@@ -7,9 +7,14 @@ from io import BytesIO
 from typing import IO, Any
 
 import flask
-from flask import Flask, abort, current_app, request
+from flask import Flask, current_app, request
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
-from werkzeug.exceptions import BadRequest, LengthRequired, RequestEntityTooLarge
+from werkzeug.exceptions import (
+    BadRequest,
+    Forbidden,
+    LengthRequired,
+    RequestEntityTooLarge,
+)
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.utils import cached_property
 
@@ -102,8 +107,8 @@ def init_app(app: Flask) -> None:
     app.request_class = Request
     app.session_interface = SessionInterface()
     headers = HEADERS if app.debug else PRODUCTION_HEADERS
-    app.before_request(_reject_untrusted_host)
-    app.before_request(_reject_cross_site)
+    hooks: Any = app
+    hooks.full_dispatch_request = partial(_dispatch, app.full_dispatch_request)
     app.wsgi_app = partial(_add_headers, app.wsgi_app, headers)  # type: ignore[method-assign]
     if count := app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)  # type: ignore[method-assign]
@@ -115,31 +120,40 @@ def accept_cross_site(view: Any) -> Any:
     return view
 
 
-def _reject_untrusted_host() -> Any:
-    # Flask builds no URL for such a request, so no hook and no page of the application
-    # may take part in the response.
+def _dispatch(dispatch: Any, *args: Any) -> Any:
+    # No hook of the application runs for a rejected request, because one hook may need
+    # what another one has set.
     error = request.routing_exception
-    return error.get_response() if isinstance(error, BadRequest) else None
+    if isinstance(error, BadRequest):
+        # Flask builds no URL for an untrusted host, so no page responds either.
+        return error.get_response()
+    if _is_cross_site():
+        app: Any = current_app
+        forbidden = Forbidden("This request comes from another site.")
+        return app.make_response(app.handle_user_exception(*args, forbidden))
+    return dispatch(*args)
 
 
-def _reject_cross_site() -> None:
+def _is_cross_site() -> bool:
     # Browsers say which site a request comes from, so no token is needed. Other clients
     # need no protection: see https://words.filippo.io/csrf/.
     view = current_app.view_functions.get(request.endpoint or "")
     is_accepted = getattr(view, "accepts_cross_site", False)
     if is_accepted or request.method in ("GET", "HEAD", "OPTIONS"):
-        return
+        return False
     if site := request.headers.get("Sec-Fetch-Site"):
-        same = site in ("same-origin", "none")
-    else:
-        same = request.origin in (None, "", f"{request.scheme}://{request.host}")
-    if not same:
-        abort(403, "This request comes from another site.")
+        return site not in ("same-origin", "none")
+    own = f"{request.scheme}://{request.host}"
+    return request.origin not in (None, "", own)
 
 
 def _add_headers(
     wsgi_app: Any, headers: Mapping[str, str], environ: Any, start_response: Any
 ) -> Any:
+    # Names of hosts are not case-sensitive, but Werkzeug's check is.
+    if host := environ.get("HTTP_HOST"):
+        environ["HTTP_HOST"] = host.lower()
+
     # The server's list takes a tenth of the time that Werkzeug's `Headers` takes.
     def start(status: str, given: list[tuple[str, str]], *error: Any) -> Any:
         names = {name.lower() for name, _ in given}

@@ -40,13 +40,16 @@ def serve_command(
     app = info.load_app()
     if app.debug:
         raise click.ClickException("FLASK_DEBUG is on: set it to 0 in production.")
-    address = host or ("0.0.0.0" if "PORT" in os.environ else "127.0.0.1")  # noqa: S104
+    address = host or ("0.0.0.0" if os.environ.get("PORT") else "127.0.0.1")  # noqa: S104
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        # granian would share the port with another granian, which serves other code.
-        socket.create_server((address, port), family=family).close()
+        # granian takes no host name. It would share the port with another granian, and
+        # then old code might respond.
+        with socket.create_server((address, port), family=family) as probe:
+            address = probe.getsockname()[0]
     except OSError as error:
-        message = f"Cannot listen on {address}, port {port}: {error.strerror}."
+        reason = str(error.strerror).partition(" (")[0]  # It also has the address.
+        message = f"Cannot listen on {address}, port {port}: {reason}."
         raise click.ClickException(message) from error
     if sys.platform != "win32":
         # Until granian handles SIGTERM in a worker, a fork has the handler of its
@@ -82,6 +85,8 @@ def _load_app(path: str) -> Flask:
         # Ctrl-C must reach the parent alone: granian hangs in a worker that also gets
         # the parent's signal.
         os.setpgid(0, 0)
+        # After `stty tostop`, a terminal stops such a process when it writes.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     Thread(target=_stop_with_parent, daemon=True).start()
     app = ScriptInfo(path or None).load_app()
     # Python 3.13 and later forget those of the parent, which may have made `app`.
