@@ -41,8 +41,9 @@ DEVELOPMENT = {"flask_devserver", "dotenv", "filelock", "psutil"}
 class InTerminal(Server):
     """The application on the server, in a terminal that stops background writers."""
 
-    start = "import pty, sys; pty.spawn(['sh', '-c', 'stty tostop; exec \"$@\"', *sys.argv])"
-    prefix = (sys.executable, "-c", start)
+    script = "'stty tostop; exec \"$@\"'"
+    spawn = f"import pty, sys; pty.spawn(['sh', '-c', {script}, *sys.argv])"
+    prefix = (sys.executable, "-c", spawn)
 
 
 def test_invalid_settings_are_reported_together() -> None:

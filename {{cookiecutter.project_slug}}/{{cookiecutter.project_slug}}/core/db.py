@@ -120,7 +120,7 @@ class Connection(connection):
                 stack.callback(callback)
 
     def clean(self) -> bool:
-        """Reset psycopg2's own state. Return whether nothing else is open or changed."""
+        """Reset psycopg2's own state. Return whether all else is closed and unchanged."""
         self.returned = monotonic()
         self.notices, self.notifies = [], []
         if self.get_transaction_status() == IDLE:
