@@ -120,7 +120,7 @@ class Connection(connection):
                 stack.callback(callback)
 
     def clean(self) -> bool:
-        """Reset psycopg2's own state. Return whether all else is closed and unchanged."""
+        """Reset psycopg2's own state. Return whether all else is as it was opened."""
         self.returned = monotonic()
         self.notices, self.notifies = [], []
         if self.get_transaction_status() == IDLE:
