@@ -9,12 +9,7 @@ from typing import IO, Any
 import flask
 from flask import Flask, current_app, request
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
-from werkzeug.exceptions import (
-    BadRequest,
-    Forbidden,
-    LengthRequired,
-    RequestEntityTooLarge,
-)
+from werkzeug import exceptions
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.utils import cached_property
 
@@ -85,20 +80,20 @@ class Request(flask.Request):
         try:
             return super().get_json(*args, **kwargs)
         except RecursionError:
-            raise BadRequest("The JSON is nested too deeply.") from None
+            raise exceptions.BadRequest("The JSON is nested too deeply.") from None
 
     @cached_property
     def stream(self) -> IO[bytes]:
         """The body. A form may have `MAX_FORM_PARTS` fields."""
         if "Transfer-Encoding" in self.headers:
             # A server may treat a truncated body of unknown length as complete.
-            raise LengthRequired
+            raise exceptions.LengthRequired
         stream = super().stream
         if self.mimetype != "application/x-www-form-urlencoded":
             return stream
         body = stream.read()
         if body.count(b"&") >= (self.max_form_parts or 1e9):
-            raise RequestEntityTooLarge
+            raise exceptions.RequestEntityTooLarge
         return BytesIO(body)
 
 
@@ -107,8 +102,7 @@ def init_app(app: Flask) -> None:
     app.request_class = Request
     app.session_interface = SessionInterface()
     headers = HEADERS if app.debug else PRODUCTION_HEADERS
-    hooks: Any = app
-    hooks.full_dispatch_request = partial(_dispatch, app.full_dispatch_request)
+    app.full_dispatch_request = partial(_dispatch, app.full_dispatch_request)  # type: ignore[method-assign]
     app.wsgi_app = partial(_add_headers, app.wsgi_app, headers)  # type: ignore[method-assign]
     if count := app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)  # type: ignore[method-assign]
@@ -124,12 +118,12 @@ def _dispatch(dispatch: Any, *args: Any) -> Any:
     # No hook of the application runs for a rejected request, because one hook may need
     # what another one has set.
     error = request.routing_exception
-    if isinstance(error, BadRequest):
+    if isinstance(error, exceptions.BadRequest):
         # Flask builds no URL for an untrusted host, so no page responds either.
         return error.get_response()
     if _is_cross_site():
         app: Any = current_app
-        forbidden = Forbidden("This request comes from another site.")
+        forbidden = exceptions.Forbidden("This request comes from another site.")
         return app.make_response(app.handle_user_exception(*args, forbidden))
     return dispatch(*args)
 
