@@ -79,7 +79,8 @@ class Supervisor:
         self.reloaded: set[str] = set()  # files that this child was started for
         self.saved, self.reload_at = 0.0, float("inf")
         self.draining: set[int] = set()  # children that finish their requests
-        self.failed_beside = False  # the application, while another one was draining
+        # The application has started, and failed, while another one was draining.
+        self.beside = self.failed_beside = False
         self.to_import: deque[str] = deque()
         self.loaded = {path for _, path in module_files()}
         self.processes = Processes()
@@ -105,6 +106,8 @@ class Supervisor:
         self._watch_files()
         while not self.ending:
             self._wait(self._next_event())
+            if self.failed_beside and not self.draining:
+                self._start_again(self.web)  # A port, for example, is free now.
             self._start_children()
             self._import_next()
             self._scan()
@@ -155,8 +158,6 @@ class Supervisor:
                 if runner.pid == pid:
                     self._on_end(runner, status)
             self.draining.discard(pid)
-            if self.failed_beside and not self.draining:
-                self._start_again(self.web)  # A port, for example, is free now.
             self.terminal.restore()
             known = [runner.pid for runner in self.runners]
             self.processes.end_orphans(known, self.web.pid)
@@ -202,7 +203,7 @@ class Supervisor:
         if "ready" in message:
             self._on_ready(runner)
         if "failed" in message:
-            self.failed_beside = bool(self.draining)
+            self.failed_beside = self.beside
         if "draining" in message:
             self._on_draining(runner)
         if "written" in message and self.files:
@@ -278,6 +279,7 @@ class Supervisor:
                     os.chdir(self.root)  # It may have been removed and made again.
                 for path in self.reloaded:
                     _forget_bytecode(path)
+                self.beside = bool(self.draining)
                 runner.start(self._close_in_fork if self.fork else None)
 
     def _close_in_fork(self) -> None:
