@@ -9,7 +9,7 @@ cannot join a transaction: a process that dies right after the commit loses its 
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from inspect import iscoroutinefunction, signature
@@ -20,10 +20,11 @@ from urllib.parse import urlsplit
 
 from celery import Celery, shared_task, signals
 from celery import Task as CeleryTask
-from celery.exceptions import Ignore, WorkerLostError
+from celery.exceptions import Ignore, Reject, WorkerLostError
 from celery.result import AsyncResult
 from celery.utils import uuid
 from flask import Flask, current_app
+from kombu.exceptions import KombuError
 from kombu.serialization import dumps, loads
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.json import dumps as json_dumps
@@ -94,11 +95,14 @@ class Task(CeleryTask[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         request: Any = self.request
+        celery: Any = self.app
         if request.called_directly:
-            return self.run(*args, **kwargs)
+            # A worker calls the task of `link_error` so, outside of any context.
+            no_context = not current_app and isinstance(celery, FlaskCelery)
+            with celery.flask_app.app_context() if no_context else nullcontext():
+                return self.run(*args, **kwargs)
         if not request.is_eager:
             request_id.set(f"job-{request.id}")
-        celery: Any = self.app
         app: Flask = celery.flask_app
         try:
             with _limit_redeliveries(app, request), app.app_context():
@@ -124,7 +128,10 @@ class Task(CeleryTask[P, R]):
             countdown=delay,
             headers=request.headers | {"connection_losses": losses},
         )
-        again.apply_async()
+        try:
+            again.apply_async()
+        except KombuError as broker_error:  # It is unavailable, too.
+            raise Reject(broker_error, requeue=True) from error
         raise Ignore
 
 

@@ -530,6 +530,36 @@ def test_entry_that_is_not_a_job_is_put_aside(
 
 
 @celery
+@pytest.mark.skipif(RABBITMQ, reason="it has no limit of its memory")
+def test_job_is_kept_while_neither_its_broker_nor_the_database_accepts_it(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    start_working(app, database, workers, **SOON)
+    give(app, 2, 3.0)
+    assert poll(lambda: count(database, "runs") == 2)
+    with app.extensions["celery"].connection_for_write() as conn:
+        client = conn.default_channel.client
+        client.config_set("maxmemory", "1mb")
+        database.stop()
+        assert poll(lambda: "Retrying job in" in workers.log.read_text())
+        time.sleep(4)  # until the worker has given up its attempts
+        client.config_set("maxmemory", "0")
+    database.start()
+    workers.start(**SOON)  # The other one may have ended.
+    assert poll(lambda: count(database, "effects") == 2, 2 * SECONDS)
+
+
+@celery
+def test_task_of_link_error_has_a_context(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start()
+    with app.app_context():
+        fail.apply_async([1], link_error=work.si(1, 0.0))
+    assert poll(lambda: count(database, "effects") == 1)
+
+
+@celery
 def test_database_of_version_0_1_is_migrated(app: Flask, database: Database) -> None:
     database.query(
         "DROP TABLE redelivered_tasks;"
