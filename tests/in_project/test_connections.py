@@ -156,9 +156,9 @@ def test_reset_that_fails_changes_nothing(
     with closing(connect_as_admin(folder, "connections")) as conn:
         conn.autocommit = True
         conn.cursor().execute(obstacle)
-        result = app.test_cli_runner().invoke(args=["migrate", "--reset"])
+        result = app.test_cli_runner().invoke(args=["migrate", "--reset"], input="y")
         conn.cursor().execute("ROLLBACK; DROP SCHEMA IF EXISTS theirs")
-    [sentence] = result.output.splitlines()
+    [_, sentence] = result.output.splitlines()
     assert sentence.startswith(f"Error: {reason}")
     with app.app_context():
         run("SELECT FROM items")
