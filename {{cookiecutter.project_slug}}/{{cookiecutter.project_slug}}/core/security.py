@@ -115,8 +115,8 @@ def accept_cross_site(view: Any) -> Any:
 
 
 def _dispatch(dispatch: Any, *args: Any) -> Any:
-    # No hook of the application runs for a rejected request, because one hook may need
-    # what another one has set.
+    # No hook of the application runs for a rejected request, because a hook may rely on
+    # another one.
     error = request.routing_exception
     if isinstance(error, exceptions.BadRequest):
         # Flask builds no URL for an untrusted host, so no page responds either.
