@@ -27,6 +27,11 @@ def test_systemd_rates_the_unit_ok(tmp_path: Path) -> None:
     assert "OK" in run("systemd-analyze", *rate, cwd=tmp_path)
 
 
+def test_systemd_leaves_no_unreadable_home() -> None:
+    # With one, libpq looks for no certificates and connects without TLS if it may.
+    assert "\nProtectHome=tmpfs\n" in block("ini")
+
+
 @pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
 def test_nginx_accepts_the_configuration(tmp_path: Path) -> None:
     key, certificate = tmp_path / "notes.key", tmp_path / "notes.pem"
