@@ -288,10 +288,14 @@ def test_read_costs_one_round_trip(server: Server, database: Database) -> None:
     assert database.proxy.messages[before:] == ["Q"] * 100
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_shutdown_waits_for_requests_and_closes_connections(
-    tmp_path: Path, database: Database
+    tmp_path: Path, database: Database, method: str
 ) -> None:
-    with Server(tmp_path, database.url) as server:
+    # macOS, Windows, and Python 3.14 spawn the workers.
+    text = f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n"
+    (tmp_path / "sitecustomize.py").write_text(text)
+    with Server(tmp_path, database.url, PYTHONPATH=str(tmp_path)) as server:
         server.get("/at-exit")
         server.get_all(["/value/1"] * 40, threads=8)
         # Without a pool, the last of these connections may still be closing.
