@@ -10,7 +10,7 @@ from threading import Thread, Timer
 from typing import Any
 
 import click
-from celery import signals
+from celery import beat, signals
 from celery.exceptions import SecurityWarning
 from flask import Flask
 from kombu.exceptions import KombuError
@@ -29,6 +29,10 @@ REPLY_TIMEOUT = 0.5  # seconds that workers have to respond
 # When Kombu loses the connection, it restores the unacknowledged jobs over the same
 # connection. The error would stop the worker.
 redis.QoS.restore_at_shutdown = False
+
+# In a thread, `--beat` ends with its worker. A process would outlive a worker that is
+# killed, and enqueue each job a second time.
+beat._Process = None  # type: ignore[assignment, misc]
 
 # After a failover, a new connection may reach the primary.
 redis.Transport.connection_errors += (ReadOnlyError,)

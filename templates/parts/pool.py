@@ -71,10 +71,15 @@ def is_usable(conn: Connection) -> bool:
 def _execute_with_timeout(conn: Connection, query: str) -> None:
     with fromfd(conn.fileno(), AF_INET, SOCK_STREAM) as duplicate:
         # In a network that drops all packets, the query would wait for hours.
-        timer = Timer(PING_TIMEOUT, duplicate.shutdown, [SHUT_RDWR])
+        timer = Timer(PING_TIMEOUT, _shut_down, [duplicate])
         timer.start()
         try:
             conn.cursor().execute(query)
         finally:
             timer.cancel()
             timer.join()
+
+
+def _shut_down(duplicate: socket) -> None:
+    with suppress(OSError):  # It may have died meanwhile.
+        duplicate.shutdown(SHUT_RDWR)

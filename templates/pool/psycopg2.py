@@ -4,7 +4,7 @@ import atexit
 import os
 from collections import deque
 from contextlib import suppress
-from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
+from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
 from threading import Condition, Timer
 from time import monotonic
 

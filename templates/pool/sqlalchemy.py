@@ -3,7 +3,8 @@
 import atexit
 import os
 from collections import deque
-from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
+from contextlib import suppress
+from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
 from threading import Condition, Timer
 from time import monotonic
 from typing import Any, cast

@@ -723,14 +723,17 @@ def test_schedule_enqueues_each_job_once(
     worker = ["flask", "--app", "tests.scheduled", "worker"]
     file = ["--schedule", str(tmp_path / "beat")] if CELERY else []
     workers.start(*worker)
-    workers.start(*beat, arguments=file)
+    scheduler = workers.start(*beat, arguments=file)
     assert poll(lambda: count(database, "runs") >= 6)
+    children = psutil.Process(scheduler.pid).children(recursive=True)
     [(distinct, runs, seconds)] = database.query(
         "SELECT count(DISTINCT number), count(*),"
         " extract(epoch FROM max(at) - min(at))::float FROM runs"
     )
     assert runs <= 1.25 * seconds + 2  # It is due every second.
     assert CELERY or distinct == runs
+    workers.kill()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 def test_worker_passes_the_options_of_the_engine_on(
