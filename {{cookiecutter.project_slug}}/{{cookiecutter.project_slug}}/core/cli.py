@@ -10,7 +10,7 @@ from psycopg2 import extensions
 from psycopg2.extras import wait_select
 
 from . import migrate
-from .db import connect
+from .db import DatabaseUnavailable, connect
 from .serve import serve_command
 
 # One transaction: all or nothing. A client that reconnects may hold a lock meanwhile.
@@ -28,6 +28,7 @@ DO $$ BEGIN
     GRANT USAGE ON SCHEMA public TO PUBLIC;
 END $$
 """
+ERRORS = (DatabaseUnavailable, migrate.MigrationError, psycopg2.Error, OSError)
 
 
 @click.command("migrate")
@@ -63,7 +64,7 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
                 lines = [f"Missing {forget}"]
             else:
                 lines = [f"Applied {name}" for name in migrate.migrate(conn)]
-    except (migrate.MigrationError, psycopg2.Error, OSError) as error:
+    except ERRORS as error:
         raise click.ClickException(" ".join(str(error).split())) from error
     click.echo("\n".join(lines) or "Nothing to apply")
     if reset and (seed := current_app.cli.commands.get("seed")):

@@ -12,7 +12,6 @@ from typing import Any, Protocol, Self, cast
 from weakref import finalize
 
 import psycopg2
-from click import ClickException
 from flask import Flask, current_app, g
 from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
 from psycopg2.extensions import STATUS_BEGIN, connection, cursor, parse_dsn
@@ -46,11 +45,8 @@ QUERIES = ("execute", "executemany", "callproc", "copy_expert", "copy_from", "co
 READ_ONLY_REPORTS = ("default_transaction_read_only", "in_hot_standby")
 
 
-class DatabaseUnavailable(ClickException):
-    """No connection is available now. The response is 503 with Retry-After.
-
-    A command ends with the message instead of a traceback.
-    """
+class DatabaseUnavailable(Exception):
+    """No connection is available now. The response is 503 with Retry-After."""
 
 
 class Connection(connection):
