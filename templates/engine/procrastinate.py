@@ -221,7 +221,7 @@ class WorkerQueue(procrastinate.App):
                 name = type(error).__name__
                 parts = {"job_id": job.id, "task": job.task_name, "error": name}
                 message = "Job %(job_id)d (%(task)s) is retried after %(error)s"
-                logger.warning(message, parts)
+                logger.warning(message, parts, exc_info=self.flask_app.debug)
             raise
 
     async def _requeue_stalled_jobs(self, worker: EngineWorker) -> None:

@@ -257,12 +257,14 @@ def test_retry_rejects_an_unknown_job(app: Flask) -> None:
 def test_job_is_retried_when_its_connection_was_lost(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
+    worker.app.debug = True
     job = lose_the_connection.delay()
     worker.run_waiting()
     assert worker.status() | {"later": 1, "failed": 0} == worker.status()
     name = f"{__name__}.lose_the_connection"
     warning = f"Job {job} ({name}) is retried after OperationalError"
-    assert [text for text in caplog.messages if "retried" in text] == [warning]
+    [record] = [found for found in caplog.records if "retried" in found.message]
+    assert (record.message, bool(record.exc_info)) == (warning, True)
 
 
 def test_worker_waits_while_the_database_is_reset(

@@ -154,7 +154,8 @@ def run_jobs(app: Flask) -> Callable[[], None]:
 def migrate(url: str) -> None:
     """Apply all migrations to the database."""
     app = create_app({"TESTING": True, "DATABASE_URL": url})
-    app.test_cli_runner().invoke(args=["migrate"], catch_exceptions=False)
+    result = app.test_cli_runner().invoke(args=["migrate"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
     with app.app_context():
         get_pool().close()
 

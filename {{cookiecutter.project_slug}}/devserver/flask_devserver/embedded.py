@@ -77,7 +77,8 @@ class EmbeddedServer:
         except ClickException as error:
             print(error.message, end="")
             return
-        print("ready", end="", flush=True)
+        with suppress(BrokenPipeError):  # The first client has ended meanwhile.
+            os.write(1, b"ready")
         os.close(1)  # The first client reads the output to its end.
         while self.reaper_lock.is_locked:
             while self._has_client():

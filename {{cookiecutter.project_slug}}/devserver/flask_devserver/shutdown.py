@@ -30,14 +30,23 @@ def guard() -> None:
     """
     remember_thread_origins()
     shutdown = threading._shutdown  # type: ignore[attr-defined]
+    running = _thread.allocate_lock()
+    running.acquire()
+    # When Python 3.12.1 calls `_shutdown`, it no longer starts a thread.
+    _thread.start_new_thread(_kill_at_exit, (running, time.sleep))
 
     def shutdown_in_time() -> None:
-        kill_after(DEADLINE, exit_code=3)  # Werkzeug starts a new child after code 3.
+        running.release()
         threading.excepthook = partial(_silence_server, threading.excepthook)
         shutdown()
 
     threading._shutdown = shutdown_in_time  # type: ignore[attr-defined]
     exit_with_parent(os.getppid())
+
+
+def _kill_at_exit(running: Any, sleep: Callable[[float], None]) -> None:
+    running.acquire()
+    _kill(DEADLINE, 3, sleep)  # Werkzeug starts a new child after code 3.
 
 
 def kill_after(seconds: float, exit_code: int) -> None:

@@ -233,6 +233,20 @@ def test_deferred_constraint_fails_within_the_file(
         migrate(empty, tmp_path)
 
 
+def test_file_waits_for_a_lock_only_for_a_while(
+    empty: connection, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b int)")
+    migrate(empty, tmp_path)
+    monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.1)
+    (tmp_path / "0002_b.sql").write_text("ALTER TABLE a ADD c int")
+    with closing(connect(empty_url)) as conn:
+        run(conn, "BEGIN; LOCK a")
+        with pytest.raises(MigrationError, match="timeout; nothing .*: end the trans"):
+            migrate(empty, tmp_path)
+    assert migrate(empty, tmp_path) == ["0002_b.sql"]
+
+
 @pytest.mark.parametrize(
     "sql", ["", "\n", ";", "-- Books\n", "/* 1\n */", "-- no transaction"]
 )

@@ -14,9 +14,10 @@ from typing import Any
 
 import psycopg2
 from flask import Flask, current_app
-from psycopg2.errors import ActiveSqlTransaction, UndefinedTable
+from psycopg2.errors import ActiveSqlTransaction, LockNotAvailable, UndefinedTable
 from psycopg2.extensions import connection, cursor
 
+LOCK_TIMEOUT = 10.0  # seconds that a file waits for a table; later queries wait, too
 LOCK = 7_164_001  # any number, but the same for every process that migrates
 TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, checksum text NOT NULL,
@@ -170,8 +171,9 @@ def _apply(cursor: cursor, path: Path) -> None:
         raise MigrationError(f"{path.name} has no statement yet: {hint}")
     outside = sql.startswith("-- no transaction")
     record = [path.name, checksum]
-    # The limit of the role, if it has one, is meant for requests.
-    cursor.execute("SET statement_timeout = 0")
+    # Limits of the role are meant for requests. CREATE INDEX CONCURRENTLY has to wait.
+    limit = 0 if outside else int(1000 * LOCK_TIMEOUT)
+    cursor.execute(f"SET statement_timeout = 0; SET lock_timeout = {limit}")
     try:
         if outside:
             cursor.execute(sql)
@@ -187,6 +189,8 @@ def _apply(cursor: cursor, path: Path) -> None:
         hint = "drop what it left behind" if outside else "nothing of it is applied"
         if error.diag.source_function == "exec_stmt_dynexecute":
             hint += ": leave out BEGIN, COMMIT, ROLLBACK and SAVEPOINT"
+        if isinstance(error, LockNotAvailable):
+            hint += ": end the transaction that holds a lock, and try again"
         if isinstance(error, ActiveSqlTransaction):
             hint = "put it alone into a file that begins with `-- no transaction`"
         if cursor.connection.closed:
