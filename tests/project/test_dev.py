@@ -85,7 +85,7 @@ def error_page(site: Site) -> str:
 
 
 def test_changed_package_is_served(site: Site) -> None:
-    module = site.folder / "app" / "core" / "health.py"
+    module = site.folder / "app" / "notes.py"
     module.write_text(module.read_text() + VERSION)
     with site.serve():
         for version in ("1.0.1", "1.1.1", "1.0.1"):
@@ -104,7 +104,7 @@ def serves(site: Site, version: str) -> bool:
 def reload(site: Site) -> None:
     """Save a file and wait until it is served."""
     before = site.log.read_text().count("Reloaded in")
-    (site.folder / "app" / "core" / "health.py").touch()
+    (site.folder / "app" / "notes.py").touch()
     reloaded = partial(has_reloaded, site, before)
     wait_for(reloaded, "reload")
 
