@@ -70,7 +70,7 @@ def test_pool_of_processes_works_in_a_view(
     site.write(POOL)
     site.start(*options)
     for _ in range(3):
-        assert site.get("/pool", SECONDS) == "[1, 2]"
+        assert site.get("/pool", 30) == "[1, 2]"
         site.reload()
     assert "ended by itself" not in site.log
 

@@ -98,7 +98,7 @@ def test_changed_package_is_served(site: Site) -> None:
 
 
 def serves(site: Site, version: str) -> bool:
-    return site.page("version") == version
+    return site.page("notes/version") == version
 
 
 def reload(site: Site) -> None:
