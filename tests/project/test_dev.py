@@ -49,6 +49,14 @@ def test_closed_terminal_leaves_nothing_running(site: Site) -> None:
         wait_for(site.is_gone, "end with the terminal")
 
 
+def test_embedded_broker_ends_with_the_server(bake: Bake) -> None:
+    site = Site(bake(project_slug="app", worker="celery"))
+    with site.serve():  # Its worker, in which SIGINT is blocked, starts the broker.
+        site.page("notes", body="a note")
+        wait_for(lambda: "has 2 words" in site.log.read_text(), "job")
+    wait_for(site.is_gone, "end of the broker", 20)
+
+
 def take_terminal(terminal: int) -> None:
     """Make it the controlling terminal, which sends SIGHUP when it is closed."""
     import fcntl

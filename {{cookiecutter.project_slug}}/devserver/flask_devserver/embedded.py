@@ -20,6 +20,7 @@ from click import ClickException
 from filelock import FileLock, Timeout
 
 POLL_INTERVAL = 0.1  # seconds between two polls of the reaper
+STOP_TIMEOUT = 30.0  # seconds until a server that does not stop is killed
 
 
 class EmbeddedServer:
@@ -30,6 +31,7 @@ class EmbeddedServer:
 
     program: str  # a part of the name of its processes
     data: str  # the folder in which they run
+    stop_signal = signal.SIGTERM
 
     def __init__(self, server_dir: Path) -> None:
         self.server_dir = server_dir.absolute()
@@ -116,11 +118,12 @@ class EmbeddedServer:
 
     def _stop(self, server: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess):
-            # After SIGINT, PostgreSQL does not wait for clients. Windows has no
-            # signals, so the server recovers at its next start.
+            # Windows has no signals: the server recovers at its next start.
             windows = sys.platform == "win32"
-            server.send_signal(signal.SIGTERM if windows else signal.SIGINT)
-            server.wait()
+            server.send_signal(signal.SIGTERM if windows else self.stop_signal)
+        _, left = psutil.wait_procs([server], timeout=STOP_TIMEOUT)
+        for process in left:  # The next client waits for its end.
+            process.kill()
 
     def _processes(self) -> list[psutil.Process]:
         found = []

@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,7 @@ class PostgreSQL(EmbeddedServer):
 
     program = "postgres"
     data = "data"
+    stop_signal = signal.SIGINT  # After it, PostgreSQL does not wait for clients.
 
     def make_home(self) -> None:
         """Make the folder of the server and, for root, a link to it."""
