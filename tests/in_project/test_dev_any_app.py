@@ -466,7 +466,7 @@ def test_host_is_read_as_in_flask_run(
     site.start() if "127.0.0.1" in reached else start_elsewhere(site)
     for address in reached:
         socket.create_connection((address, site.port), timeout=5).close()
-    assert f"Serving {url}:{site.port};" in site.log
+    site.wait_for_line(f"Serving {url}:{site.port};")
 
 
 def start_elsewhere(site: Site) -> None:
