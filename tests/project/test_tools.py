@@ -140,17 +140,7 @@ def test_save_is_served_while_the_server_starts_again(
             app.reload()
             app.restart()
             app.reload()  # often within the second of the previous save
-
-
-@OPTIONS
-def test_save_together_with_the_environment_is_served(
-    tmp_path: Path, option: str
-) -> None:
-    app = App(tmp_path, APP)
-    with app.serve(option):
-        for _ in range(5):
-            app.reload()
-            app.save()  # within the second of the save before
+            app.save()
             app.restart()
             wait_for(app.is_new, "page of the next version")
 

@@ -97,9 +97,7 @@ class EmbeddedServer:
         """Stop the server, even if clients run."""
         for client in (self.home / "clients").glob("*"):
             client.unlink()
-        _, left = psutil.wait_procs(self._processes(), timeout=10)
-        for process in left:  # Its reaper was killed.
-            process.kill()
+        _kill_after(10, self._processes())  # Its reaper may have been killed.
         with self.reaper_lock:  # The reaper has ended by now.
             pass
 
@@ -121,9 +119,7 @@ class EmbeddedServer:
             # Windows has no signals: the server recovers at its next start.
             windows = sys.platform == "win32"
             server.send_signal(signal.SIGTERM if windows else self.stop_signal)
-        _, left = psutil.wait_procs([server], timeout=STOP_TIMEOUT)
-        for process in left:  # The next client waits for its end.
-            process.kill()
+        _kill_after(STOP_TIMEOUT, [server])  # The next client waits for its end.
 
     def _processes(self) -> list[psutil.Process]:
         found = []
@@ -162,6 +158,12 @@ def free_port(wish: int) -> int:
     with suppress(OSError), socket.create_server(("127.0.0.1", wish)) as server:
         return int(server.getsockname()[1])
     return free_port(0)
+
+
+def _kill_after(seconds: float, processes: list[psutil.Process]) -> None:
+    """Wait until the processes have exited, and kill those that have not in time."""
+    for process in psutil.wait_procs(processes, timeout=seconds)[1]:
+        process.kill()
 
 
 def is_running(process: psutil.Process) -> bool:

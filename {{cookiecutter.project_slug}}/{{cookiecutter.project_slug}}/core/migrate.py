@@ -76,12 +76,12 @@ def status(conn: connection) -> dict[str, str]:
     libraries, often dozens, are listed only while they are missing.
     """
     folder, *others = _folders()
-    libraries = [path.name for path in _paths(*others)]
+    own, libraries = _paths(folder), [path.name for path in _paths(*others)]
     with conn.cursor() as cursor:
         applied = _applied(cursor)
     found = {name: "Gone" for name in applied if name not in libraries}
-    found |= {path.name: "Applied" for path in _paths(folder)}
-    found |= {path.name: "Edited" for path in _edited(_paths(folder), applied)}
+    found |= {path.name: "Applied" for path in own}
+    found |= {path.name: "Edited" for path in _edited(own, applied)}
     missing = [name for name in (*found, *libraries) if name not in applied]
     return found | dict.fromkeys(missing, "Missing")
 
