@@ -12,7 +12,7 @@ from ..support.answers import Answers, choices, combinations, label
 from ..support.projects import Bake, check_style, files
 
 ALWAYS = """
-    .env.example .flaskenv .gitignore LICENSE README.md
+    .env.example .flaskenv .gitattributes .gitignore LICENSE README.md
     pyproject.toml
     app/__init__.py app/notes.py app/migrations/0001_notes.sql
     app/static/style.css app/templates/base.html app/templates/error.html
