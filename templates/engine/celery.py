@@ -41,8 +41,10 @@ redis.Transport.connection_errors += (ReadOnlyError,)
 # Take a job and note that it is not acknowledged, in one step.
 TAKE = """
 local function reserve(job)
-    local found = cjson.decode(job).properties
-    local tag, sent = found.delivery_tag, found.delivery_info
+    local found = cjson.decode(job)
+    local headers, properties = found.headers, found.properties
+    assert(type(found.body) == 'string' and (headers.id or not headers.task))
+    local tag, sent = properties.delivery_tag, properties.delivery_info
     sent = cjson.encode({sent.exchange, sent.routing_key})
     redis.call('HSET', KEYS[1], tag, '[' .. job .. ',' .. sent:sub(2))
     redis.call('ZADD', KEYS[2], ARGV[1], tag)
@@ -57,11 +59,10 @@ for i = 3, #KEYS do
     end
 end
 """
-FAILED = """
-SELECT id, concat_ws(
-    ' ', at::timestamptz(0), name, args #>> '{}', kwargs #>> '{}', error
-) FROM failed_tasks ORDER BY at
-"""
+FAILED = (
+    "SELECT id, concat_ws(' ', at::timestamptz(0), name, args #>> '{}',"
+    " kwargs #>> '{}', error) FROM failed_tasks ORDER BY at"
+)
 MAX_WAIT = 0.1  # seconds until a worker checks its other queues and priorities
 
 
@@ -105,11 +106,10 @@ class Channel(redis.Channel):
         conn.send_packed_command(conn.pack_commands(commands))
 
     def _brpop_read(self: Any, **options: Any) -> Any:
-        conn = self.client.connection
         waited, self._waits = self._waits, True
         try:
             if waited:
-                self.client.parse_response(conn, "BLMOVE")
+                self.client.parse_response(self.client.connection, "BLMOVE")
         except self.ResponseError:
             time.sleep(MAX_WAIT)  # A full server rejects BLMOVE, but not the script.
         try:

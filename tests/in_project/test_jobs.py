@@ -28,6 +28,10 @@ from .working import TABLES, create_app, fail, fail_with, kill_worker, work
 
 JOBS = int(os.environ.get("JOBS", "1000"))
 CELERY = not hasattr(work, "defer")
+NO_BODY = (
+    b'{"headers": {"task": "tests.working.work"}, "properties": {"delivery_tag": "7",'
+    b' "delivery_info": {"exchange": "", "routing_key": "app"}}}'
+)
 # Within which a killed worker's jobs run again, with 15 s for the start of a worker.
 SECONDS = 30.0
 KILLS = 10
@@ -551,7 +555,7 @@ def test_jobs_of_a_lost_connection_run_once_and_in_time(
 
 
 @celery
-@pytest.mark.parametrize("entry", [b"\xff", b"", b"7", b"{}"], ids=ascii)
+@pytest.mark.parametrize("entry", [b"\xff", b"", b"7", b"{}", NO_BODY], ids=ascii)
 def test_entry_that_is_not_a_job_is_put_aside(
     app: Flask, database: Database, workers: Workers, entry: bytes
 ) -> None:
