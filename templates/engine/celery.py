@@ -86,8 +86,9 @@ class Channel(redis.Channel):
 
     def basic_ack(self: Any, delivery_tag: str, multiple: bool = False) -> None:
         if self.connection is None:  # `_move_jobs` acknowledges it on the next channel.
-            return self.qos._quick_ack(delivery_tag)
-        super().basic_ack(delivery_tag, multiple)
+            self.qos._quick_ack(delivery_tag)
+        else:
+            super().basic_ack(delivery_tag, multiple)
 
     def basic_reject(self: Any, delivery_tag: str, requeue: bool = False) -> None:
         if self.connection is not None:  # Otherwise `_move_jobs` puts the job back.
@@ -194,8 +195,7 @@ class Worker:
         """Return the time, the call and the error of each failed job by id."""
         with get_db().cursor() as cursor:
             cursor.execute(FAILED)
-            rows: Any = cursor.fetchall()
-        return dict(rows)
+            return {job: call for job, call in cursor}
 
     def retry(self, job: str) -> None:
         """Send a failed job again."""
