@@ -4,7 +4,3 @@ FLASK_DEBUG=1
 {%- if cookiecutter.worker in ('procrastinate', 'celery') %}
 FLASK_DEV_WITH=worker
 {%- endif %}
-{%- if cookiecutter.worker == 'celery' %}
-# If a reload kills the worker, its jobs run again after so many seconds.
-CELERY_VISIBILITY_TIMEOUT=15
-{%- endif %}

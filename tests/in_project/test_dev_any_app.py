@@ -9,6 +9,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -570,6 +571,32 @@ def test_request_beyond_the_deadline_is_named(
     site.wait_for_line("started")
     site.reload()
     site.wait_for_line(" * GET /slow/30.0 was aborted by the reload")
+
+
+ASYNCHRONOUS = """
+from concurrent.futures import ThreadPoolExecutor
+
+@app.get("/async/<float:seconds>")
+def run(seconds):  # as Flask runs a view with `async`
+    return ThreadPoolExecutor(1).submit(slow, seconds).result()
+"""
+
+
+@BOTH
+def test_request_that_finishes_after_the_deadline_is_not_named(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(SLOW + ASYNCHRONOUS)
+    site.start(*options)
+    with ThreadPoolExecutor(2) as threads:
+        for number, seconds in enumerate([1.5, 30.0]):
+            request = threads.submit(site.get, f"/async/{seconds}", 30)
+            site.wait_for(lambda n=number: site.log.count("started") > n, "request")
+            site.reload()
+            assert request.result() == ("version 0" if seconds < 2 else "")
+    site.wait_for_line(" * GET /async/30.0 was aborted by the reload")
+    assert site.log.count("aborted") == 1
+    assert "works for an executor, so Python waits for it." in site.log
 
 
 @linux

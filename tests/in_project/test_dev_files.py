@@ -10,6 +10,7 @@ from pathlib import Path
 
 import flask_devserver
 import pytest
+from flask_devserver.files import Files
 
 from .core.reload_server import _free_port
 from .dev_site import BOTH, Site
@@ -218,6 +219,54 @@ DRAFTS = ".a.py.swo #a.py# .a.py.kate-swp .goutputstream-A .DS_Store a.py~".spli
 
 
 @BOTH
+def test_line_of_a_reload_names_a_few_files(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    parts = site.folder / ".parts"
+    parts.mkdir()
+    for number in range(9):
+        (parts / f"{number}.py").touch()
+    site.start(*options)
+    parts.rename(site.folder / "parts")  # as `git stash` does, but in one step
+    names = ", ".join(f"parts/{number}.py" for number in range(5))
+    site.wait_for_line(f" s: {names}, 4 more\n")
+
+
+def test_scans_after_events_take_a_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(str(tmp_path), time.time(), (), ())
+    monkeypatch.setattr(files, "_sources", lambda: time.sleep(0.1) or ())
+    files.scan()
+    monkeypatch.setattr(files.events, "clear", lambda: None)
+    files.on_event()
+    assert files.scan_at > time.monotonic() + 0.15
+
+
+# The first argument is Python. The script `flask` replaces it, because this folder is
+# not on its path before it imports the application.
+RUN_SCRIPT = """
+import os, sys
+from pathlib import Path
+flask = Path(sys.argv[1]).with_name("flask")
+os.execv(flask, [flask, *sys.argv[4:]])
+"""
+
+
+@BOTH
+def test_modules_may_have_the_names_of_pythons_own(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    for name in ("calendar", "copy", "queue", "random", "secrets"):
+        (site.folder / f"{name}.py").write_text("MINE = True\n")
+    site.prefix = [sys.executable, "-c", RUN_SCRIPT]
+    site.start(*options)
+    site.reload()
+    (site.folder / ".flaskenv").write_text("VALUE=1\n")
+    site.wait_for(has_value(site, "1"), "new environment")
+
+
+@BOTH
 def test_drafts_of_editors_reload_nothing(site: Site, options: tuple[str, ...]) -> None:
     package = site.folder / "package"
     package.mkdir()
@@ -315,6 +364,7 @@ def test_file_that_changes_with_each_reload_is_named_and_ignored(
         )
     )
     site.start(*options)
+    time.sleep(1.1)  # The next scan finds the file, and the one after that a change.
     (site.folder / folder / "data.bin").write_text("first")
     site.wait_for_line("data.bin changes again and again")
     site.wait_for(site.stays, "rest")

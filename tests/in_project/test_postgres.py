@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 from click import ClickException
 from flask_devserver import postgres
+from flask_devserver.embedded import is_running
 
 from .conftest import connect
 from .core.reload_server import DEV, PACKAGE, ROOT, RUN, Server, poll
@@ -229,6 +230,23 @@ def test_database_is_there_before_flask_dev_serves(tmp_path: Path) -> None:
     shutil.rmtree(folder.resolve())
 
 
+def test_removed_folder_is_replaced_at_the_next_connection(tmp_path: Path) -> None:
+    folder = tmp_path / "instance" / "postgres"
+    with Server(tmp_path, command=DEV, DATABASE_URL="") as server:
+        former = programs(folder)
+        shutil.rmtree(folder.resolve(), ignore_errors=True)  # The server writes there.
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        assert poll(lambda: server.request("/readyz")["status"] == "ok")
+        current = programs(folder)
+        # The former reaper must not take part any more.
+        assert poll(lambda: not any(map(is_running, former)))
+        assert server.request("/readyz")["status"] == "ok"
+        assert any(map(is_running, current))
+        server.interrupt()
+    assert has_ended(folder)
+    shutil.rmtree(folder.resolve())
+
+
 def test_simultaneous_first_requests_create_one_database(tmp_path: Path) -> None:
     folder = tmp_path / "instance" / "postgres"
     with Server(tmp_path, DATABASE_URL="") as server:
@@ -374,6 +392,32 @@ def test_removed_folder_leaves_no_data_behind(folder: Path, start: StartClient) 
     url = start().url()
     assert folder.resolve() == home
     assert query(url, "SELECT to_regclass('a')") is None
+
+
+def test_copied_project_has_a_server_of_its_own(tmp_path: Path) -> None:
+    clients: list[Client] = []
+
+    def url(project: str) -> str:
+        clients.append(Client(tmp_path / project / "instance" / "postgres"))
+        return clients[-1].url()
+
+    (tmp_path / "first").mkdir()
+    query(url("first"), "CREATE TABLE a (b text); SELECT 1")
+    clients[0].kill()
+    assert has_ended(tmp_path / "first" / "instance" / "postgres")
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", symlinks=True)
+    assert len({url("first"), url("copy")}) == 2
+    for client in clients:
+        client.kill()
+    for project in ("first", "copy"):
+        assert has_ended(tmp_path / project / "instance" / "postgres")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert query(url("moved"), "SELECT count(*) FROM a") == 0
+    clients[-1].kill()
+    for project in ("moved", "copy"):
+        folder = tmp_path / project / "instance" / "postgres"
+        assert has_ended(folder)
+        shutil.rmtree(folder.resolve())
 
 
 def test_error_names_the_character_in_the_path_of_the_programs(

@@ -92,6 +92,16 @@ def test_polls_of_the_figures_are_not_logged(
     assert "GET /healthz 200" in caplog.text
 
 
+def test_request_for_the_page_is_logged_as_it_is_answered(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = client.get("/", headers=PAGE)
+    assert "GET / 200" in caplog.text
+    assert "style-src 'unsafe-inline'" in page.headers["Content-Security-Policy"]
+    client.get("/")
+    assert "GET / 404" in caplog.text
+
+
 def test_figures_of_an_exhausted_pool_do_not_wait(app: Flask, client: Client) -> None:
     pool = app.extensions["pool"]
     with app.app_context():
@@ -162,9 +172,9 @@ def test_any_name_of_a_route_or_figure_is_shown(app: Flask, client: Client) -> N
     assert "<code>/soon</code>" in page
 
 
-def test_last_reload_is_shown_once_there_was_one(app: Flask) -> None:
-    assert "Last reload" not in browser(app).get("/", headers=PAGE).text
-    page = Client(Welcome(app, "0.04 s")).get("/", headers=PAGE).text
+def test_last_reload_is_shown_once_there_was_one(client: Client) -> None:
+    assert "Last reload" not in client.get("/", headers=PAGE).text
+    page = Client(Welcome(Flask("any.app"), "0.04 s")).get("/", headers=PAGE).text
     assert '<dt>Last reload</dt><dd data-figure="process.reload">0.04 s</dd>' in page
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedWriter, StringIO, TextIOWrapper
@@ -54,6 +54,7 @@ class Child:
     listener: int
     command: str = ""
     root: str = field(default_factory=lambda: os.path.join(os.getcwd(), ""))
+    path: list[str] = field(default_factory=sys.path.copy)  # to import modules from
     parent: int = field(default_factory=os.getpid)
     status_pipe: int = -1
     first: bool = True
@@ -71,12 +72,11 @@ class Child:
 
     def run(self) -> NoReturn:
         """Run until SIGTERM, and exit."""
+        sys.path[:] = self.path
         self._prepare()
         if self.command:
             self._run_command()
-        else:
-            self._serve()
-        _exit()
+        self._serve()
 
     def descriptors(self) -> tuple[int, int]:
         """Return the file descriptors that only this process needs."""
@@ -150,7 +150,7 @@ class Child:
                 names = [n for n, p in used if is_library(p) or "flask_devserver." in n]
                 self._send(modules=names, files=files)
 
-    def _run_command(self) -> None:
+    def _run_command(self) -> NoReturn:
         # SIGINT stays blocked: at Ctrl-C, Celery would shut down twice.
         os.close(self.listener)
         self.listener = -1
@@ -163,8 +163,9 @@ class Child:
         except Exception:
             traceback.print_exc()
             _exit(1)
+        _exit(0)
 
-    def _serve(self) -> None:
+    def _serve(self) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         ending = threading.Event()
         _thread.start_new_thread(self._name_slow_import, (time.sleep,))
@@ -191,8 +192,12 @@ class Child:
                 for key, _ in selector.select(SIGNAL_DELAY):
                     key.data()
         waker.clear()
-        self._finish(server, waker)
-        shutdown.kill_after(self.deadline, exit_code=1)
+        requests = self._finish(server, waker)
+        shutdown.kill_after(self.deadline, 1, requests)
+        # Python waits for executors, so an asynchronous view may still finish.
+        cast(Any, threading)._shutdown()
+        server.finish_requests(GRACE)
+        _exit(0, requests)
 
     def _name_slow_import(self, sleep: Callable[[float], None]) -> None:
         sleep(SLOW_IMPORT)
@@ -200,20 +205,19 @@ class Child:
             place = shutdown.position(threading.main_thread())
             print(f" * The application is still being imported, at {place}", flush=True)
 
-    def _finish(self, server: Server, waker: "Waker") -> None:
+    def _finish(self, server: Server, waker: "Waker") -> Iterable[str]:
         """Finish the requests in flight while the next version starts.
 
-        A second SIGTERM asks for an exit at once.
+        Return those that have not finished in time. A second SIGTERM asks for an exit
+        at once.
         """
-        if server.finish_requests(GRACE):
-            return
-        self._send(draining=True)
+        if not server.finish_requests(GRACE):
+            self._send(draining=True)
         end = time.monotonic() + self.deadline
-        while not (server.finish_requests(0.02) or waker.clear()):
-            if time.monotonic() > end:
-                for request in filter(None, server.in_flight.values()):
-                    print(f" * {request} was aborted by the reload", file=sys.stderr)
-                return
+        while not server.finish_requests(0.02) and time.monotonic() < end:
+            if waker.clear():
+                return ()
+        return server.in_flight.values()
 
     def _load(self) -> Any:
         try:
@@ -287,14 +291,15 @@ def do_nothing(*_: object) -> None:
     """Handle a signal that the supervisor takes care of."""
 
 
-def _exit(code: Any = 0) -> NoReturn:
-    """Exit as Python does, but without taking every module apart.
+def _exit(code: Any, requests: Iterable[str] = ()) -> NoReturn:
+    """Exit as Python does, but without taking every module apart. Name the `requests`.
 
     Taking them apart takes ten times as long as the rest of a reload. Forks of
     `multiprocessing` exit like this, too.
     """
     cast(Any, threading)._shutdown()
     atexit._run_exitfuncs()
+    shutdown.name_aborted(requests)
     # The supervisor has frozen its objects, so the collector lists few in a fork.
     for each in [sys.stdout, sys.stderr, *gc.get_objects()]:
         if issubclass(type(each), (TextIOWrapper, BufferedWriter)):

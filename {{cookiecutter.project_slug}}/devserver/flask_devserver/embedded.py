@@ -74,6 +74,7 @@ class EmbeddedServer:
     def reap(self) -> None:
         """Run the server until none of its clients runs: the reaper."""
         self.reaper_lock.acquire()
+        (self.home / "reaper").write_text(str(os.getpid()))
         try:
             server = self._restart()
         except ClickException as error:
@@ -83,12 +84,12 @@ class EmbeddedServer:
             os.write(1, b"ready")
         os.close(1)  # The first client reads the output to its end.
         while self.reaper_lock.is_locked:
-            while self._has_client():
+            while self._is_needed():
                 if not is_running(server):
                     server = self._restart()
                 time.sleep(POLL_INTERVAL)
             with self.lock:  # New clients register under the same lock.
-                if not self._has_client():
+                if not self._is_needed():
                     self._stop(server)
                     # Otherwise the next client would rely on this reaper.
                     self.reaper_lock.release()
@@ -97,16 +98,13 @@ class EmbeddedServer:
         """Stop the server, even if clients run."""
         for client in (self.home / "clients").glob("*"):
             client.unlink()
-        _kill_after(10, self._processes())  # Its reaper may have been killed.
+        kill_after(10, self._processes())  # Its reaper may have been killed.
         with self.reaper_lock:  # The reaper has ended by now.
             pass
 
     def _restart(self) -> psutil.Process:
         """Start the server. First kill one whose reaper was killed."""
-        for process in self._processes():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-                process.wait(5)
+        kill_after(0, self._processes())
         self._start()
         return min(self._processes(), key=psutil.Process.create_time)
 
@@ -119,7 +117,7 @@ class EmbeddedServer:
             # Windows has no signals: the server recovers at its next start.
             windows = sys.platform == "win32"
             server.send_signal(signal.SIGTERM if windows else self.stop_signal)
-        _kill_after(STOP_TIMEOUT, [server])  # The next client waits for its end.
+        kill_after(STOP_TIMEOUT, [server])  # The next client waits for its end.
 
     def _processes(self) -> list[psutil.Process]:
         found = []
@@ -129,6 +127,16 @@ class EmbeddedServer:
                     if Path(process.cwd()) == self.home / self.data:
                         found.append(process)
         return found
+
+    def _is_needed(self) -> bool:
+        """Return whether a client runs, and the folder has no other reaper.
+
+        A folder that was removed may have another one by now.
+        """
+        with suppress(FileNotFoundError):
+            own = (self.home / "reaper").read_text() == str(os.getpid())
+            return own and self._has_client()
+        return False
 
     def _has_client(self) -> bool:
         return any([self._runs(file) for file in (self.home / "clients").glob("*")])
@@ -160,10 +168,13 @@ def free_port(wish: int) -> int:
     return free_port(0)
 
 
-def _kill_after(seconds: float, processes: list[psutil.Process]) -> None:
+def kill_after(seconds: float, processes: list[psutil.Process]) -> None:
     """Wait until the processes have exited, and kill those that have not in time."""
-    for process in psutil.wait_procs(processes, timeout=seconds)[1]:
-        process.kill()
+    alive = psutil.wait_procs(processes, timeout=seconds)[1]
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
 
 
 def is_running(process: psutil.Process) -> bool:

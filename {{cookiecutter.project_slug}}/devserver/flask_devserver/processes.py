@@ -74,8 +74,9 @@ class Runner:
         for fd in self.child.descriptors():
             os.set_inheritable(fd, True)
         fields = json.dumps(asdict(self.child))
-        # Without a buffer, a killed child loses no output.
-        command = [sys.executable, "-u", "-m", "flask_devserver.child", fields]
+        # A `calendar.py` in this folder must not take the place of Python's own (-P).
+        # Without a buffer (-u), a killed child loses no output.
+        command = [sys.executable, "-Pu", "-m", "flask_devserver.child", fields]
         blocked = [signal.SIGINT]  # until the child handles it
         return os.posix_spawn(command[0], command, os.environ, setsigmask=blocked)
 

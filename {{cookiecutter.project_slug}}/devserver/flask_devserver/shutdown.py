@@ -2,19 +2,24 @@
 
 `flask dev` names the blockers with it. `guard` does what is possible under plain `flask
 run --debug`, whose reloader starts a new process only after the old one has exited.
+
+gevent replaces the functions of a module, but not those imported from it before. So
+this module works with real threads.
 """
 
-import _thread
 import ctypes
 import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable
+from _thread import allocate_lock, start_new_thread
+from collections.abc import Callable, Iterable
 from functools import partial
+from time import sleep
 from types import FrameType
 from typing import Any
+
+from . import say
 
 DEADLINE = 1.0  # seconds for the old process to exit
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
@@ -30,10 +35,10 @@ def guard() -> None:
     """
     remember_thread_origins()
     shutdown = threading._shutdown  # type: ignore[attr-defined]
-    running = _thread.allocate_lock()
+    running = allocate_lock()
     running.acquire()
     # When Python 3.12.1 calls `_shutdown`, it no longer starts a thread.
-    _thread.start_new_thread(_kill_at_exit, (running, time.sleep))
+    start_new_thread(_kill_at_exit, (running,))
 
     def shutdown_in_time() -> None:
         running.release()
@@ -44,20 +49,30 @@ def guard() -> None:
     exit_with_parent(os.getppid())
 
 
-def _kill_at_exit(running: Any, sleep: Callable[[float], None]) -> None:
+def _kill_at_exit(running: Any) -> None:
     running.acquire()
-    _kill(DEADLINE, 3, sleep)  # Werkzeug starts a new child after code 3.
+    _kill(DEADLINE, 3)  # Werkzeug starts a new child after code 3.
 
 
-def kill_after(seconds: float, exit_code: int) -> None:
-    """Name what blocks the exit and kill this process after so many seconds."""
-    _thread.start_new_thread(_kill, (seconds, exit_code, time.sleep))
+def kill_after(seconds: float, exit_code: int, requests: Iterable[str]) -> None:
+    """Kill this process after so many seconds.
+
+    Name what blocks the exit, and the `requests` that have not finished by then.
+    """
+    start_new_thread(_kill, (seconds, exit_code, requests))
 
 
-def _kill(seconds: float, exit_code: int, sleep: Callable[[float], None]) -> None:
+def _kill(seconds: float, exit_code: int, requests: Iterable[str] = ()) -> None:
     sleep(seconds)
     print(describe_blockers(seconds), file=sys.stderr, flush=True)
+    name_aborted(requests)
     os._exit(exit_code)
+
+
+def name_aborted(requests: Iterable[str]) -> None:
+    """Name the requests, except for those without a name."""
+    for request in filter(None, list(requests)):
+        say(f" * {request} was aborted by the reload")
 
 
 def exit_with_parent(parent: int) -> None:
@@ -67,10 +82,10 @@ def exit_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == parent:
             return
-    _thread.start_new_thread(_await_orphanage, (parent, time.sleep))
+    start_new_thread(_await_orphanage, (parent,))
 
 
-def _await_orphanage(parent: int, sleep: Callable[[float], None]) -> None:
+def _await_orphanage(parent: int) -> None:
     while os.getppid() == parent:
         sleep(0.2)
     os._exit(1)  # Otherwise the orphan keeps the port open.
@@ -89,8 +104,9 @@ def remember_thread_origins() -> None:
     start = threading.Thread.start
 
     def remember_and_start(self: threading.Thread) -> None:
-        if not self.daemon:
-            vars(self)["_origin"] = _place(sys._getframe(1))
+        caller = sys._getframe(1)
+        if not self.daemon or caller.f_code.co_filename.endswith("futures/thread.py"):
+            vars(self)["_origin"] = _place(caller)
         start(self)
 
     threading.Thread.start = remember_and_start  # type: ignore[method-assign]
@@ -99,8 +115,10 @@ def remember_thread_origins() -> None:
 def describe_blockers(deadline: float) -> str:
     """Name what blocked the exit for `deadline` seconds, and say how to cure it."""
     main = threading.main_thread()
-    threads = [each for each in threading.enumerate() if not each.daemon]
-    lines = [_about_thread(each) for each in threads if each is not main]
+    threads = [each for each in threading.enumerate() if each is not main]
+    # Python waits for an executor even if a daemon thread, as of a request, uses it.
+    blocking = [each for each in threads if not each.daemon or _is_executor(each)]
+    lines = list(map(_about_thread, blocking))
     lines += [_about_process(each) for each in _child_processes() if not each.daemon]
     if not lines:
         hook = f"An exit hook (atexit) is still running, at {position(main)}"
@@ -110,8 +128,7 @@ def describe_blockers(deadline: float) -> str:
 
 
 def _about_thread(thread: threading.Thread) -> str:
-    executors = sys.modules.get("concurrent.futures.thread")
-    if thread in getattr(executors, "_threads_queues", ()):
+    if _is_executor(thread):
         kind = "works for an executor"
         cure = "Call shutdown(wait=False, cancel_futures=True), or keep its jobs short."
     else:
@@ -121,6 +138,11 @@ def _about_thread(thread: threading.Thread) -> str:
         f" {vars(thread).get('_origin', UNKNOWN)} and is now at {position(thread)}."
         f" {cure}"
     )
+
+
+def _is_executor(thread: threading.Thread) -> bool:
+    executors = sys.modules.get("concurrent.futures.thread")
+    return thread in getattr(executors, "_threads_queues", ())
 
 
 def _child_processes() -> list[Any]:

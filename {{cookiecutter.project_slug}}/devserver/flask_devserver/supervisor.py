@@ -42,6 +42,7 @@ DEBOUNCE = 0.2  # seconds without a save that end a burst
 
 LAST_DEADLINE = 0.4  # seconds for requests when the server stops
 RESTART_DELAY = 5.0  # seconds until a child that failed at once starts again
+SHOWN_FILES = 5  # in the line of a reload
 KILL_MARGIN = 0.3  # seconds after the deadline, for a child to name the blockers
 
 
@@ -219,6 +220,8 @@ class Supervisor:
         elif runner is self.web:
             seconds = time.monotonic() - runner.child.began
             names = sorted(os.path.relpath(path, self.root) for path in self.reloaded)
+            if len(names) > SHOWN_FILES:  # as after a checkout of another branch
+                names[SHOWN_FILES:] = [f"{len(names) - SHOWN_FILES} more"]
             say(f" * Reloaded in {seconds:.2f} s: {', '.join(names)}")
         runner.ready, runner.child.first = True, False
 
@@ -372,7 +375,7 @@ def _own_environment() -> dict[str, str]:
 
 def _import_error() -> str:
     """Return why a new process could not import this module, or an empty string."""
-    command = [sys.executable, "-c", f"import {__name__}"]
+    command = [sys.executable, "-P", "-c", f"import {__name__}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:

@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
+from flask import Flask, request
 from jinja2 import Environment, FileSystemLoader
 from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import get_host
@@ -21,6 +21,7 @@ from .browser import PREFIX, asks_for_page
 Figures = dict[str, dict[str, object]]
 
 FOLDER = Path(__file__).parent
+POLICY = "default-src 'self'; img-src data:; style-src 'unsafe-inline'"
 
 
 class Welcome:
@@ -32,6 +33,8 @@ class Welcome:
     def __init__(self, app: Flask, last_reload: str) -> None:
         self.app = app
         self.last_reload = last_reload
+        # Hooks run in reverse order, so the application's hooks see its own response.
+        app.after_request_funcs.setdefault(None, []).insert(0, self._show_page)
 
     @Request.application  # type: ignore[arg-type, unused-ignore]
     def __call__(self, request: Request) -> Any:  # type: ignore[misc, unused-ignore]
@@ -45,13 +48,14 @@ class Welcome:
             connect = request.query_string == b"connect"
             figures = json.dumps(self._figures(connect))
             return Response(figures, mimetype="application/json")
-        if request.path != "/" or not asks_for_page(request):
-            return self.app
-        response = Response.from_app(self.app, request.environ)
-        if response.status_code == 404:
-            response.close()
-            response = Response(self._page(), mimetype="text/html")
-        return response
+        return self.app
+
+    def _show_page(self, response: Response) -> Response:
+        missing = request.path == "/" and response.status_code == 404
+        if not (missing and asks_for_page(request)):
+            return response
+        headers = {"Content-Security-Policy": POLICY}
+        return Response(self._page(), headers=headers, mimetype="text/html")
 
     def _page(self) -> str:
         environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)

@@ -47,22 +47,29 @@ def _find_problem() -> str:
 def _resolve_url(app: Flask, url: str, lock: Lock) -> str:
     """Return `url`, or that of the embedded PostgreSQL. Warn of missing migrations."""
     with lock:  # Several first requests may come at once.
+        if not url:
+            return _start_database(app)
         if callable(app.config["DATABASE_URL"]):
-            app.config["DATABASE_URL"] = url or _start_database(app)
+            app.config["DATABASE_URL"] = url
             with suppress(DatabaseUnavailable, MigrationError):  # A query raises it.
-                if url and not _is_migrating() and (problem := _find_problem()):
+                if not _is_migrating() and (problem := _find_problem()):
                     app.logger.warning(problem)
-        return str(app.config["DATABASE_URL"])
+        return url
 
 
 def _start_database(app: Flask) -> str:
-    """Start the embedded PostgreSQL, apply the migrations and return the URL."""
+    """Start the embedded PostgreSQL, apply the migrations and return the URL.
+
+    Do so again if somebody has removed its folder since the last connection.
+    """
     # A project with a server of its own needs no `devserver`.
     from flask_devserver import postgres
 
     folder = Path(app.instance_path) / "postgres"
     if not folder.exists():
         app.logger.info("Creating a PostgreSQL in %s", folder)
+    elif known := app.extensions.get("database_url"):
+        return str(known)
     url: str = postgres.ensure_database(folder, app.name)
     if not _is_migrating():
         with closing(psycopg2.connect(url)) as conn:
@@ -73,6 +80,7 @@ def _start_database(app: Flask) -> str:
                 raise DatabaseUnavailable(str(error)) from error
         if names:
             app.logger.info("Applied the migrations up to %s", names[-1])
+    app.extensions["database_url"] = url
     return url
 
 
