@@ -48,6 +48,6 @@ lint: .venv/ready
 	@command -v uv > /dev/null || $(PYTHON) -c 'import ensurepip' 2> /dev/null || \
 		{ echo '$(PYTHON) -m venv fails here: install uv, or the package python3-venv.' >&2; exit 1; }
 	@command -v uv > /dev/null || $(PYTHON) -m venv .venv
-	@command -v uv > /dev/null || .venv/bin/python -m pip install --quiet --no-user 'uv>=0.9'
+	@command -v uv > /dev/null || .venv/bin/python -m pip install --quiet --no-user 'uv>=0.9.17'
 	'$(UV)' sync --quiet $(NAMED)
 	touch $@

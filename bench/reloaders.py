@@ -119,6 +119,8 @@ def left_behind(served: Reloader) -> str:
 
 def main() -> None:
     """Measure each reloader, and remove what that has made."""
+    # A shell's background job ignores SIGINT, with which watchfiles ends a version.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         served = start_all(folder)

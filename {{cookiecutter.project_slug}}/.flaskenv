@@ -4,3 +4,7 @@ FLASK_DEBUG=1
 {%- if cookiecutter.worker in ('procrastinate', 'celery') %}
 FLASK_DEV_WITH=worker
 {%- endif %}
+{%- if cookiecutter.worker == 'celery' %}
+# If a reload kills the worker, its jobs run again after so many seconds.
+CELERY_VISIBILITY_TIMEOUT=15
+{%- endif %}

@@ -6,11 +6,12 @@ import re
 import time
 import warnings
 from contextlib import suppress
-from threading import Thread, Timer
+from threading import Thread
 from typing import Any
 
 import click
 from celery import beat, signals
+from celery.app.trace import trace_task
 from celery.exceptions import SecurityWarning
 from flask import Flask
 from kombu.exceptions import KombuError
@@ -40,8 +41,10 @@ redis.Transport.connection_errors += (ReadOnlyError,)
 # Take a job and note that it is not acknowledged, in one step.
 TAKE = """
 local function reserve(job)
-    local found = cjson.decode(job).properties
-    local tag, sent = found.delivery_tag, found.delivery_info
+    local found = cjson.decode(job)
+    local headers, properties = found.headers, found.properties
+    assert(type(found.body) == 'string' and (headers.id or not headers.task))
+    local tag, sent = properties.delivery_tag, properties.delivery_info
     sent = cjson.encode({sent.exchange, sent.routing_key})
     redis.call('HSET', KEYS[1], tag, '[' .. job .. ',' .. sent:sub(2))
     redis.call('ZADD', KEYS[2], ARGV[1], tag)
@@ -56,11 +59,10 @@ for i = 3, #KEYS do
     end
 end
 """
-FAILED = """
-SELECT id, concat_ws(
-    ' ', at::timestamptz(0), name, args #>> '{}', kwargs #>> '{}', error
-) FROM failed_tasks ORDER BY at
-"""
+FAILED = (
+    "SELECT id, concat_ws(' ', at::timestamptz(0), name, args #>> '{}',"
+    " kwargs #>> '{}', error) FROM failed_tasks ORDER BY at"
+)
 MAX_WAIT = 0.1  # seconds until a worker checks its other queues and priorities
 
 
@@ -83,9 +85,14 @@ class Channel(redis.Channel):
     _waits = True
 
     def basic_ack(self: Any, delivery_tag: str, multiple: bool = False) -> None:
-        if self.connection is None:  # Kombu would end the worker with AttributeError.
-            raise ConnectionError("The channel is closed: the job will run again.")
-        super().basic_ack(delivery_tag, multiple)
+        if self.connection is None:  # `_move_jobs` acknowledges it on the next channel.
+            self.qos._quick_ack(delivery_tag)
+        else:
+            super().basic_ack(delivery_tag, multiple)
+
+    def basic_reject(self: Any, delivery_tag: str, requeue: bool = False) -> None:
+        if self.connection is not None:  # Otherwise `_move_jobs` puts the job back.
+            super().basic_reject(delivery_tag, requeue)
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -100,11 +107,10 @@ class Channel(redis.Channel):
         conn.send_packed_command(conn.pack_commands(commands))
 
     def _brpop_read(self: Any, **options: Any) -> Any:
-        conn = self.client.connection
         waited, self._waits = self._waits, True
         try:
             if waited:
-                self.client.parse_response(conn, "BLMOVE")
+                self.client.parse_response(self.client.connection, "BLMOVE")
         except self.ResponseError:
             time.sleep(MAX_WAIT)  # A full server rejects BLMOVE, but not the script.
         try:
@@ -153,8 +159,7 @@ class Worker:
             warnings.simplefilter("ignore", SecurityWarning)
         celery.worker_main(["--quiet", "worker", *options, *arguments])
         if not self._stopping:
-            message = "The worker stopped, though no signal told it to"
-            raise click.ClickException(f"{message}: see the log.")
+            raise click.ClickException("No signal stopped the worker: see the log.")
 
     def run_waiting(self) -> None:
         """Run the waiting jobs and those that they enqueue, for tests."""
@@ -164,32 +169,33 @@ class Worker:
                 bound = queue(conn.default_channel)
                 bound.declare()
                 while message := bound.get():
-                    args, kwargs, _ = message.payload
-                    found = celery.tasks[message.headers["task"]]
-                    found.apply(args, kwargs, task_id=message.headers["id"])
+                    args, kwargs, embed = message.payload
+                    request = message.headers | embed | {"is_eager": True}
+                    found, job = celery.tasks[request["task"]], request["id"]
+                    trace_task(found, job, args, kwargs, request, app=celery)
                     message.ack()
 
     def status(self) -> dict[str, int]:
         """Count the jobs that wait, run and have failed, and the workers.
 
-        With Redis, `oldest_seconds` is the time since the oldest waiting job was sent.
-        Asking the workers takes `REPLY_TIMEOUT` seconds.
+        With Redis, `oldest_seconds` is the time since the oldest waiting job was sent,
+        and `unacknowledged` counts the jobs that workers have taken, even if they wait
+        for their time or the worker was killed. Asking the workers takes
+        `REPLY_TIMEOUT` seconds.
         """
         celery = get_celery()
         with celery.connection_for_read() as conn:
             status = _waiting(celery, conn)
             inspect = celery.control.inspect(connection=conn, timeout=REPLY_TIMEOUT)
             active = inspect.active() or {}
-        status["running"] = sum(map(len, active.values()))
-        status["workers"] = len(active)
+        status |= {"running": sum(map(len, active.values())), "workers": len(active)}
         return status | {"failed": len(self.failed())}
 
     def failed(self) -> dict[str, str]:
         """Return the time, the call and the error of each failed job by id."""
         with get_db().cursor() as cursor:
             cursor.execute(FAILED)
-            rows: Any = cursor.fetchall()
-        return dict(rows)
+            return {job: call for job, call in cursor}
 
     def retry(self, job: str) -> None:
         """Send a failed job again."""
@@ -207,32 +213,48 @@ class Worker:
         channel = sender.task_consumer.channel
         if isinstance(channel, redis.Channel):
             # Celery's own timers end when it stops, though its jobs still run.
-            seconds = min(channel.visibility_timeout / 4, 10.0)
-            Thread(target=self._renew, args=[seconds], daemon=True).start()
+            Thread(target=self._renew, args=[channel], daemon=True).start()
 
-    def _renew(self, seconds: float) -> None:
+    def _renew(self, channel: Any) -> None:
         """Tell Redis that this worker still has its jobs, however long they take."""
         while True:
-            time.sleep(seconds)
+            time.sleep(min(channel.visibility_timeout / 4, 10.0))
             with suppress(Exception):  # The broker may be away.
-                channel = self._consumer.task_consumer.channel
+                current = self._consumer.task_consumer.channel
+                if current is not channel:
+                    self._move_jobs(channel.qos, current)
+                    channel = current
                 if tags := list(channel.qos._delivered):
                     with channel.conn_or_acquire() as client:
                         now = dict.fromkeys(tags, time.time())
                         client.zadd(channel.unacked_index_key, now, xx=True)
 
+    def _move_jobs(self, lost: Any, channel: Any) -> None:
+        """Keep the running jobs of a lost connection, and put back those that wait."""
+        active = self._consumer.controller.state.active_requests
+        running = {request.message.delivery_tag for request in active}
+        for tag, message in lost._delivered.items():
+            if tag in lost._dirty:
+                channel.basic_ack(tag)
+            elif tag in running:
+                message.channel = channel
+                channel.qos._quick_append(tag, message)
+            else:
+                channel.basic_reject(tag, requeue=True)
+
     def _on_signal(self, **_: object) -> None:
         self._stopping = True
         redis.QoS.restore_at_shutdown = True
-        timer = Timer(self.app.config["WORKER_DEADLINE"], self._force_exit)
-        timer.daemon = True
-        timer.start()
+        Thread(target=self._force_exit, daemon=True).start()
 
     def _force_exit(self) -> None:
+        time.sleep(self.app.config["WORKER_DEADLINE"])
         # Nothing else stops a thread. Its transaction is rolled back.
         message = "Jobs still run after WORKER_DEADLINE; another worker restarts them"
         self.app.logger.warning(message)
         with suppress(Exception):  # The broker may be away.
+            # This acknowledges the jobs that have ended since the signal.
+            self._consumer.hub.close()
             self._consumer.task_consumer.channel.qos.restore_unacked_once()
         os._exit(1)
 
@@ -255,4 +277,5 @@ def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:
     oldest = [channel.client.lindex(queue.name, -1) for queue in queues]
     now = time.time()
     sent = [loads(job)["headers"].get("sent_at", now) for job in oldest if job]
-    return {"waiting": waiting, "oldest_seconds": int(now - min(sent, default=now))}
+    status = {"waiting": waiting, "oldest_seconds": int(now - min(sent, default=now))}
+    return status | {"unacknowledged": channel.client.hlen(channel.unacked_key)}

@@ -123,13 +123,10 @@ class Task(CeleryTask[P, R]):
         losses = request.headers.get("connection_losses", 0) + 1
         delay = min(2**losses, MAX_RETRY_DELAY)
         logger.warning("Retrying job in %d s: %s", delay, error)
-        again = self.signature_from_request(
-            retries=request.retries,
-            countdown=delay,
-            headers=request.headers | {"connection_losses": losses},
-        )
+        headers = request.headers | {"connection_losses": losses}
+        options: Any = {"retries": request.retries, "headers": headers}
         try:
-            again.apply_async()
+            self.signature_from_request(countdown=delay, **options).apply_async()
         except KombuError as broker_error:  # It is unavailable, too.
             raise Reject(broker_error, requeue=True) from error
         raise Ignore
@@ -191,6 +188,9 @@ def task(function: Any = None, /, **options: Any) -> Any:
     if "queue" in options:
         message = f"Task {name} has queue, which Celery has deprecated"
         raise TypeError(f"{message}: set the task_routes of Celery.")
+    base = options.get("base", Task)
+    if not issubclass(base, Task):  # Its jobs would run outside of any context.
+        options["base"] = type(base.__name__, (Task, base), {})
     return shared_task(**options)(function)
 
 
@@ -273,6 +273,10 @@ class FlaskCelery(Celery):
                 "socket_timeout": BROKER_TIMEOUT,
                 "socket_connect_timeout": BROKER_TIMEOUT,
                 "visibility_timeout": config["CELERY_VISIBILITY_TIMEOUT"],
+                # Projects that share a database may differ in that.
+                "unacked_key": f"{self.main}.unacked",
+                "unacked_index_key": f"{self.main}.unacked_index",
+                "unacked_mutex_key": f"{self.main}.unacked_mutex",
                 # By default, workers poll for overdue jobs every 100 s.
                 "unacked_restore_interval": 2,
                 "unacked_restore_throttle": 1,
@@ -301,8 +305,8 @@ def init_app(app: Flask) -> None:
         imports=[TASKS] if find_spec(TASKS) else [],  # Add other modules with tasks.
         task_acks_late=True,
         task_default_queue=app.name,
-        task_ignore_result=True,
         task_publish_retry_policy={"max_retries": 1},
+        worker_enable_prefetch_count_reduction=False,  # The worker counts its jobs.
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,
     )

@@ -100,6 +100,30 @@ def test_run_jobs_runs_what_jobs_enqueue(run_jobs: Callable[[], None]) -> None:
     assert results == [3, 3]
 
 
+def test_run_jobs_runs_a_chain(run_jobs: Callable[[], None]) -> None:
+    (add.s(1, 2) | add.s(4)).apply_async()
+    run_jobs()
+    assert results == [3, 7]
+
+
+def test_task_of_another_base_has_a_context(app: Flask) -> None:
+    class Base(celery.Task[Any, Any]):
+        def on_success(self, *args: object) -> None:
+            results.append("success")
+
+    task(base=Base, name="based")(use_database.run).delay()
+    with start_worker(get_celery(), perform_ping_check=False):
+        assert poll(lambda: "success" in results)
+    assert results[0][0] == app.name
+
+
+def test_result_is_stored_in_a_backend(app: Flask) -> None:
+    get_celery().conf.update(result_backend="cache+memory://")
+    job = add.delay(1, 2)
+    with start_worker(get_celery(), perform_ping_check=False):
+        assert job.get(timeout=10) == 3
+
+
 def test_delay_returns_the_id_of_the_job(run_jobs: Callable[[], None]) -> None:
     job = tell_job.delay(1).id
     run_jobs()
@@ -171,6 +195,10 @@ def test_projects_on_one_broker_do_not_share_jobs(
     other = celery.Celery("other", broker=broker_url, set_as_current=False)
     other.send_task("other.tasks.work")
     assert waiting() == 1
+    before = worker.status()["unacknowledged"]
+    with other.connection_for_read() as conn:
+        assert other.amqp.queues["celery"](conn.default_channel).get()
+        assert worker.status()["unacknowledged"] == before
     run_jobs()
     assert results == [3]
     other.control.purge()

@@ -1,5 +1,6 @@
 """Reloading with a worker beside the server: a job runs once, or leaves nothing."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from psycopg2.extensions import connection
 from .reload_server import (
     COMMANDS,
     RELOADS,
+    ROOT,
     Server,
     constant_requests,
     poll,
@@ -26,6 +28,7 @@ AS_ROOT = "ignore:You're running the worker with superuser"
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, database_url: str
 ) -> Iterator[Server]:
+    shutil.copy(ROOT / ".flaskenv", tmp_path)
     app, command = "tests.core.reload_app_tasks", request.param
     environ = {"DATABASE_URL": database_url, "PYTHONWARNINGS": AS_ROOT}
     environ["WORKER_CONCURRENCY"] = "1"  # It runs one job at a time.
@@ -67,6 +70,15 @@ def test_interrupted_job_leaves_nothing(server: Server, db: connection) -> None:
     server.wait_for(lambda: not sleeping(db), "end of the job")
     assert ran(db) == []
     server.wait_for(lambda: "flask worker did not exit" in server.log, "line")
+
+
+@pytest.mark.parametrize("server", WITH_WORKER[:1], indirect=True, ids=" ".join)
+def test_interrupted_job_is_restarted(server: Server, db: connection) -> None:
+    server.request("/tasks/1/60.0", "POST")
+    server.wait_for(lambda: sleeping(db), "job")
+    server.reload()
+    server.wait_for(lambda: not sleeping(db), "end of the job")
+    assert poll(lambda: sleeping(db), 40), server.log
 
 
 def test_nothing_outlives_the_server(server: Server, db: connection) -> None:

@@ -84,6 +84,16 @@ def test_body_of_unknown_length_is_rejected(
         assert response.startswith("HTTP/1.1 411 ")
 
 
+def test_body_of_a_client_that_disconnects_is_rejected(
+    tmp_path: Path, database_url: str
+) -> None:
+    head = b"POST /read HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4"
+    with Server(tmp_path, database_url) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as conn:
+            conn.sendall(head + b"\r\n\r\na=1")
+        assert poll(lambda: "POST /read 4" in said(server))
+
+
 def test_path_and_scheme_from_the_client_are_ignored(
     tmp_path: Path, database_url: str
 ) -> None:

@@ -10,9 +10,10 @@ import yaml
 
 from ..support.answers import Answers, choices, combinations, label
 from ..support.projects import Bake, check_style, files
+from ..support.repository import replace
 
 ALWAYS = """
-    .env.example .flaskenv .gitignore LICENSE README.md
+    .env.example .flaskenv .gitattributes .gitignore LICENSE README.md
     pyproject.toml
     app/__init__.py app/notes.py app/migrations/0001_notes.sql
     app/static/style.css app/templates/base.html app/templates/error.html
@@ -81,6 +82,13 @@ def test_license(bake: Bake, license: str) -> None:
 @pytest.mark.parametrize("answers", combinations("pool", "worker"), ids=label)
 def test_slug(bake: Bake, answers: Answers, slug: str) -> None:
     check_style(bake(project_slug=slug, **answers))
+
+
+@pytest.mark.parametrize("answers", combinations("pool", "worker"), ids=label)
+def test_style_is_right_for_a_later_python(bake: Bake, answers: Answers) -> None:
+    project = bake(project_slug="app", **answers)
+    replace(project / "pyproject.toml", r"python = \">=3.11", 'python = ">=3.15')
+    check_style(project)
 
 
 def test_default_project_is_small(bake: Bake) -> None:

@@ -1,12 +1,15 @@
 """The bounds of a project's dependencies admit working versions only."""
 
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from ..support.commands import PROGRAMS, TEMPLATE, run
 from ..support.documents import blocks
 from ..support.projects import Bake, install
+from ..support.repository import replace
 
 pytestmark = pytest.mark.slow
 
@@ -26,9 +29,23 @@ def test_lowest_versions_pass_the_tests(bake: Bake, server_url: str) -> None:
 def test_watchdog_7_is_not_installed(bake: Bake) -> None:
     project = bake(project_slug="app")
     run(PROGRAMS / "uv", "add", "--no-sync", "watchdog", cwd=project)
-    packages = tomllib.loads((project / "uv.lock").read_text())["package"]
-    versions = {package["name"]: package["version"] for package in packages}
-    assert int(versions["watchdog"].partition(".")[0]) < 7
+    assert int(locked(project)["watchdog"].partition(".")[0]) < 7
+
+
+def test_urgent_fix_stays_in_the_lock(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    settings, uv = project / "pyproject.toml", PROGRAMS / "uv"
+    replace(settings, '"7 days"', '"2026-10-01"')
+    run(uv, "lock", cwd=project)
+    before = locked(project)
+    text = (TEMPLATE / "docs" / "deploying.md").read_text().replace("NAME", "granian")
+    [line] = re.findall(r"`(exclude-newer-package = .*?)`", text)
+    [words] = re.findall(r"`uv (lock --upgrade-package granian)`", text)
+    replace(settings, r"exclude-newer = .*?\n", rf"\g<0>{line}\n")
+    run(uv, *words.split(), cwd=project)
+    run(uv, "lock", "--check", cwd=project)
+    after = locked(project)
+    assert {name for name in after if after[name] != before[name]} == {"granian"}
 
 
 def test_lock_records_the_documented_index(bake: Bake) -> None:
@@ -45,3 +62,9 @@ def test_lock_records_the_documented_index(bake: Bake) -> None:
     packages = tomllib.loads((project / "uv.lock").read_text())["package"]
     registries = {package["source"].get("registry") for package in packages} - {None}
     assert registries == {"https://pypi.org/simple/"}
+
+
+def locked(project: Path) -> dict[str, str]:
+    """Return the version of each package in `uv.lock`."""
+    packages = tomllib.loads((project / "uv.lock").read_text())["package"]
+    return {package["name"]: package["version"] for package in packages}

@@ -32,6 +32,17 @@ def test_systemd_leaves_no_unreadable_home() -> None:
     assert "\nProtectHome=tmpfs\n" in block("ini")
 
 
+def test_systemd_lets_each_process_keep_its_connections_open() -> None:
+    # With the default of 1,024 open files, as many idle clients block a process.
+    assert "\nLimitNOFILE=65536\n" in block("ini")
+
+
+def test_nginx_has_room_for_a_session_cookie() -> None:
+    # Browsers accept cookies of 4,096 bytes. With its default of 4 KB for all headers,
+    # nginx responds with a 502: upstream sent too big header.
+    assert "proxy_buffer_size 8k;" in block("nginx")
+
+
 @pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
 def test_nginx_accepts_the_configuration(tmp_path: Path) -> None:
     key, certificate = tmp_path / "notes.key", tmp_path / "notes.pem"

@@ -26,6 +26,15 @@ def test_project_pins_match_those_dependabot_updates(kind: str) -> None:
     assert {each[1:] for each in found} == seen
 
 
+def test_every_file_requires_the_same_uv() -> None:
+    # An older uv ignores [tool.uv], and so the required version in it.
+    paths = [*TEMPLATE.glob(UNSEEN[0]), TEMPLATE / "Makefile", TEMPLATE / "README.md"]
+    texts = [path.read_text(errors="ignore") for path in paths if path.is_file()]
+    found = re.findall(r"\buv>=([\d.]+)|/uv/\) ([\d.]+)", "\n".join(texts))
+    assert len(found) == 5
+    assert {"".join(versions) for versions in found} == {required_uv()}
+
+
 def test_dependabot_reads_every_kind_of_pin() -> None:
     text = (TEMPLATE / ".github" / "dependabot.yml").read_text()
     updates = yaml.safe_load(text)["updates"]
@@ -40,6 +49,13 @@ def test_dependabot_reads_every_kind_of_pin() -> None:
         ".github/dependabot.yml",
         cwd=TEMPLATE,
     )
+
+
+def required_uv() -> str:
+    """Return the least version of uv that a project requires."""
+    text = (TEMPLATE / "{{cookiecutter.project_slug}}" / "pyproject.toml").read_text()
+    [version] = re.findall(r'required-version = ">=([\d.]+)"', text)
+    return str(version)
 
 
 def pins(kind: str, patterns: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -37,6 +37,8 @@ BEFORE = {
     f"{PROJECT}/{PROJECT}/core/health.py": (r"\Z", "\n\nUNUSED = True\n"),
     "templates/pool/psycopg2.py": (r'\A"""[^\n]*', '"""A pool.'),
 }
+# The release before that.
+FIRST = (f"{PROJECT}/pyproject.toml", r'"mypy>=[\d.]+', '"mypy>=1')
 ADDED = f"{PROJECT}/tests/core/test_migrate.py"
 REMOVED = f"{PROJECT}/setup.cfg"
 
@@ -77,6 +79,8 @@ bp = Blueprint("hello", __name__)
 def hello() -> str:
     return "Hello! " * number(current_app, "GREETINGS", 3)
 """
+
+ON_PATH = {"PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
 
 GH = """#!/bin/sh
 echo "$@" >> "$CALLS"
@@ -144,6 +148,12 @@ class Project:
         assert [path for path in files(self.folder) if path.suffix == ".rej"] == []
         return said
 
+    def take(self, release: str) -> None:
+        """Type the commands of the document for the release, and commit."""
+        for command in typed("Take a release"):
+            command = command.replace("v0.2.0", release)
+            run("bash", "-c", command, cwd=self.folder, **ON_PATH | PERSON)
+
     def conflicts(self) -> list[str]:
         """Return the files that git could not merge."""
         options = ["--name-only", "--diff-filter=U"]
@@ -152,14 +162,23 @@ class Project:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with two releases: `before`, and `now` with the current files."""
+    """A repository with three releases: `first`, `before`, and `now`.
+
+    The last one has the current files.
+    """
     folder = copy_template(tmp_path_factory.mktemp("template"))
     now = {path: (folder / path).read_text() for path in [*BEFORE, ADDED]}
     for path, (pattern, then) in BEFORE.items():
         replace(folder / path, pattern, then)
     (folder / ADDED).unlink()
     (folder / REMOVED).write_text("[flake8]\n")
+    path, pattern, then = FIRST
+    before = (folder / path).read_text()
+    replace(folder / path, pattern, then)
     start_repository(folder)
+    git(folder, "tag", "first")
+    (folder / path).write_text(before)
+    commit(folder)
     git(folder, "tag", "before")
     git(folder, "tag", "v0.9.0")
     for path, text in now.items():
@@ -201,6 +220,22 @@ def test_update_keeps_own_changes_and_passes_tests(
     run(programs / "mypy", cwd=project.folder)
     core = ["tests/core/test_migrate.py", "tests/core/test_config.py"]
     run(programs / "pytest", "tests/test_hello.py", *core, cwd=project.folder)
+
+
+@pytest.mark.parametrize("crlf", ["false", "true"], ids=["Linux", "Windows"])
+def test_new_clone_takes_the_next_release(
+    repository: Path, tmp_path: Path, bake: Bake, crlf: str
+) -> None:
+    project = Project(repository, tmp_path, "first")
+    edit(project.folder)
+    commit(project.folder)
+    project.take("before")
+    # Unlike a path, a URL copies only what the commits contain.
+    options = ["--quiet", f"--config=core.autocrlf={crlf}"]
+    git(tmp_path, "clone", *options, f"file://{project.folder}", "clone")
+    project.folder = tmp_path / "clone"
+    project.take("now")
+    assert contents(project.folder) == contents(edited(bake))
 
 
 def test_line_changed_by_both_is_the_only_conflict(
@@ -367,12 +402,11 @@ def test_bake_and_update_leave_secrets_alone(
 def test_documented_commands_link_and_update_a_project(
     repository: Path, tmp_path: Path, bake: Bake
 ) -> None:
-    text = (TEMPLATE / "docs" / "updating.md").read_text()
-    typed = "\n".join(command.text for command in commands(text))
+    text = "\n".join(typed())
     for name, here in NAMES.items():
-        typed = typed.replace(name, here.format(repository))
+        text = text.replace(name, here.format(repository))
     script = tmp_path / "script"
-    script.write_text(typed)
+    script.write_text(text)
     programs = tmp_path / "bin"
     environ = {"UV_TOOL_BIN_DIR": str(programs), "UV_TOOL_DIR": str(tmp_path / "tools")}
     environ["PATH"] = f"{programs}:{PROGRAMS}:{os.environ['PATH']}"
@@ -386,6 +420,12 @@ def test_documented_commands_link_and_update_a_project(
     ]
     assert git(project, "status", "--porcelain") == ""
     assert contents(project) == contents(bake())
+
+
+def typed(section: str = "") -> list[str]:
+    """Return the commands of the document, or of one of its sections."""
+    text = (TEMPLATE / "docs" / "updating.md").read_text()
+    return [c.text for c in commands(text) if c.section == (section or c.section)]
 
 
 def clock_shifted(folder: Path, days: int) -> dict[str, str]:
@@ -441,10 +481,11 @@ def read(project: Project, path: str) -> str:
 
 @pytest.fixture
 def published(repository: Path, tmp_path: Path) -> Iterator[Project]:
-    """A project of the release `before`, pushed to a remote."""
-    project = Project(repository, tmp_path, "before")
+    """A project that was updated to the release `before`, pushed to a remote."""
+    project = Project(repository, tmp_path, "first")
     edit(project.folder)
     commit(project.folder)
+    project.take("before")
     git(tmp_path, "clone", "--quiet", "--bare", str(project.folder), "remote")
     yield project
 
@@ -491,8 +532,6 @@ def test_weekly_workflow_is_valid(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(weekly_workflow())
     run(PROGRAMS / "actionlint", path, cwd=TEMPLATE)
-    steps = yaml.safe_load(path.read_text())["jobs"]["update"]["steps"]
-    assert steps[0]["with"]["fetch-depth"] == 0
 
 
 class Run(NamedTuple):

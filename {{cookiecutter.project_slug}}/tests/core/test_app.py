@@ -5,7 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,17 @@ def test_filter_of_the_owner_applies_to_the_lines_of_requests(
         app.test_client().get(path)
     [line] = stream.getvalue().splitlines()
     assert json.loads(line)["path"] == "/items"
+
+
+def test_line_of_a_request_is_written_at_once(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = logging.StreamHandler(TextIOWrapper(written := BytesIO()))
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(RequestIdFilter())
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    app.test_client().get("/items")
+    assert b"GET /items 200 " in written.getvalue()
 
 
 @pytest.mark.parametrize("level", [logging.NOTSET, logging.WARNING])

@@ -115,6 +115,13 @@ def test_file_without_a_line_to_blame_is_named_all_the_same(
         migrate(empty, tmp_path)
 
 
+def test_advice_of_postgresql_is_passed_on(empty: connection, tmp_path: Path) -> None:
+    (tmp_path / "0001_a.sql").write_text("CREATE TYPE a AS ENUM ()")
+    (tmp_path / "0002_b.sql").write_text("ALTER TYPE a ADD VALUE 'b'; SELECT 'b'::a")
+    with pytest.raises(MigrationError, match="New enum values must be committed"):
+        migrate(empty, tmp_path)
+
+
 def test_timeout_of_the_role_does_not_end_a_file(
     empty_url: str, tmp_path: Path
 ) -> None:

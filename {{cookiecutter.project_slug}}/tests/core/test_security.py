@@ -135,16 +135,18 @@ def test_deeply_nested_json_is_rejected(production: Flask) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, FORM])
-def test_body_of_unknown_length_is_rejected(
-    production: Flask, headers: dict[str, str]
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [("HTTP_TRANSFER_ENCODING", "chunked", 411), ("CONTENT_LENGTH", "4", 400)],
+)
+def test_body_that_may_be_truncated_is_rejected(
+    production: Flask, headers: dict[str, str], name: str, value: str, status: int
 ) -> None:
     environ = {"wsgi.input": BytesIO(b"a=1"), "wsgi.input_terminated": True}
     answer = production.test_client().post(
-        "/echo",
-        headers=headers | {"Transfer-Encoding": "chunked"},
-        environ_overrides=environ,
+        "/echo", headers=headers, environ_overrides=environ | {name: value}
     )
-    assert answer.status_code == 411
+    assert answer.status_code == status
 
 
 def test_form_with_too_many_fields_is_rejected(production: Flask) -> None:

@@ -119,6 +119,8 @@ class Connection(connection):
         """Reset psycopg2's own state. Return whether all else is as it was opened."""
         self.returned = monotonic()
         self.notices, self.notifies = [], []
+        self.string_types.clear()
+        self.binary_types.clear()
         if self.get_transaction_status() == IDLE:
             self.autocommit, self.cursor_factory = True, self.default_factory
         return self.state() == self.as_opened
@@ -135,8 +137,7 @@ class Connection(connection):
             error.args = (f"{message} (SQLSTATE {error.pgcode})",)
         if isinstance(error, ReadOnlySqlTransaction) and not self.readonly:
             # If no query has made the session read-only, a failover demoted the server.
-            reports = map(self.get_parameter_status, READ_ONLY_REPORTS)
-            self.is_outdated = "on" in reports
+            self.is_outdated = "on" in map(self.get_parameter_status, READ_ONLY_REPORTS)
 
     def is_lost(self) -> bool:
         """Return whether the server closed it, or has become read-only."""
@@ -145,9 +146,8 @@ class Connection(connection):
     def state(self) -> tuple[object, ...]:
         """Return the state that a context may change, without the server's settings."""
         session = self.isolation_level, self.readonly, self.deferrable
-        types = len(self.string_types), len(self.binary_types)
         own = self.autocommit, self.encoding, self.is_outdated
-        return self.get_transaction_status(), *session, *types, *own
+        return self.get_transaction_status(), *session, *own
 
 
 class Pool(Protocol):
@@ -224,8 +224,8 @@ def connect() -> Connection:
     try:
         conn: Connection = psycopg2.connect(connection_factory=Connection, **parameters)
     except (psycopg2.OperationalError, UnicodeDecodeError) as error:
-        reason = getattr(error, "object", error)  # the bytes in another encoding
-        reason = " ".join(str(reason).split())
+        # A UnicodeDecodeError has the bytes in another encoding.
+        reason = " ".join(str(getattr(error, "object", error)).split())
         if REFUSED.search(reason) and STARTUP_OPTIONS in parameters.get("options", ""):
             if current_app.extensions.pop("startup_options", ""):
                 message = "Connecting without `%s`, which the server refuses: %s"

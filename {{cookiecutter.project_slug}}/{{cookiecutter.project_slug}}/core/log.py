@@ -117,6 +117,7 @@ def _log_request(environ: dict[str, Any], status: str, began: float) -> None:
         # This is five times as fast as making, formatting and handling a record.
         with suppress(OSError, ValueError):  # The stream may be closed.
             handlers[0].stream.write(LINE % parts)
+            handlers[0].stream.flush()
     else:
         logger.info(MESSAGE, parts)
 

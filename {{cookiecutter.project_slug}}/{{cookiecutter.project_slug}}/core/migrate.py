@@ -154,11 +154,9 @@ def _reject_edited(paths: list[Path], applied: dict[str, str]) -> None:
 
 def _read(path: Path) -> tuple[str, str]:
     """Return SQL and checksum of the file."""
-    try:
-        sql = path.read_text(encoding="utf-8-sig")  # PowerShell writes a BOM.
-    except UnicodeDecodeError:
-        sql = "\0"
-    if "\0" in sql:  # as in UTF-16
+    # PowerShell writes a BOM. Bytes that are not UTF-8 become surrogates.
+    sql = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if re.search("[\0\udc80-\udcff]", sql):
         message = f"{path.name} is not in UTF-8: save it again in this encoding."
         raise MigrationError(message)
     return sql, sha256(sql.encode()).hexdigest()
@@ -196,7 +194,8 @@ def _apply(cursor: cursor, path: Path) -> None:
         if cursor.connection.closed:
             hint = "`flask migrate --status` tells whether it is applied"
         where = f"{path.name}{_line_number(sql, error.diag)}"
-        raise MigrationError(f"{where}: {reason}; {hint}.") from error
+        advice = error.diag.message_hint or ""
+        raise MigrationError(f"{where}: {reason}; {hint}. {advice}".strip()) from error
 
 
 def _line_number(sql: str, diag: Any) -> str:

@@ -88,6 +88,8 @@ class Request(flask.Request):
         if "Transfer-Encoding" in self.headers:
             # A server may treat a truncated body of unknown length as complete.
             raise exceptions.LengthRequired
+        # With this flag, Werkzeug takes a body for complete if its client disconnects.
+        self.environ.pop("wsgi.input_terminated", None)
         stream = super().stream
         if self.mimetype != "application/x-www-form-urlencoded":
             return stream
