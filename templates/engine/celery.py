@@ -91,7 +91,7 @@ class Channel(redis.Channel):
             super().basic_ack(delivery_tag, multiple)
 
     def basic_reject(self: Any, delivery_tag: str, requeue: bool = False) -> None:
-        if self.connection is not None:  # Otherwise `_move_jobs` puts the job back.
+        if self.connection is not None:  # Otherwise `_move_jobs` requeues the job.
             super().basic_reject(delivery_tag, requeue)
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
@@ -230,7 +230,7 @@ class Worker:
                         client.zadd(channel.unacked_index_key, now, xx=True)
 
     def _move_jobs(self, lost: Any, channel: Any) -> None:
-        """Keep the running jobs of a lost connection, and put back those that wait."""
+        """Keep the running jobs of a lost connection, and requeue those that wait."""
         active = self._consumer.controller.state.active_requests
         running = {request.message.delivery_tag for request in active}
         for tag, message in lost._delivered.items():
