@@ -243,6 +243,24 @@ def test_scans_after_events_take_a_share_of_the_time(
     assert files.scan_at > time.monotonic() + 0.15
 
 
+def test_folder_with_too_many_folders_is_not_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}" / "package").mkdir(parents=True)
+        (tmp_path / f"{number}" / "package" / "__init__.py").touch()
+    monkeypatch.setattr("flask_devserver.files.MAX_FOLDERS", 9)
+    files = Files(str(tmp_path), time.time(), (), ())
+    assert "only loaded modules are watched" in capsys.readouterr().out
+    module = tmp_path / "8" / "package" / "__init__.py"
+    files.add_modules([str(module)], time.time())
+    files.scan()
+    page = module.with_name("page.html")
+    for path in (module, page, tmp_path / "other.py"):
+        path.write_text("1")
+    assert files.scan() == {str(module), str(page)}
+
+
 # The first argument is Python. The script `flask` replaces it, because this folder is
 # not on its path before it imports the application.
 RUN_SCRIPT = """

@@ -38,6 +38,8 @@ IGNORED = ("__pycache__", "node_modules")
 IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build")
 IGNORED_KINDS = ("~", ".pyc", ".tmp", ".log", ".pid", ".lock", "-journal")
 
+MAX_FOLDERS = 5000  # to watch
+
 SETTLE = 0.001  # seconds from an event to the scan, so that a file is complete
 SCAN_INTERVAL = 1.0  # seconds between two scans without an event
 POLL_INTERVAL = 0.3  # where there are no events
@@ -63,6 +65,7 @@ class Files:
         self, root: str, since: float, extra: Iterable[str], exclude: Iterable[str]
     ) -> None:
         self.root = root
+        self.walked: tuple[str, ...] = (root,)
         self.extra = tuple(map(os.path.abspath, extra))
         self.exclude = tuple(exclude)
         self.events = Events()
@@ -75,6 +78,10 @@ class Files:
         self.known: dict[str, Signature] = {}
         self.installed: dict[str, Signature] = {}
         self._differing(self.known, self._sources())
+        if len(self.folders) >= MAX_FOLDERS:  # as in / or in somebody's home
+            say(f" * {root} has too many folders: only loaded modules are watched.")
+            self.walked = ()
+            self.known.clear()
         self._differing(self.installed, _distributions())
         self.missed = {p for p, s in self.known.items() if _is_newer(s, since)}
 
@@ -157,7 +164,7 @@ class Files:
         self.folders = set()
         modules = sorted(self.modules)
         packages = [os.path.dirname(p) for p in modules if p.endswith("__init__.py")]
-        for path in (*self.extra, self.root, *packages):
+        for path in (*self.extra, *self.walked, *packages):
             whole = path in self.extra or path != self.root
             yield from self._walk(path, whole, {path})
         files = [p for p in (*self.extra, *modules) if not os.path.isdir(p)]
@@ -166,8 +173,10 @@ class Files:
 
     def _walk(self, folder: str, whole: bool, seen: set[str]) -> Iterator[str]:
         """Yield the sources in `folder`, and all files where a package keeps data."""
+        if folder in self.folders or len(self.folders) >= MAX_FOLDERS:
+            return
         try:
-            entries = [] if folder in self.folders else list(os.scandir(folder))
+            entries = list(os.scandir(folder))
         except OSError:
             return
         names = {entry.name for entry in entries}
