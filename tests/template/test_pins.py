@@ -9,7 +9,7 @@ import yaml
 from ..support.commands import PROGRAMS, TEMPLATE, run
 
 # Dependabot reads SEEN. The files in UNSEEN must have the same pins.
-SEEN = [".github/workflows/*.yml", ".github/images/Dockerfile"]
+SEEN = [".github/workflows/*.yml", ".github/*/action.yml", ".github/images/Dockerfile"]
 UNSEEN = ["{{cookiecutter.project_slug}}/**/*", "docs/*.md", "tests/support/*.py"]
 
 ACTION = re.compile(r"\buses: ([\w./-]+)@(\S+ +# \S+)")
@@ -38,8 +38,11 @@ def test_every_file_requires_the_same_uv() -> None:
 def test_dependabot_reads_every_kind_of_pin() -> None:
     text = (TEMPLATE / ".github" / "dependabot.yml").read_text()
     updates = yaml.safe_load(text)["updates"]
-    assert {update["package-ecosystem"]: update["directory"] for update in updates} == {
-        "github-actions": "/",
+    assert {
+        each["package-ecosystem"]: each.get("directories", each.get("directory"))
+        for each in updates
+    } == {
+        "github-actions": ["/", "/.github/documents"],
         "docker": "/.github/images",
         "uv": "/",
     }

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+from ..support.actions import Runner
 from ..support.answers import choices
-from ..support.commands import PROGRAMS, TEMPLATE, clean_environment, run
+from ..support.commands import PROGRAMS, TEMPLATE, run
 from ..support.documents import blocks, commands
 from ..support.projects import Bake, contents, files, install
 from ..support.repository import (
@@ -85,6 +86,13 @@ ON_PATH = {"PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
 GH = """#!/bin/sh
 echo "$@" >> "$CALLS"
 test "$2" != list || echo 0
+"""
+
+# The value of the secret `TEMPLATE_TOKEN`, and a hook that looks for it.
+TOKEN = "github_pat_0123456789"
+SPY = """
+import os
+open({0!r}, "a").write(str(dict(os.environ)))
 """
 
 CLOCK = """
@@ -534,8 +542,30 @@ def test_weekly_workflow_is_valid(tmp_path: Path) -> None:
     run(PROGRAMS / "actionlint", path, cwd=TEMPLATE)
 
 
+def test_weekly_workflow_hides_its_token_from_the_release(
+    repository: Path, published: Project, tmp_path: Path
+) -> None:
+    template = tmp_path / "template"
+    git(tmp_path, "clone", "--quiet", str(repository), "template")
+    with (template / "hooks" / "post_gen_project.py").open("a") as hook:
+        hook.write(SPY.format(str(tmp_path / "seen")))
+    commit(template)
+    git(template, "tag", "v0.11.0")
+    settings = published.folder / ".cruft.json"
+    settings.write_text(settings.read_text().replace(str(repository), str(template)))
+    commit(published.folder)
+    git(published.folder, "push", "--quiet", str(tmp_path / "remote"), "main")
+    assert "pr create --fill" in weekly(template, tmp_path).calls
+    seen = (tmp_path / "seen").read_text()
+    assert "PATH" in seen
+    assert TOKEN not in seen
+    [first, *_] = weekly_jobs().values()
+    assert first["steps"][0]["with"] == {"persist-credentials": False}
+    assert "secrets." not in json.dumps(first)
+
+
 class Run(NamedTuple):
-    """The result of the last step of the weekly workflow."""
+    """The result of the last job of the weekly workflow that ran."""
 
     status: int
     output: str
@@ -543,31 +573,30 @@ class Run(NamedTuple):
 
 
 def weekly(repository: Path, folder: Path, *options: str) -> Run:
-    """Run the last step in a new clone of `folder/remote`, with a fake `gh`."""
-    clone, programs = folder / "clone", folder / "bin"
-    shutil.rmtree(clone, ignore_errors=True)
-    url = f"file://{folder / 'remote'}"
-    git(folder, "clone", "--quiet", *options, url, "clone")
+    """Run each job in a new clone of `folder/remote`, with a fake `gh`."""
+    programs, calls = folder / "bin", folder / "calls"
     programs.mkdir(exist_ok=True)
     (programs / "gh").write_text(GH)
     (programs / "gh").chmod(0o755)
-    (folder / "calls").write_text("")
-    environ = {"CALLS": str(folder / "calls"), "TEMPLATE": str(repository)}
+    calls.write_text("")
+    environ = {"CALLS": str(calls), "TEMPLATE": str(repository)}
     environ["PATH"] = f"{programs}:{PROGRAMS}:{os.environ['PATH']}"
-    step = yaml.safe_load(weekly_workflow())["jobs"]["update"]["steps"][-1]["run"]
-    done = subprocess.run(
-        ["bash", "-eo", "pipefail", "-c", step],
-        cwd=clone,
-        env=clean_environment() | environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    print(done.stdout)
-    return Run(
-        done.returncode, done.stdout, (folder / "calls").read_text().splitlines()
-    )
+    runner = Runner(folder, secrets={"TEMPLATE_TOKEN": TOKEN})
+    for name, job in weekly_jobs().items():
+        if runner.is_due(job):
+            clone = folder / name
+            shutil.rmtree(clone, ignore_errors=True)
+            url = f"file://{folder / 'remote'}"
+            git(folder, "clone", "--quiet", *options, url, name)
+            done = runner.run(name, job, clone, environ)
+            if done.returncode:
+                break
+    return Run(done.returncode, done.stdout, calls.read_text().splitlines())
+
+
+def weekly_jobs() -> dict[str, Any]:
+    """Return the jobs of the workflow from the document."""
+    return dict(yaml.safe_load(weekly_workflow())["jobs"])
 
 
 def weekly_workflow() -> str:
