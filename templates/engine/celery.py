@@ -250,7 +250,7 @@ class Worker:
     def _force_exit(self) -> None:
         time.sleep(self.app.config["WORKER_DEADLINE"])
         # Nothing else stops a thread. Its transaction is rolled back.
-        message = "Jobs still run after WORKER_DEADLINE; another worker restarts them"
+        message = "WORKER_DEADLINE has passed; jobs that still run will run again"
         self.app.logger.warning(message)
         with suppress(Exception):  # The broker may be away.
             # This acknowledges the jobs that have ended since the signal.

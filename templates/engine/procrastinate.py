@@ -193,7 +193,7 @@ class WorkerQueue(procrastinate.App):
 
     def _force_exit(self) -> None:
         # Nothing else stops a thread. Its transaction is rolled back.
-        message = "Jobs still run after WORKER_DEADLINE; another worker restarts them"
+        message = "WORKER_DEADLINE has passed; jobs that still run will run again"
         logger.warning(message)
         os._exit(1)
 
@@ -265,9 +265,11 @@ class Worker:
         del options["command"], options["func"]
         queue = WorkerQueue(self.app)
         queue.handle_signals()
+        logged = ""
         while not queue.stopping.is_set():
             try:
                 _check_database()
+                logged = ""
                 queue.run_worker(**options)
                 if not options.get("wait", True):
                     return
@@ -278,7 +280,9 @@ class Worker:
                 if isinstance(cause, psycopg.ProgrammingError) and not is_reset:
                     raise
                 reason = str(cause or error).partition("\n")[0]
-                logger.warning("Retrying in %g s: %s", RECONNECT_DELAY, reason)
+                if reason != logged:
+                    logger.warning("Retrying every %g s: %s", RECONNECT_DELAY, reason)
+                logged = reason
             queue.stopping.wait(RECONNECT_DELAY)
 
     def run_waiting(self) -> None:

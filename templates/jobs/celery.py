@@ -49,7 +49,8 @@ URL_EXAMPLE = "redis://localhost:6379/0"
 def _parse_url(raw: str) -> str:
     with suppress(ValueError):  # Its message may quote part of the password.
         parts = urlsplit(raw)
-        if parts.scheme in TRANSPORT_ALIASES and parts.port != 0:
+        is_whole = "@" not in parts.path + parts.query  # else part of a password
+        if parts.scheme in TRANSPORT_ALIASES and parts.port != 0 and is_whole:
             return raw
     raise ValueError
 

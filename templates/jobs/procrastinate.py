@@ -24,7 +24,7 @@ from psycopg2 import InterfaceError, OperationalError, errors
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 from psycopg2.extras import RealDictCursor
 
-from .db import DatabaseUnavailable, get_db
+from .db import DatabaseUnavailable, get_db, on_commit
 from .migrate import add_folder
 
 P = ParamSpec("P")
@@ -59,7 +59,7 @@ class ContextConnector(Psycopg2Connector):
                 rows = cursor.fetchall() if cursor.description else []
         for job, row in zip(jobs, rows, strict=False):
             parts = {"job_id": row["id"], "task": job.task_name}
-            logger.info("Enqueued job %(job_id)d: %(task)s", parts)
+            on_commit(partial(logger.info, "Enqueued job %(job_id)d: %(task)s", parts))
         return rows
 
     # A coroutine, such as a view, may await the engine's `defer_async`.

@@ -135,11 +135,15 @@ def test_job_is_committed_with_the_transaction(run_jobs: Callable[[], None]) -> 
     assert results == [3]
 
 
-def test_job_is_rolled_back_with_the_transaction(worker: Worker) -> None:
+def test_job_is_rolled_back_with_the_transaction(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     with pytest.raises(RuntimeError), get_db():
         add.delay(1, 2)
         raise RuntimeError
     assert worker.status()["waiting"] == 0
+    assert "Enqueued" not in caplog.text
 
 
 @pytest.mark.parametrize("arguments", [[1], [1, 2, 3]], ids=str)

@@ -809,7 +809,12 @@ def test_worker_without_permission_ends_with_a_sentence(
 @celery
 @pytest.mark.parametrize(
     "url",
-    ["nonsense://u:hunter2@h", "redis://u:hunter2@h:port", "redis://u:hunter2/x@h"],
+    [
+        "nonsense://u:hunter2@h",
+        "redis://u:hunter2@h:port",
+        "redis://u:hunter2/x@h",
+        "redis://u:x@hunter2/y@h:1/0",
+    ],
 )
 def test_invalid_url_of_the_broker_ends_with_a_sentence(
     workers: Workers, url: str

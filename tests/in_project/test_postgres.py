@@ -82,7 +82,7 @@ def start(folder: Path) -> Iterator[StartClient]:
         return clients[-1]
 
     yield start
-    for client in clients:
+    for client in reversed(clients):  # The first may wait for the reaper.
         client.kill()
 
 
@@ -96,6 +96,15 @@ def test_clients_share_one_server_that_stops_with_the_last(
     assert query(url, "SELECT current_database()") == "app"
     clients[0].kill()
     assert has_ended(folder)
+
+
+def test_first_client_ends_its_pipes_while_the_server_runs(
+    folder: Path, start: StartClient
+) -> None:
+    first = start(stderr=subprocess.PIPE)
+    assert first.url() == start().url()
+    first.process.communicate(timeout=60)  # It reads both to their end.
+    assert not has_ended(folder)
 
 
 def test_data_and_port_outlive_the_server(folder: Path, start: StartClient) -> None:

@@ -51,22 +51,25 @@ class EmbeddedServer:
         """
         reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
         client = os.getppid() if reloaded else os.getpid()
-        (self.home / "clients").mkdir(exist_ok=True)
+        (self.home / "clients").mkdir(mode=0o700, exist_ok=True)
         (self.home / "clients" / str(client)).touch()
         with suppress(Timeout):  # The reaper runs.
             self.reaper_lock.acquire(blocking=False).lock.release()
             self._start_reaper()
 
     def _start_reaper(self) -> None:
-        reaper = subprocess.Popen(
-            [sys.executable, "-m", type(self).__module__, self.server_dir],
-            cwd=Path(__file__).parents[1],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C must stop its clients first.
-        )
+        # The reaper must not keep a pipe of its first client open.
+        with (self.home / "reaper.log").open("w") as log:
+            reaper = subprocess.Popen(
+                [sys.executable, "-m", type(self).__module__, self.server_dir],
+                cwd=Path(__file__).parents[1],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C must stop its clients first.
+            )
         with cast("IO[bytes]", reaper.stdout) as output:
-            error = output.read().decode() or "The reaper did not start."
+            error = output.read().decode() or f"No reaper started: see {log.name}."
         reaper.returncode = 0  # Do not wait for the reaper: it outlives this process.
         if error != "ready":
             raise ClickException(error)

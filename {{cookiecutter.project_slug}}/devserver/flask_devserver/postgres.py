@@ -82,7 +82,7 @@ class PostgreSQL(EmbeddedServer):
             (self.home / "reaper").unlink(missing_ok=True)
             kill_after(0, self._processes())
             shutil.rmtree(self.home, ignore_errors=True)
-            self.home.mkdir(parents=True)
+            self.home.mkdir(mode=0o700, parents=True)
             self.home.chmod(0o711)
             self.server_dir.unlink(missing_ok=True)  # a link to a removed folder
             self.server_dir.symlink_to(self.home)

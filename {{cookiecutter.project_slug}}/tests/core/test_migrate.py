@@ -446,7 +446,7 @@ def test_forgetting_no_name_applies_nothing(
 def test_runners_that_start_together_apply_each_file_once(
     empty_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text); SELECT pg_sleep(.1)")
+    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (); SELECT pg_sleep(1.3)")
     assert run_together(empty_url, tmp_path) == [[], [], [], ["0001_a.sql"]]
     assert "Another process migrates this database" in caplog.text
 

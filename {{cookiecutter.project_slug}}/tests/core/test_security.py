@@ -55,13 +55,22 @@ def test_rebound_name_is_rejected_in_debug() -> None:
     assert client.get("/none", base_url="http://other.example").status_code == 400
 
 
-@pytest.mark.parametrize("host", ["mine.example", "::1"])
-def test_host_of_the_command_is_trusted_in_debug(host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("mine.example", ["mine.example"]),
+        ("::1", ["[::1]", "localhost"]),
+        ("0.0.0.0", ["192.168.0.7", "[fe80::1]", "a.localhost"]),  # noqa: S104
+    ],
+)
+def test_host_of_the_command_is_trusted_in_debug(host: str, names: list[str]) -> None:
     with click.Context(click.Command("dev"), info_name="dev") as context:
         context.params["host"] = host
         client = create_app({"DEBUG": True}).test_client()
-    name = f"[{host}]" if ":" in host else host
-    assert client.get("/none", base_url=f"http://{name}:5000").status_code == 404
+    for name in names:
+        assert client.get("/none", base_url=f"http://{name}:5000").status_code == 404
+    for name in ("other.example", "1.2.3.4.other.example"):
+        assert client.get("/none", base_url=f"http://{name}:5000").status_code == 400
 
 
 @pytest.mark.parametrize("hosts", ["*", "localhost", ".example.org"])
@@ -114,6 +123,20 @@ def test_response_with_a_session_is_private(
     client = production.test_client()
     assert client.get("/me").headers["Cache-Control"] == "private"
     assert "Cache-Control" not in client.get("/healthz").headers
+
+
+def test_response_that_renews_a_session_is_private(production: Flask) -> None:
+    @production.get("/public")
+    def public() -> Any:
+        return "", {"Cache-Control": "public, max-age=60"}
+
+    client = production.test_client()
+    assert client.get("/public").headers["Cache-Control"] == "public, max-age=60"
+    with client.session_transaction(base_url="https://localhost") as stored:
+        stored.permanent = True
+    headers = client.get("/public", base_url="https://localhost").headers
+    assert "Set-Cookie" in headers
+    assert set(headers["Cache-Control"].split(", ")) == {"private", "max-age=60"}
 
 
 @pytest.mark.parametrize("count, scheme", [(0, "http"), (1, "https")])

@@ -1,33 +1,41 @@
 """Defaults of development and tests: the embedded PostgreSQL and a secret key."""
 
 import os
+import re
 import secrets
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import click
 import psycopg2
 from flask import Flask
+from werkzeug.exceptions import BadRequest
+from werkzeug.sansio.utils import host_is_trusted
 
 from .db import DatabaseUnavailable, connect
 from .migrate import MigrationError, find_problem, migrate
+
+ADDRESS = re.compile(r"([\d.]+|\[[\da-f:.]+\])(:\d+)?")
 
 
 def init_app(app: Flask) -> None:
     """Fill in `DATABASE_URL` and `SECRET_KEY` where they are not set.
 
     The embedded PostgreSQL starts when the first connection is opened, or before `flask
-    dev` serves. The host that `flask dev` or `flask run` binds to is trusted, too.
+    dev` serves. The host that `flask dev` or `flask run` binds to is trusted, too. If
+    that is 0.0.0.0 or an IPv6 address, every address is.
     """
     context = click.get_current_context(silent=True)
     host = context.params.get("host") if context else os.environ.get("FLASK_RUN_HOST")
     if host and app.config["TRUSTED_HOSTS"]:
-        # Werkzeug matches no IPv6 address, and no client names 0.0.0.0.
-        any_host = ":" in host or host == "0.0.0.0"  # noqa: S104
-        trusted = None if any_host else [*app.config["TRUSTED_HOSTS"], host]
-        app.config["TRUSTED_HOSTS"] = trusted
+        app.config["TRUSTED_HOSTS"] = trusted = [*app.config["TRUSTED_HOSTS"], host]
+        # Flask's own check knows no IPv6 address, and no client names 0.0.0.0.
+        if ":" in host or host == "0.0.0.0":  # noqa: S104
+            app.wsgi_app = partial(_reject_names, app.wsgi_app, trusted)  # type: ignore[method-assign]
+            app.config["TRUSTED_HOSTS"] = None
     if not app.config["SECRET_KEY"]:
         app.config["SECRET_KEY"] = _secret_key(Path(app.instance_path) / "secret_key")
     url = app.config["DATABASE_URL"]
@@ -36,6 +44,17 @@ def init_app(app: Flask) -> None:
         app.extensions["problem"] = _find_problem
     if not url:
         app.extensions["prepare"] = app.config["DATABASE_URL"]
+
+
+def _reject_names(
+    wsgi_app: Any, trusted: list[str], environ: dict[str, Any], start_response: Any
+) -> Any:
+    # A site whose name leads to this machine could read its data.
+    host = environ.get("HTTP_HOST", "")
+    if ADDRESS.fullmatch(host) or host_is_trusted(host, trusted):
+        return wsgi_app(environ, start_response)
+    error = BadRequest(f"The host {host} is not in TRUSTED_HOSTS: add it in .env.")
+    return error(environ, start_response)
 
 
 def _find_problem() -> str:

@@ -114,10 +114,12 @@ def _paths(*folders: Path) -> list[Path]:
 def _lock(cursor: cursor) -> None:
     # The lock is the session's, so a process that is killed leaves none behind. Poll
     # for it: CREATE INDEX CONCURRENTLY would wait for a query that waits for the lock.
-    if not _try_lock(cursor):
-        logger.warning("Another process migrates this database: waiting for its end")
-        while not _try_lock(cursor):
-            sleep(0.1)
+    polls = 0
+    while not _try_lock(cursor):
+        sleep(0.1)
+        polls += 1
+        if polls == 10:  # Processes that start together wait for less.
+            logger.warning("Another process migrates this database: waiting for it")
 
 
 def _try_lock(cursor: cursor) -> bool:

@@ -68,8 +68,10 @@ class SessionInterface(SecureCookieSessionInterface):
     def save_session(self, app: Flask, session: SessionMixin, response: Any) -> None:
         """Set the cookie."""
         super().save_session(app, session, response)
-        if session.accessed:
-            response.headers.setdefault("Cache-Control", "private")
+        # Flask renews the cookie of a permanent session with every response.
+        if session.accessed or "Set-Cookie" in response.headers:
+            response.cache_control.public = None
+            response.cache_control.private = True
 
 
 class Request(flask.Request):

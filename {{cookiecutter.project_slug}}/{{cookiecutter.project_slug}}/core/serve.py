@@ -19,6 +19,7 @@ MAX_CONNECTIONS = 65536  # per process, unless the system allows fewer open file
 # must be the first to close one, or it sends a request into a closed connection and
 # returns a 502. Load balancers wait for up to 600 seconds.
 IDLE_TIMEOUT = 650
+MAX_HEADERS = 65536  # bytes; Werkzeug takes seconds to parse some of 400 KB
 STOP_TIMEOUT = 30  # seconds that requests have to finish when the server stops
 
 
@@ -68,7 +69,9 @@ def serve_command(
         workers=workers,
         blocking_threads=threads or app.config.get("POOL_SIZE", 8),
         backpressure=MAX_CONNECTIONS,
-        http1_settings=HTTP1Settings(header_read_timeout=1000 * IDLE_TIMEOUT),
+        http1_settings=HTTP1Settings(
+            header_read_timeout=1000 * IDLE_TIMEOUT, max_buffer_size=MAX_HEADERS
+        ),
         respawn_failed_workers=True,
         workers_kill_timeout=STOP_TIMEOUT,
         # Its lines go to the handler of the root logger, as the application's do.
