@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ..support.answers import choices
 from ..support.commands import PROGRAMS, TEMPLATE, run
 from ..support.documents import blocks
 from ..support.projects import Bake, install
@@ -30,6 +31,16 @@ def test_watchdog_7_is_not_installed(bake: Bake) -> None:
     project = bake(project_slug="app")
     run(PROGRAMS / "uv", "add", "--no-sync", "watchdog", cwd=project)
     assert int(locked(project)["watchdog"].partition(".")[0]) < 7
+
+
+@pytest.mark.parametrize("pool", ["psycopg2", "sqlalchemy"])
+@pytest.mark.parametrize("worker", choices()["worker"])
+def test_uv_sorts_the_dependencies(bake: Bake, pool: str, worker: str) -> None:
+    project = bake(project_slug="app", pool=pool, worker=worker)
+    run(PROGRAMS / "uv", "add", "--frozen", "humanize", cwd=project)
+    text = (project / "pyproject.toml").read_text()
+    added = tomllib.loads(text)["project"]["dependencies"]
+    assert added[added.index("humanize") - 1].startswith("granian")
 
 
 def test_urgent_fix_stays_in_the_lock(bake: Bake) -> None:
