@@ -12,6 +12,7 @@ import yaml
 from ..support.answers import Answers, combinations, label
 from ..support.commands import PROGRAMS, run
 from ..support.projects import Bake, embedded_server
+from ..support.repository import replace
 
 GITHUB = ".github/workflows/ci.yml"
 SCHEMAS = {
@@ -19,6 +20,8 @@ SCHEMAS = {
     "gitlab": {".gitlab-ci.yml": "gitlab-ci", "renovate.json": "renovate"},
     "none": {},
 }
+
+ON_PATH = {"PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"}
 
 DATABASES = """
 import psycopg2, sys
@@ -89,6 +92,14 @@ def test_steps_pass_locally_and_clean_up(bake: Bake, shared: Path) -> None:
     assert "Applied 0001_notes.sql\n" in said
 
 
+def test_audit_runs_no_release_that_the_project_excludes(bake: Bake) -> None:
+    project = bake(project_slug="app")
+    replace(project / "pyproject.toml", '"7 days"', '"2025-01-01"')
+    command, _, _ = github(project)["audit"][-1].partition(" --disable-pip")
+    said = run("sh", "-c", f"{command} --version", cwd=project, **ON_PATH)
+    assert said.endswith("pip-audit 2.7.3\n")
+
+
 def databases(project: Path, url: str) -> str:
     """Return the names of the databases on the server."""
     python = project / ".venv" / PROGRAMS.name / "python"
@@ -99,7 +110,7 @@ def take(step: str, project: Path, url: str) -> str:
     """Run a step as CI does, on the database at `url`, and return its output."""
     environ = workflow(project)["env"] | {
         "DATABASE_URL": url,
-        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        **ON_PATH,
         "PYTEST_ADDOPTS": "-k 'not test_reload'",  # test_projects.py runs these, too.
         "UV_PYTHON": sys.executable,
     }
