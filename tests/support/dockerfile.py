@@ -22,6 +22,7 @@ class Image:
         self.stages = folder / "stages"
         self.python = python
         self.stage = ""
+        self.secrets: dict[str, str] = {}
 
     def build(self) -> None:
         """Execute all instructions. A program that fails, fails the test."""
@@ -56,7 +57,12 @@ class Image:
         self.user = 0
 
     def take_run(self, rest: str) -> None:
-        run("sh", "-c", rest, cwd=self.workdir, **self.env)
+        environ = dict(self.env)
+        while rest.startswith("--mount=type=secret,"):
+            mount, _, rest = rest.partition(" ")
+            options = dict(each.split("=") for each in mount.split(",")[1:])
+            environ[options["env"]] = self.secrets[options["id"]]
+        run("sh", "-c", rest, cwd=self.workdir, **environ)
 
     def take_workdir(self, rest: str) -> None:
         self.workdir = Path(rest)

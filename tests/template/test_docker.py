@@ -1,6 +1,7 @@
 """The Dockerfile and compose.yaml, linted and executed without a container engine."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -13,9 +14,10 @@ import pytest
 import yaml
 
 from ..support.answers import Answers, combinations, label
-from ..support.commands import DEADLINE, PROGRAMS, SETTINGS, run, wait_for
+from ..support.commands import DEADLINE, PROGRAMS, SETTINGS, TEMPLATE, run, wait_for
 from ..support.dockerfile import Image
 from ..support.projects import Bake, embedded_server, install, reachable_python
+from ..support.repository import replace
 from ..support.serving import free_port, page
 
 SERVICES = {
@@ -129,6 +131,25 @@ def test_application_role_is_not_a_superuser(bake: Bake, shared: Path) -> None:
 def test_build_without_lock_file_names_the_command(bake: Bake, folder: Path) -> None:
     with pytest.raises(pytest.fail.Exception, match="run `uv lock` or `uv sync`"):
         image(bake, folder).build()
+
+
+@pytest.mark.slow
+def test_documented_secret_reaches_only_the_step_with_pip(
+    bake: Bake, folder: Path
+) -> None:
+    built = image(bake, folder)
+    dockerfile = built.project / "Dockerfile"
+    text = (TEMPLATE / "docs" / "deploying.md").read_text()
+    [mount] = re.findall(r"`(--mount=type=secret,\S+)`", text)
+    replace(dockerfile, "RUN pip", f"RUN {mount} pip")
+    run(PROGRAMS / "hadolint", "Dockerfile", cwd=built.project)
+    shown = " pip config list > seen\nRUN pip config list > later\n"
+    replace(dockerfile, " pip install.*", shown)
+    [name] = re.findall(r"`--secret id=(\w+)`", text)
+    built.secrets = {name: "https://me:password@pypi.example.com/simple"}
+    built.build()
+    assert "me:password" in (built.root / "seen").read_text()
+    assert "me:password" not in (built.root / "later").read_text()
 
 
 @pytest.mark.slow
