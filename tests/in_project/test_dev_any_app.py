@@ -495,6 +495,10 @@ def test_exit_at_import_shows_a_page(site: Site, options: tuple[str, ...]) -> No
     site.write("import sys; sys.exit('no settings')\n")
     site.wait_for(lambda: "SystemExit" in site.get("/version"), "page with the exit")
     assert "no settings" in site.get("/version")
+    connection = HTTPConnection("127.0.0.1", site.port, timeout=5)
+    connection.request("GET", "/version", headers={"Host": "other.example"})
+    page = connection.getresponse().read()
+    assert b"SecurityError" in page and b"no settings" not in page
     site.write()
     site.reload()
 

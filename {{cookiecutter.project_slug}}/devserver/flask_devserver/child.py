@@ -21,6 +21,7 @@ from typing import Any, NoReturn, cast
 
 from flask.cli import ScriptInfo, cli
 from werkzeug.debug import DebuggedApplication
+from werkzeug.wsgi import get_host
 
 from . import shutdown
 from .browser import BrowserReload
@@ -231,7 +232,7 @@ class Child:
         except BaseException as raised:
             files = list(filter(is_watched_module, _files_of(raised)))
             self._send(files=files, failed=True)
-            app = _failing(raised)
+            app = _failing(raised, self.options["host"])
         if self.options["debugger"] is not False:
             app = DebuggedApplication(app, evalex=True, pin_logging=self.first)
             app.trusted_hosts.append(self.options["host"])
@@ -247,7 +248,7 @@ def _files_of(error: BaseException | None) -> Iterator[str]:
         error = error.__context__
 
 
-def _failing(raised: BaseException) -> Any:
+def _failing(raised: BaseException, host: str) -> Any:
     """Return an application that raises the error of a failed import."""
     place = raised.__traceback__ and raised.__traceback__.tb_next  # below this module
     traceback.print_exception(raised.with_traceback(place))
@@ -259,6 +260,9 @@ def _failing(raised: BaseException) -> Any:
         # Werkzeug's debugger begins below this frame.
         __traceback_hide__ = True  # noqa: F841
         environ["wsgi.errors"] = StringIO()  # The log already has the error.
+        # Another site can make its name lead here, but must not read the source.
+        if ":" not in host and host != "0.0.0.0":  # noqa: S104
+            get_host(environ, [".localhost", "127.0.0.1", host])
         raise error.with_traceback(place)
 
     return app
