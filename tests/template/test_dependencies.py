@@ -75,6 +75,16 @@ def test_lock_records_the_documented_index(bake: Bake) -> None:
     assert registries == {"https://pypi.org/simple/"}
 
 
+@pytest.mark.parametrize("worker", choices()["worker"])
+def test_only_procrastinate_installs_what_async_views_need(
+    bake: Bake, worker: str
+) -> None:
+    # docs/updating.md says what to do when the worker changes.
+    project = bake(project_slug="app", worker=worker)
+    run(PROGRAMS / "uv", "lock", cwd=project)
+    assert ("asgiref" in locked(project)) == (worker == "procrastinate")
+
+
 def locked(project: Path) -> dict[str, str]:
     """Return the version of each package in `uv.lock`."""
     packages = tomllib.loads((project / "uv.lock").read_text())["package"]

@@ -386,9 +386,9 @@ def test_project_made_without_cruft_can_be_linked(
     project = Project(repository, tmp_path, "before", pool="none")
     (project.folder / ".cruft.json").unlink()
     edit(project.folder)
-    context = json.dumps({"project_slug": "app", "pool": "none"})
-    options = ["--no-input", "--checkout", "before", "--extra-context", context]
-    cruft("link", repository, *options, cwd=project.folder)
+    [options] = re.findall(r"`(-y --extra-context .*?)`", document())
+    command = f"cruft link {repository} --checkout before {options}"
+    run("bash", "-c", command, cwd=project.folder, **ON_PATH)
     project.update()
     assert contents(project.folder) == contents(edited(bake, pool="none"))
 
@@ -430,10 +430,13 @@ def test_documented_commands_link_and_update_a_project(
     assert contents(project) == contents(bake())
 
 
+def document() -> str:
+    return (TEMPLATE / "docs" / "updating.md").read_text()
+
+
 def typed(section: str = "") -> list[str]:
     """Return the commands of the document, or of one of its sections."""
-    text = (TEMPLATE / "docs" / "updating.md").read_text()
-    return [c.text for c in commands(text) if c.section == (section or c.section)]
+    return [c.text for c in commands(document()) if c.section == (section or c.section)]
 
 
 def clock_shifted(folder: Path, days: int) -> dict[str, str]:
@@ -601,7 +604,7 @@ def weekly_jobs() -> dict[str, Any]:
 
 def weekly_workflow() -> str:
     """Return the workflow from the document."""
-    [workflow] = blocks((TEMPLATE / "docs" / "updating.md").read_text(), "yaml")
+    [workflow] = blocks(document(), "yaml")
     return workflow
 
 
