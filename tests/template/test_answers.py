@@ -1,6 +1,7 @@
 """Invalid answers stop the bake with one message; odd answers arrive unchanged."""
 
 import keyword
+import os
 import re
 import subprocess
 import sys
@@ -243,6 +244,13 @@ def test_odd_text_arrives_unchanged(template: Path, tmp_path: Path, text: str) -
     assert shown((project / "README.md").read_text("utf-8"))[:2] == [text, text]
     check_style(project)
     assert build(project)["Summary"] == text
+
+
+def test_given_answers_run_as_security_md_warns(template: Path, folder: Path) -> None:
+    code = "{{ cycler.__init__.__globals__.os.getpid() }}"
+    bake_in(folder, template, {"description": code})
+    settings = (folder / "my_flask_app" / "pyproject.toml").read_text()
+    assert f'description = "{os.getpid()}"' in settings
 
 
 @pytest.mark.parametrize("text", STARTS)
