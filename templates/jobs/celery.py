@@ -228,6 +228,13 @@ def _note_failed(
     _note(sender.app, task_id, sender.name, args, kwargs, error)
 
 
+@signals.task_retry.connect
+def _log_retry(request: Any, reason: Any, **_: object) -> None:
+    error = type(reason.exc or reason).__name__
+    parts = {"job_id": request.id, "task": request.task, "error": error}
+    logger.warning("Job %(job_id)s (%(task)s) is retried after %(error)s", parts)
+
+
 @signals.task_unknown.connect
 @signals.task_rejected.connect
 def _note_unknown(sender: Any, message: Any, **_: object) -> None:

@@ -52,6 +52,11 @@ def tell_job(self: Any, a: int) -> None:
     results.append((self.request.id, a))
 
 
+@task(autoretry_for=(OSError,), max_retries=1, default_retry_delay=0)
+def fail_to_connect() -> None:
+    raise OSError
+
+
 @task
 def fail(value: object) -> None:
     raise RuntimeError("on purpose")
@@ -246,6 +251,15 @@ def test_failed_job_is_listed_and_can_be_sent_again(
     retried = app.test_cli_runner().invoke(args=["worker", "--retry", id])
     assert retried.output == f"Job {id} waits again\n"
     assert (waiting(), worker.failed()) == (1, {})
+
+
+def test_retry_names_the_error_in_the_log(
+    run_jobs: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = fail_to_connect.delay().id
+    run_jobs()
+    name = f"{__name__}.fail_to_connect"
+    assert f"Job {job} ({name}) is retried after OSError" in caplog.messages
 
 
 def test_retry_rejects_an_unknown_job(app: Flask) -> None:

@@ -315,8 +315,11 @@ class Supervisor:
         say(" * Packages or settings have changed: starting again.")
         self._stop_children()
         # An installer may have removed a package for a moment.
+        said = ""
         while not self.ending and (error := _import_error()):
-            say(f" * It cannot start, and tries again: {error}")
+            if error != said:
+                say(f" * It cannot start, and tries again: {error}")
+            said = error
             self._wait(1)
         if self.ending:
             return
