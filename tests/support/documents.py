@@ -15,7 +15,9 @@ from markdown_it import MarkdownIt
 from .commands import DEADLINE, clean_environment, run, wait_for
 from .serving import free_port, page
 
-LASTS = re.compile(r"(^make demo.*| flask (dev|run --debug|worker)| serve)$")
+LASTS = re.compile(
+    r"(^make demo.*| flask( --app \w+)? (dev|run --debug|worker)| serve)$"
+)
 
 
 class Command(NamedTuple):

@@ -50,6 +50,12 @@ PRODUCTION = ("Jobs", "Deploy")
 
 # Sections that change the project: tests/project/test_recipes.py follows them.
 RECIPES = ("Add a page with a table", "Remove the example", "Remove `devserver/`")
+YOUR_APP = """
+from flask import Flask
+
+app = Flask(__name__)
+app.add_url_rule("/notes", view_func=lambda: "<h1>Notes</h1>")
+"""
 FAIL = """
 from app import create_app
 from app.tasks import count_words
@@ -58,20 +64,21 @@ with create_app().app_context():
 """
 
 # The documents, by where their commands are typed: in a copy of the repository, in a
-# project in development or in production, or in a project of test_updating.py.
+# project in development or in production, in a project of test_updating.py, or in an
+# app that has nothing of the template.
 REPOSITORY = ["README.md", "CONTRIBUTING.md"]
 DEVELOPMENT = ["docs/development.md"]
 PROJECT = ["docs/deploying.md"]
 UPDATING = ["docs/updating.md"]
+ANY_APP = ["docs/why-reload-breaks.md"]
 WITHOUT = [
     "CHANGELOG.md",
     "SECURITY.md",
     "docs/benchmarks.md",
     "docs/choosing.md",
     "docs/reliability.md",
-    "docs/why-reload-breaks.md",
 ]
-NAMES = [*REPOSITORY, *DEVELOPMENT, *PROJECT, *UPDATING, *WITHOUT]
+NAMES = [*REPOSITORY, *DEVELOPMENT, *PROJECT, *UPDATING, *ANY_APP, *WITHOUT]
 
 
 def test_every_document_is_known() -> None:
@@ -92,6 +99,18 @@ def test_commands_of_the_repository(tmp_path: Path) -> None:
     assert [line for line in command_lines() if str(clone) in line] == []
     for database in clone.glob("**/instance/postgres"):
         remove_database(database)
+
+
+@pytest.mark.slow
+def test_commands_of_an_app_without_the_template(tmp_path: Path) -> None:
+    copy_template(tmp_path / "flask-db-template")
+    app = tmp_path / "app"
+    run(PROGRAMS / "uv", "init", "--bare", "--name=app", app, cwd=tmp_path)
+    run(PROGRAMS / "uv", "add", "flask", cwd=app)
+    (app / "your_app.py").write_text(YOUR_APP)
+    typed = [command for name in ANY_APP for command in commands(read(name))]
+    type_all(app, typed, PATH=path(tmp_path))
+    assert (app / "devserver" / "README.md").exists()
 
 
 @pytest.mark.minutes
