@@ -31,7 +31,7 @@ def install(project: Path, *options: str, **environ: str) -> Path:
     sync = [PROGRAMS / "uv", "sync", "--quiet", *options]
     # Set only here: with UV_PYTHON set, `uv pip` would change the tests' environment.
     run(*sync, cwd=project, **{"UV_PYTHON": sys.executable} | environ)
-    if not options:
+    if not options and "BYTECODE" in os.environ:  # `make mutations` has no fixtures.
         share_bytecode(project / ".venv")
     return project / ".venv" / PROGRAMS.name
 

@@ -1,13 +1,14 @@
 """Each seeded defect matches the code, and names a test that exists."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from ..mutations import DEFECTS, PROJECT
 from ..mutations.__main__ import Report, notices
-from ..support.commands import TEMPLATE
+from ..support.commands import TEMPLATE, run
 from ..support.repository import copy_template
 
 FOLDERS = [
@@ -49,3 +50,9 @@ def test_defect_counts_as_noticed_only_by_its_test(
 ) -> None:
     report = Report(passed=0, failures={name: error}, seconds=1.0)
     assert bool(notices(DEFECT, report)) == noticed
+
+
+@pytest.mark.slow
+def test_command_tries_the_defects() -> None:
+    command = [sys.executable, "-m", "tests.mutations", "Two machines"]
+    assert "1 of 1 were noticed." in run(*command, cwd=TEMPLATE)
