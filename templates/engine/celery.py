@@ -13,6 +13,7 @@ import click
 from celery import beat, signals
 from celery.app.trace import trace_task
 from celery.exceptions import SecurityWarning
+from celery.states import RETRY
 from flask import Flask
 from kombu.exceptions import KombuError
 from kombu.transport import redis
@@ -143,7 +144,9 @@ class Worker:
         redis.Transport.Channel = Channel
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_signal, weak=False)
-        return get_celery()
+        celery = get_celery()
+        _add_routed_queues(celery)
+        return celery
 
     def run(self, arguments: tuple[str, ...] = ()) -> None:
         """Run jobs until SIGTERM or SIGINT; wait while the broker is away.
@@ -172,7 +175,9 @@ class Worker:
                     args, kwargs, embed = message.payload
                     request = message.headers | embed | {"is_eager": True}
                     found, job = celery.tasks[request["task"]], request["id"]
-                    trace_task(found, job, args, kwargs, request, app=celery)
+                    info = trace_task(found, job, args, kwargs, request, app=celery)[1]
+                    if info and info.state == RETRY:
+                        info.retval.sig.apply_async()
                     message.ack()
 
     def status(self) -> dict[str, int]:
@@ -184,6 +189,7 @@ class Worker:
         `REPLY_TIMEOUT` seconds.
         """
         celery = get_celery()
+        _add_routed_queues(celery)
         with celery.connection_for_read() as conn:
             status = _waiting(celery, conn)
             inspect = celery.control.inspect(connection=conn, timeout=REPLY_TIMEOUT)
@@ -266,6 +272,14 @@ def _drop_message(record: logging.LogRecord) -> bool:
         args: Any = record.args
         record.args = args[: record.msg.count("%")]
     return True
+
+
+def _add_routed_queues(celery: FlaskCelery) -> None:
+    """Let a worker without `--queues` run the jobs of every queue."""
+    celery.loader.import_default_modules()
+    for name in list(celery.tasks):
+        if queue := celery.amqp.router.route({}, name).get("queue"):
+            celery.amqp.queues.select_add(queue)
 
 
 def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:

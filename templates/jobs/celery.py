@@ -269,6 +269,13 @@ class FlaskCelery(Celery):
     def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
         return super().connection_for_write(**self._broker(url) | options)
 
+    def _get_backend(self) -> Any:
+        # In development, the URL of the broker is a function that starts one.
+        conf: Any = self.conf
+        if callable(conf.result_backend):
+            conf.result_backend = conf.result_backend()
+        return super()._get_backend()  # type: ignore[misc]
+
     def _broker(self, url: str | None) -> dict[str, Any]:
         # Celery prefers the environment to its configuration, even in tests.
         config = self.flask_app.config
@@ -316,6 +323,7 @@ def init_app(app: Flask) -> None:
         task_publish_retry_policy={"max_retries": 1},
         worker_enable_prefetch_count_reduction=False,  # The worker counts its jobs.
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=not app.debug,  # for `print` and the debugger
         worker_prefetch_multiplier=1,
     )
     celery.set_default()

@@ -57,6 +57,13 @@ def fail_to_connect() -> None:
     raise OSError
 
 
+@task(bind=True, autoretry_for=(OSError,), retry_backoff=True)
+def fail_once(self: Any) -> None:
+    if not self.request.retries:
+        raise OSError
+    results.append("retried")
+
+
 @task
 def fail(value: object) -> None:
     raise RuntimeError("on purpose")
@@ -123,7 +130,7 @@ def test_task_of_another_base_has_a_context(app: Flask) -> None:
 
 
 def test_result_is_stored_in_a_backend(app: Flask) -> None:
-    get_celery().conf.update(result_backend="cache+memory://")
+    get_celery().conf.update(result_backend=lambda: "cache+memory://")
     job = add.delay(1, 2)
     with start_worker(get_celery(), perform_ping_check=False):
         assert job.get(timeout=10) == 3
@@ -251,6 +258,32 @@ def test_failed_job_is_listed_and_can_be_sent_again(
     retried = app.test_cli_runner().invoke(args=["worker", "--retry", id])
     assert retried.output == f"Job {id} waits again\n"
     assert (waiting(), worker.failed()) == (1, {})
+
+
+def test_run_jobs_runs_a_retry(run_jobs: Callable[[], None]) -> None:
+    fail_once.delay()
+    run_jobs()
+    assert results == ["retried"]
+
+
+def test_jobs_of_a_routed_queue_are_counted_and_run(
+    app: Flask, worker: Worker, run_jobs: Callable[[], None]
+) -> None:
+    slow = f"{app.name}.slow"
+    get_celery().conf.update(task_routes={add.name: {"queue": slow}})
+    before = worker.status()["waiting"]
+    add.delay(1, 2)
+    assert worker.status()["waiting"] == before + 1
+    run_jobs()
+    assert results == [3]
+
+
+def test_worker_runs_every_routed_queue(app: Flask, worker: Worker) -> None:
+    get_celery().conf.update(task_routes={add.name: {"queue": "slow"}})
+    queues = worker.get_ready().amqp.queues
+    assert {*queues.consume_from} == {app.name, "slow"}
+    queues.select(["slow"])
+    assert {*queues.consume_from} == {"slow"}
 
 
 def test_retry_names_the_error_in_the_log(

@@ -41,7 +41,7 @@ if os.environ.get("WERKZEUG_RUN_MAIN") == "true" and "run" in sys.argv:
     "command",
     metavar="NAME",
     envvar=["FLASK_DEV_WITH", "FLASK_DEV_ALSO"],
-    help="Run another command beside the server: flask NAME.",
+    help="Run one other command beside the server, instead of FLASK_DEV_WITH.",
 )
 @pass_script_info
 def dev(info: ScriptInfo, /, **options: Any) -> None:
