@@ -25,6 +25,9 @@ SETTINGS = {
 DIRECT = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
 os.environ["no_proxy"] = f"127.0.0.1,localhost,{DIRECT}"
 
+# An environment in which a shell finds the programs of the tests.
+ON_PATH = {"PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"}
+
 # Seconds until a wait fails. A wait ends as soon as its condition holds.
 DEADLINE = float(os.environ.get("DEADLINE", "120"))
 

@@ -1,7 +1,6 @@
 """The CI of a project passes linters, and its steps pass on this machine."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 import yaml
 
 from ..support.answers import Answers, combinations, label
-from ..support.commands import PROGRAMS, run
+from ..support.commands import ON_PATH, PROGRAMS, run
 from ..support.projects import Bake, embedded_server
 from ..support.repository import replace
 
@@ -21,7 +20,6 @@ SCHEMAS = {
     "none": {},
 }
 
-ON_PATH = {"PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"}
 
 DATABASES = """
 import psycopg2, sys

@@ -14,7 +14,7 @@ import yaml
 
 from ..support.actions import Runner
 from ..support.answers import choices
-from ..support.commands import PROGRAMS, TEMPLATE, run
+from ..support.commands import ON_PATH, PROGRAMS, TEMPLATE, run
 from ..support.documents import blocks, commands
 from ..support.projects import Bake, contents, files, install
 from ..support.repository import (
@@ -81,7 +81,6 @@ def hello() -> str:
     return "Hello! " * number(current_app, "GREETINGS", 3)
 """
 
-ON_PATH = {"PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
 
 GH = """#!/bin/sh
 echo "$@" >> "$CALLS"
