@@ -60,10 +60,11 @@ for i = 3, #KEYS do
     end
 end
 """
-FAILED = (
-    "SELECT id, concat_ws(' ', at::timestamptz(0), name, args #>> '{}',"
-    " kwargs #>> '{}', error) FROM failed_tasks ORDER BY at"
-)
+FAILED = """
+SELECT id, concat_ws(
+    ' ', at::timestamptz(0), name, args #>> '{}', kwargs #>> '{}', error
+) FROM failed_tasks ORDER BY at
+"""
 MAX_WAIT = 0.1  # seconds until a worker checks its other queues and priorities
 
 
@@ -168,17 +169,14 @@ class Worker:
         """Run the waiting jobs and those that they enqueue, for tests."""
         celery = get_celery()
         with celery.connection_for_read() as conn:
-            for queue in celery.amqp.queues.values():
-                bound = queue(conn.default_channel)
-                bound.declare()
-                while message := bound.get():
-                    args, kwargs, embed = message.payload
-                    request = message.headers | embed | {"is_eager": True}
-                    found, job = celery.tasks[request["task"]], request["id"]
-                    info = trace_task(found, job, args, kwargs, request, app=celery)[1]
-                    if info and info.state == RETRY:
-                        info.retval.sig.apply_async()
-                    message.ack()
+            while message := _next_message(celery, conn.default_channel):
+                args, kwargs, embed = message.payload
+                request = message.headers | embed | {"is_eager": True}
+                found, job = celery.tasks[request["task"]], request["id"]
+                trace = trace_task(found, job, args, kwargs, request, app=celery)
+                if trace.info and trace.info.state == RETRY:
+                    trace.info.retval.sig.apply_async()
+                message.ack()
 
     def status(self) -> dict[str, int]:
         """Count the jobs that wait, run and have failed, and the workers.
@@ -280,6 +278,16 @@ def _add_routed_queues(celery: FlaskCelery) -> None:
     for name in list(celery.tasks):
         if queue := celery.amqp.router.route({}, name).get("queue"):
             celery.amqp.queues.select_add(queue)
+
+
+def _next_message(celery: FlaskCelery, channel: Any) -> Any:
+    """Return a message that waits, or None. A job may have sent it to any queue."""
+    for queue in celery.amqp.queues.values():
+        bound = queue(channel)
+        bound.declare()
+        if message := bound.get():
+            return message
+    return None
 
 
 def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:

@@ -124,10 +124,13 @@ class Task(CeleryTask[P, R]):
         losses = request.headers.get("connection_losses", 0) + 1
         delay = min(2**losses, MAX_RETRY_DELAY)
         logger.warning("Retrying job in %d s: %s", delay, error)
-        headers = request.headers | {"connection_losses": losses}
-        options: Any = {"retries": request.retries, "headers": headers}
+        again = self.signature_from_request(
+            retries=request.retries,
+            countdown=delay,
+            headers=request.headers | {"connection_losses": losses},
+        )
         try:
-            self.signature_from_request(countdown=delay, **options).apply_async()
+            again.apply_async()
         except KombuError as broker_error:  # It is unavailable, too.
             raise Reject(broker_error, requeue=True) from error
         raise Ignore

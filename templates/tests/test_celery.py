@@ -278,6 +278,16 @@ def test_jobs_of_a_routed_queue_are_counted_and_run(
     assert results == [3]
 
 
+def test_run_jobs_runs_what_another_queue_enqueues(
+    app: Flask, run_jobs: Callable[[], None]
+) -> None:
+    routes = {add_twice.name: {"queue": f"{app.name}.slow"}}
+    get_celery().conf.update(task_routes=routes)
+    add_twice.delay(1, 2)
+    run_jobs()
+    assert results == [3, 3]
+
+
 def test_worker_runs_every_routed_queue(app: Flask, worker: Worker) -> None:
     get_celery().conf.update(task_routes={add.name: {"queue": "slow"}})
     queues = worker.get_ready().amqp.queues
