@@ -4,7 +4,8 @@
 
 Every application responds with the same row of a table. In each round, they take turns
 in random order, each alone. FOLDER keeps the environments for the next run, and
-bench/throughput.py uses them, too. Prints a table in Markdown.
+bench/throughput.py uses them, too. With SERVER=gunicorn in the environment, gunicorn
+serves them with as many processes and threads. Prints a table in Markdown.
 """
 
 import os
@@ -18,7 +19,13 @@ ROUNDS = int(os.environ.get("ROUNDS", "5"))
 SECONDS = int(os.environ.get("SECONDS", "2"))  # of each application at each of CLIENTS
 CLIENTS = (16, 64)
 PATH = "/items/42"
-PACKAGES = ["psycopg[binary,pool]", "flask-sqlalchemy"]
+PACKAGES = ["psycopg[binary,pool]", "flask-sqlalchemy", "gunicorn"]
+SERVERS = {  # PORT stands for a free port.
+    "granian": "granian --interface wsgi --http 1 --no-ws --port PORT "
+    "--workers 2 --blocking-threads 8 --backpressure 65536",
+    "gunicorn": "gunicorn --bind 127.0.0.1:PORT --workers 2 --threads 8",
+}
+SERVER = SERVERS[os.environ.get("SERVER", "granian")].split()
 
 START = """
 import os
@@ -162,9 +169,7 @@ def measure(project: Path, dsn: str) -> Results:
     folder = project.parent / "served"
     modules = write_modules(folder)
     environ = with_projects(project, dsn)
-    command = [project / ".venv" / "bin" / "granian", "--interface", "wsgi"]
-    command += "--http 1 --workers 2 --blocking-threads 8 --backpressure 65536".split()
-    command += ["--no-ws", "--port", "PORT"]
+    command = [project / ".venv" / "bin" / SERVER[0], *SERVER[1:]]
     results: Results = {(name, count): [] for name in modules for count in CLIENTS}
     for _ in range(ROUNDS):
         for name in sample(list(modules), len(modules)):
