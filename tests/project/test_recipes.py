@@ -56,7 +56,8 @@ def test_task_with_a_test(bake: Bake, server_url: str, worker: str) -> None:
     project = bake(project_slug="app", worker=worker)
     programs = install(project)
     name = "tests/test_tasks.py"
-    [text] = [text for names, _, text in shown(project, "Jobs") if names == [name]]
+    blocks = shown(project, "Test a task")
+    [text] = [text for names, _, text in blocks if names == [name]]
     (project / name).write_text(text)
     check(programs, project)
     run(programs / "pytest", name, cwd=project, DATABASE_URL=server_url)

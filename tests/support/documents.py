@@ -30,8 +30,8 @@ class Command(NamedTuple):
 def commands(markdown: str) -> list[Command]:
     """Return the commands of a document, in order.
 
-    An indented block holds one command per line. Fence everything else, with the name
-    of its language.
+    An indented block holds one command per line, perhaps with a comment. Fence
+    everything else, with the name of its language.
     """
     found: list[Command] = []
     section = before = ""
@@ -40,6 +40,7 @@ def commands(markdown: str) -> list[Command]:
             section = token.content
         elif token.type == "code_block":
             whole = re.sub(r"\\\n\s*", "", token.content)  # Join continued lines.
+            whole = re.sub(r"\s+# .*", "", whole)
             lines = filter(None, whole.splitlines())
             found += [Command(section, line) for line in lines]
         elif token.type == "fence":

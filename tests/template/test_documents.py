@@ -46,7 +46,7 @@ BRIEFLY = {"PYTEST_ADDOPTS": "--collect-only --quiet"}
 WORKERS = ["procrastinate", "celery"]
 
 # Sections of a project's README whose commands need the settings of production.
-PRODUCTION = ("Jobs", "Deploy")
+PRODUCTION = ("Run workers", "Deploy")
 
 # Sections that change the project: tests/project/test_recipes.py follows them.
 RECIPES = ("Add a page with a table", "Remove the example", "Remove `devserver/`")
