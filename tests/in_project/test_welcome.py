@@ -130,12 +130,12 @@ def test_page_works_without_a_database(
     assert answer and "hidden-word" not in str(answer) and "problem" in answer
 
 
-def test_page_and_log_name_missing_migrations(
+def test_page_and_log_name_pending_migrations(
     server_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with scratch_database(server_url) as url:
         app = create_app(SETTINGS | {"DATABASE_URL": url})
-        sentence = ".sql is missing: run `flask migrate`."
+        sentence = ".sql is pending: run `flask migrate`."
         assert sentence in browser(app).get("/", headers=PAGE).text
         assert sum(sentence in message for message in caplog.messages) == 1
         app.test_cli_runner().invoke(args=["migrate"])

@@ -246,11 +246,11 @@ DEFECTS = [
         sign="DID NOT RAISE",
     ),
     Defect(
-        words="`/readyz` returns 200 although a migration is missing",
+        words="`/readyz` returns 200 although a migration is pending",
         file=f"{PACKAGE}/core/health.py",
         old="migrate.find_problem(get_db())",
         new='get_db().cursor().execute("SELECT 1")',
-        test="tests/core/test_migrate.py::test_not_ready_while_some_are_missing",
+        test="tests/core/test_migrate.py::test_not_ready_while_some_are_pending",
         sign="assert 200 == 503",
     ),
     Defect(

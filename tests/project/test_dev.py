@@ -83,6 +83,22 @@ def test_edited_migration_is_named_until_it_is_mended(bake: Bake) -> None:
     assert "Traceback" not in site.log.read_text()
 
 
+def test_worker_waits_while_the_application_cannot_be_imported(bake: Bake) -> None:
+    site = Site(bake(project_slug="app", worker="procrastinate"))
+    module = site.folder / "app" / "notes.py"
+    text = module.read_text()
+    with site.serve():
+        module.write_text("broken(")
+        waits = "flask worker has ended by itself (exit code 2): save a file"
+        wait_for(lambda: waits in site.log.read_text(), "worker that waits")
+        module.write_text(text)
+        wait_for(lambda: not error_page(site), "page")
+        site.page("notes", body="a note")
+        wait_for(lambda: "has 2 words" in site.log.read_text(), "job")
+    assert "import the application: SyntaxError(" in site.log.read_text()
+    assert "No such command" not in site.log.read_text()
+
+
 def error_page(site: Site) -> str:
     """Return the page of an error, as a browser shows it."""
     try:

@@ -23,7 +23,7 @@ from flask.cli import ScriptInfo, cli
 from werkzeug.debug import DebuggedApplication
 from werkzeug.wsgi import get_host
 
-from . import shutdown
+from . import say, shutdown
 from .browser import BrowserReload
 from .files import is_library, is_watched_module, module_files
 from .server import RequestHandler, Server
@@ -156,9 +156,16 @@ class Child:
         os.close(self.listener)
         self.listener = -1
         self._notify_ready()
-        app = ["--app", self.app] if self.app else []
+        info = ScriptInfo(app_import_path=self.app)
         try:
-            cli.main([*app, *shlex.split(self.command)])
+            info.load_app()
+        except BaseException as error:
+            self._report(error)
+            # The server prints the traceback.
+            say(f" * {self.name} cannot import the application: {error!r}")
+            _exit(2)
+        try:
+            cli.main(shlex.split(self.command), obj=info)
         except SystemExit as error:
             _exit(error.code)
         except Exception:
@@ -230,13 +237,17 @@ class Child:
             seconds = f"{time.monotonic() - self.began:.2f} s"
             app: Any = Welcome(flask_app, "" if self.first else seconds)
         except BaseException as raised:
-            files = list(filter(is_watched_module, _files_of(raised)))
-            self._send(files=files, failed=True)
+            self._report(raised)
             app = _failing(raised, self.options["host"])
         if self.options["debugger"] is not False:
             app = DebuggedApplication(app, evalex=True, pin_logging=self.first)
             app.trusted_hosts.append(self.options["host"])
         return app
+
+    def _report(self, error: BaseException) -> None:
+        """Tell the supervisor which files the error of an import comes from."""
+        files = list(filter(is_watched_module, _files_of(error)))
+        self._send(files=files, failed=True)
 
 
 def _files_of(error: BaseException | None) -> Iterator[str]:

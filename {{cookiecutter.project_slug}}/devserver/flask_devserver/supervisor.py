@@ -108,7 +108,7 @@ class Supervisor:
         while not self.ending:
             self._wait(self._next_event())
             if self.failed_beside and not self.draining:
-                self._start_again(self.web)  # A port, for example, is free now.
+                self._start_again()  # A port, for example, is free now.
             self._start_children()
             self._import_next()
             self._scan()
@@ -261,15 +261,15 @@ class Supervisor:
         settings = any(path.endswith(SETTINGS) for path in self.reloaded)
         if settings or self.loaded & self.reloaded:
             self._reexec()
-        for runner in self.runners:
-            self._start_again(runner)
+        self._start_again()
 
-    def _start_again(self, runner: Runner) -> None:
+    def _start_again(self) -> None:
         self.failed_beside = False
-        runner.child.began = time.monotonic()
-        runner.started = time.time() - 0.01
-        runner.start_at = 0
-        self._stop(runner)
+        for runner in self.runners:
+            runner.child.began = time.monotonic()
+            runner.started = time.time() - 0.01
+            runner.start_at = 0
+            self._stop(runner)
 
     def _start_children(self) -> None:
         if self.fork and threading.active_count() > 1:

@@ -37,7 +37,7 @@ def app(empty_url: str, tmp_path: Path) -> Flask:
     return app
 
 
-def test_command_applies_missing_migrations_once(runner: FlaskCliRunner) -> None:
+def test_command_applies_pending_migrations_once(runner: FlaskCliRunner) -> None:
     assert "Applied 0001_made.sql\n" in runner.invoke(args=["migrate"]).output
     assert runner.invoke(args=["migrate"]).output == "Nothing to apply\n"
 
@@ -53,9 +53,9 @@ def test_readiness_reads_no_file(
         assert "0001_made.sql" not in module.find_problem(empty)
 
 
-def test_command_lists_missing_migrations(runner: FlaskCliRunner) -> None:
+def test_command_lists_pending_migrations(runner: FlaskCliRunner) -> None:
     listed = ["migrate", "--status"]
-    assert "Missing 0001_made.sql\n" in runner.invoke(args=listed).output
+    assert "Pending 0001_made.sql\n" in runner.invoke(args=listed).output
     assert "Applied 0001_made.sql\n" in runner.invoke(args=["migrate"]).output
     assert "Applied 0001_made.sql\n" in runner.invoke(args=listed).output
 
@@ -66,17 +66,17 @@ def test_status_leaves_out_what_a_library_has_applied(
     (tmp_path / "0001_library.sql").write_text("SELECT 1")
     module.add_folder(app, tmp_path)
     listed = ["migrate", "--status"]
-    assert "Missing 0001_library.sql\n" in runner.invoke(args=listed).output
+    assert "Pending 0001_library.sql\n" in runner.invoke(args=listed).output
     assert "Applied 0001_library.sql\n" in runner.invoke(args=["migrate"]).output
     assert runner.invoke(args=listed).output == "Applied 0001_made.sql\n"
 
 
-def test_not_ready_while_some_are_missing(
+def test_not_ready_while_some_are_pending(
     app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert app.test_client().get("/readyz").status_code == 503
     [message] = [text for text in caplog.messages if "Not ready" in text]
-    assert re.search(r"Migration \S+\.sql is missing: run `flask migrate`\.$", message)
+    assert re.search(r"Migration \S+\.sql is pending: run `flask migrate`\.$", message)
     app.test_cli_runner().invoke(args=["migrate"])
     assert app.test_client().get("/readyz").status_code == 200
 
@@ -366,7 +366,7 @@ def test_forgotten_file_is_applied_again(
     run(empty, "INSERT INTO schema_migrations VALUES ('0000_lost.sql', '')")
     assert "Gone 0000_lost.sql\n" in runner.invoke(args=["migrate", "--status"]).output
     forget = ["migrate", "--forget", "0000_lost.sql"]
-    assert runner.invoke(args=forget).output == "Missing 0000_lost.sql\n"
+    assert runner.invoke(args=forget).output == "Pending 0000_lost.sql\n"
     assert runner.invoke(args=forget).exit_code == 1
 
 

@@ -33,7 +33,7 @@ ERRORS = (DatabaseUnavailable, migrate.MigrationError, psycopg2.Error, OSError)
 
 @click.command("migrate")
 @click.option("--status", "only_list", is_flag=True, help="Only list the migrations.")
-@click.option("--forget", metavar="NAME", help="List a migration as missing again.")
+@click.option("--forget", metavar="NAME", help="List a migration as pending again.")
 @click.option("--reset", is_flag=True, help="First drop all tables.")
 @with_appcontext
 def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
@@ -61,7 +61,7 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
                 lines = [f"{state} {name}" for name, state in found]
             elif forget is not None:
                 migrate.forget(conn, forget)
-                lines = [f"Missing {forget}"]
+                lines = [f"Pending {forget}"]
             else:
                 lines = [f"Applied {name}" for name in migrate.migrate(conn)]
     except ERRORS as error:

@@ -64,7 +64,7 @@ def _find_problem() -> str:
 
 
 def _resolve_url(app: Flask, url: str, lock: Lock) -> str:
-    """Return `url`, or that of the embedded PostgreSQL. Warn of missing migrations."""
+    """Return `url`, or that of the embedded PostgreSQL. Warn of pending migrations."""
     with lock:  # Several first requests may come at once.
         if not url:
             return _start_database(app)

@@ -35,7 +35,7 @@ def _respond(
 
 def _readiness() -> str:
     """Return "ok" when the database responds and has every migration."""
-    status, problem = "migrations missing", ""
+    status, problem = "migrations pending", ""
     try:
         problem = migrate.find_problem(get_db())
     except migrate.MigrationError as error:

@@ -70,10 +70,10 @@ def forget(conn: connection, name: str) -> None:
 
 
 def status(conn: connection) -> dict[str, str]:
-    """Return "Applied", "Edited", "Missing" or "Gone" by name, at one round trip.
+    """Return "Applied", "Edited", "Pending" or "Gone" by name, at one round trip.
 
     A migration is gone when it is applied, but its file no longer exists. Those of
-    libraries, often dozens, are listed only while they are missing.
+    libraries, often dozens, are listed only while they are pending.
     """
     folder, *others = _folders()
     own, libraries = _paths(folder), [path.name for path in _paths(*others)]
@@ -82,17 +82,17 @@ def status(conn: connection) -> dict[str, str]:
     found = {name: "Gone" for name in applied if name not in libraries}
     found |= {path.name: "Applied" for path in own}
     found |= {path.name: "Edited" for path in _edited(own, applied)}
-    missing = [name for name in (*found, *libraries) if name not in applied]
-    return found | dict.fromkeys(missing, "Missing")
+    pending = [name for name in (*found, *libraries) if name not in applied]
+    return found | dict.fromkeys(pending, "Pending")
 
 
 def find_problem(conn: connection) -> str:
-    """Return a sentence about the first missing migration, or an empty string."""
+    """Return a sentence about the first pending migration, or an empty string."""
     # Unlike `status`, this reads no file, because /readyz calls it often.
     with conn.cursor() as cursor:
         applied = _applied(cursor)
     names = [path.name for path in _paths(*_folders()) if path.name not in applied]
-    return f"Migration {names[0]} is missing: run `flask migrate`." if names else ""
+    return f"Migration {names[0]} is pending: run `flask migrate`." if names else ""
 
 
 def add_folder(app: Flask, folder: Path) -> None:
