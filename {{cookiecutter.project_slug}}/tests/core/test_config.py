@@ -32,7 +32,7 @@ def read(setting: Setting, **overrides: object) -> Any:
 
 @pytest.mark.parametrize("name", PRODUCTION)
 def test_missing_setting_stops_the_start(name: str) -> None:
-    message = f"^{name} is not set: set it to .*[.] Only `flask --debug` runs .*[.]$"
+    message = f"^{name} is not set: set it to .*[.] For debug mode, use .*[.]$"
     with pytest.raises(config.ConfigError, match=message):
         create_app(PRODUCTION | {name: ""})
 

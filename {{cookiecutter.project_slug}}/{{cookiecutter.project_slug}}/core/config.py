@@ -19,6 +19,7 @@ URL_HINT = f"write a PostgreSQL URL like {URL_EXAMPLE}, without quotes; "
 URL_HINT += "percent-encode @ / : # ? %."
 KEY_EXAMPLE = "what `python -c 'import secrets; print(secrets.token_hex())'` prints"
 KEY_HINT = f"set it to 32 random bytes or more, such as {KEY_EXAMPLE}."
+DEBUG_HINT = 'For debug mode, use `flask --debug` or create_app({"DEBUG": True}).'
 # The settings of a session cookie that one host sends, by TLS only.
 HOST_COOKIE = {"name": "session", "domain": None, "path": None, "secure": True}
 
@@ -141,7 +142,7 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     errors = [error for item in settings if (error := _set(app, given, *item))]
     by_flask = "FLASK_RUN_FROM_CLI" in os.environ or app.testing
     if app.debug and not by_flask and "DEBUG" not in given:
-        errors.append("FLASK_DEBUG is on: unset it, for only `flask` may run in debug.")
+        errors.append(f"FLASK_DEBUG is on: unset it. {DEBUG_HINT}")
     if errors and "--help" not in sys.argv:
         raise ConfigError("\n".join(errors))
 
@@ -158,7 +159,7 @@ def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> s
         raw = raw.strip()  # A mounted secret ends with a newline.
     app.config[name] = setting.default
     if setting.example and raw in (None, "", setting.example):
-        hint = f"set it to {setting.example}. Only `flask --debug` runs without it."
+        hint = f"set it to {setting.example}. {DEBUG_HINT}"
         return "" if app.debug or app.testing else f"{name} is not set: {hint}"
     try:
         if raw not in (None, ""):
