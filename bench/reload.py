@@ -236,7 +236,7 @@ def show(seconds: dict[str, list[float]]) -> None:
     """Print a table, and draw a picture of the medians."""
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     first, *_ = medians.values()
-    print("| | median | p99 | of the first |\n|---|---|---|---|")
+    print("| | median | p99 | ratio to the first row |\n|---|---|---|---|")
     for name, found in seconds.items():
         p99 = statistics.quantiles(found, n=100, method="inclusive")[98]
         median = medians[name]

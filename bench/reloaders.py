@@ -129,7 +129,8 @@ def main() -> None:
             each.await_version()
         seconds = measure(served)
         first = statistics.median(next(iter(seconds.values())))
-        print("| | median | of the first | slowest | saves lost | left after a kill |")
+        print("| | median | ratio to the first row ", end="")
+        print("| slowest | saves lost | left after a kill |")
         print("|---|---|---|---|---|---|")
         for name, times in seconds.items():
             median = statistics.median(times)

@@ -73,7 +73,7 @@ def main() -> None:
         migrate = [programs / "flask", "--app", project.name, "migrate"]
         run(*migrate, cwd=project, **environment(dsn))
         found = measure(project.parent, programs, dsn)
-    print("| | seconds, median | of bare Flask |")
+    print("| | seconds, median | ratio to bare Flask |")
     print("|---|---|---|")
     bare = statistics.median(found[BARE_FLASK])
     for name, seconds in found.items():
