@@ -216,7 +216,7 @@ class Worker:
         self._consumer = sender
         channel = sender.task_consumer.channel
         if isinstance(channel, redis.Channel):
-            # Celery's own timers end when it stops, though its jobs still run.
+            # Celery's own timers stop at SIGTERM, though its jobs still run.
             Thread(target=self._renew, args=[channel], daemon=True).start()
 
     def _renew(self, channel: Any) -> None:
@@ -264,7 +264,7 @@ class Worker:
 
 
 def _drop_message(record: logging.LogRecord) -> bool:
-    """Leave a job that cannot be run, with its arguments, out of Celery's line."""
+    """Keep the arguments of a job that cannot be run out of Celery's log line."""
     if "message body" in str(record.msg):
         record.msg = re.split(r"\n| \[", record.msg)[0]
         args: Any = record.args

@@ -332,7 +332,7 @@ def _check_database() -> None:
 
 
 def _drop_arguments(record: logging.LogRecord) -> bool:
-    """Leave the arguments of a job, which may be secret, out of the engine's line."""
+    """Keep the arguments of a job, which may be secret, out of the engine's log."""
     if job := getattr(record, "job", None):
         name = f"{job['task_name']}[{job['id']}]"
         record.msg = str(record.msg).replace(job["call_string"], name)

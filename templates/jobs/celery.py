@@ -98,7 +98,7 @@ class Task(CeleryTask[P, R]):
         request: Any = self.request
         celery: Any = self.app
         if request.called_directly:
-            # A worker calls the task of `link_error` so, outside of any context.
+            # A worker calls the task of `link_error` like this, without a context.
             no_context = not current_app and isinstance(celery, FlaskCelery)
             with celery.flask_app.app_context() if no_context else nullcontext():
                 return self.run(*args, **kwargs)
@@ -115,7 +115,7 @@ class Task(CeleryTask[P, R]):
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, MemoryError):
                 raise
-            # Otherwise Celery never ends this job, and its thread gets no other.
+            # Otherwise Celery never ends this job, and its thread gets no other one.
             raise RuntimeError(f"The task raised {error!r}") from error
 
     def _send_again(self, error: Exception) -> NoReturn:
@@ -131,7 +131,7 @@ class Task(CeleryTask[P, R]):
         )
         try:
             again.apply_async()
-        except KombuError as broker_error:  # It is unavailable, too.
+        except KombuError as broker_error:  # The broker is unavailable, too.
             raise Reject(broker_error, requeue=True) from error
         raise Ignore
 

@@ -55,7 +55,7 @@ def responds(conn: Connection, query: str = "") -> bool:
     try:
         if query:
             _execute_with_timeout(conn, query)
-        conn.poll()  # It reads the server's messages, and does not wait for any.
+        conn.poll()  # Read the server's messages, without waiting for any.
     except (psycopg2.Error, RuntimeError):  # Python starts no thread while it exits.
         return False
     # A server that closes a connection sends a notice first.
@@ -81,5 +81,5 @@ def _execute_with_timeout(conn: Connection, query: str) -> None:
 
 
 def _shut_down(duplicate: socket) -> None:
-    with suppress(OSError):  # It may have died meanwhile.
+    with suppress(OSError):  # The connection may have died meanwhile.
         duplicate.shutdown(SHUT_RDWR)

@@ -318,7 +318,7 @@ def _exit(code: Any, requests: Iterable[str] = ()) -> NoReturn:
     # The supervisor has frozen its objects, so the collector lists few in a fork.
     for each in [sys.stdout, sys.stderr, *gc.get_objects()]:
         if issubclass(type(each), (TextIOWrapper, BufferedWriter)):
-            with suppress(Exception):  # It may be closed, or open for reading.
+            with suppress(Exception):  # A file may be closed, or open for reading.
                 each.flush()
     os._exit(code if isinstance(code, int) else bool(code))
 

@@ -241,7 +241,7 @@ def _copy_programs() -> None:
     partial = Path(tempfile.mkdtemp(dir=reachable.parent, prefix="flask-devserver-"))
     unneeded = shutil.ignore_patterns("include", "*.a")
     for place in _site_packages():
-        for folder in place.glob(f"{WHEEL}*"):  # its libraries have one of their own
+        for folder in place.glob(f"{WHEEL}*"):  # The libraries are in a second folder.
             shutil.copytree(folder, partial / folder.name, ignore=unneeded)
     for path in (partial, *partial.rglob("*")):
         path.chmod(0o755)  # Under umask 077 the server's user could not read them.

@@ -279,7 +279,7 @@ class Supervisor:
             due = time.monotonic() >= runner.start_at
             if due and not runner.pid and not self.ending:
                 with suppress(OSError):
-                    os.chdir(self.root)  # It may have been removed and made again.
+                    os.chdir(self.root)  # It may be a new folder by now.
                 for path in self.reloaded:
                     _forget_bytecode(path)
                 self.beside = bool(self.draining)
@@ -309,7 +309,7 @@ class Supervisor:
 
     def _reexec(self, *options: str) -> None:
         """Replace this process, to read the packages and the environment again."""
-        if "_pydevd_bundle" in sys.modules:  # Its connection would be lost.
+        if "_pydevd_bundle" in sys.modules:  # The debugger's connection would be lost.
             say(" * Packages or settings have changed: restart the debugger.")
             return
         say(" * Packages or settings have changed: starting again.")
@@ -324,7 +324,7 @@ class Supervisor:
         if self.ending:
             return
         created = time.time()
-        # The next process takes every save before this time for the one it has read.
+        # The next process considers every save before this time as read.
         for path in self.reloaded | (self.files.scan() if self.files else set()):
             _forget_bytecode(path)
         os.set_inheritable(self.listener.fileno(), True)
@@ -387,7 +387,7 @@ def _import_error() -> str:
 
 
 def _forget_bytecode(path: str) -> None:
-    # Python considers it valid even if the file was saved twice within a second.
+    # Python uses old bytecode if the file was saved twice within a second.
     if path.endswith(".py"):
-        with suppress(OSError):  # There may be none, or another user's.
+        with suppress(OSError):  # There may be none, or another user may own it.
             Path(cache_from_source(path)).unlink()

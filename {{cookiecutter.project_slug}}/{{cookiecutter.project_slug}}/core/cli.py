@@ -13,7 +13,8 @@ from . import migrate
 from .db import DatabaseUnavailable, connect
 from .serve import serve_command
 
-# One transaction: all or nothing. A client that reconnects may hold a lock meanwhile.
+# In one transaction, so a reset that fails changes nothing. Another client may hold a
+# lock.
 DROP_ALL = """
 DO $$ BEGIN
     SET LOCAL lock_timeout = '5s';
@@ -52,7 +53,8 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
             extensions.set_wait_callback(wait_select)
             stack.callback(extensions.set_wait_callback, None)
             if reset:
-                if "prepare" not in current_app.extensions:  # not the embedded server
+                # Ask unless this is the embedded server of development.
+                if "prepare" not in current_app.extensions:
                     place = f"{conn.info.dbname} on {conn.info.host}"
                     click.confirm(f"Drop all tables of {place}?", abort=True)
                 conn.cursor().execute(DROP_ALL)

@@ -20,7 +20,7 @@ URL_HINT += "percent-encode @ / : # ? %."
 KEY_EXAMPLE = "what `python -c 'import secrets; print(secrets.token_hex())'` prints"
 KEY_HINT = f"set it to 32 random bytes or more, such as {KEY_EXAMPLE}."
 DEBUG_HINT = 'For debug mode, use `flask --debug` or create_app({"DEBUG": True}).'
-# The settings of a session cookie that one host sends, by TLS only.
+# Browsers accept the prefix `__Host-` only on a cookie with these settings.
 HOST_COOKIE = {"name": "session", "domain": None, "path": None, "secure": True}
 
 
@@ -93,7 +93,7 @@ def _parse_url(url: str) -> str:
     try:
         parts = parse_dsn(url)
     except psycopg2.ProgrammingError as error:
-        # The end of a password may be in the query, too, but no parameter has an @.
+        # A password that contains a ? ends in the query, but no parameter has an @.
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
         if not unknown or "@" in url.partition("?")[2]:
             raise ValueError from None
@@ -132,7 +132,7 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     secure = not given.get("DEBUG", app.debug)
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=secure)
     app.config.from_prefixed_env(loads=_load)
-    app.config["DEBUG"] = get_debug_flag()  # It reads "no" as False, too.
+    app.config["DEBUG"] = get_debug_flag()  # Flask also reads "no" as False.
     app.config.update(given)
     cookie = app.config.get_namespace("SESSION_COOKIE_")
     if HOST_COOKIE.items() <= cookie.items() and app.config["APPLICATION_ROOT"] == "/":

@@ -52,8 +52,8 @@ class DatabaseUnavailable(Exception):
 class Connection(connection):
     """psycopg2's connection, in autocommit, whose transactions never fail silently.
 
-    Every cursor, of whatever class, logs the queries that take longer than `SLOW_QUERY`
-    without their parameters. The errors that they raise do not quote them either.
+    Every cursor logs the queries that take longer than `SLOW_QUERY`, without their
+    parameters. Their errors do not quote the parameters either.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,7 +111,7 @@ class Connection(connection):
             callbacks, self._on_commit = self._on_commit or [], None
             if not self.closed:
                 self.autocommit = self._autocommit_outside
-        with ExitStack() as stack:  # It calls all functions, even if one raises.
+        with ExitStack() as stack:  # This calls all functions, even if one raises.
             for callback in reversed(callbacks):
                 stack.callback(callback)
 
@@ -173,7 +173,7 @@ def get_pool() -> Pool:
 
 
 def get_db() -> Connection:
-    """Return the connection of this request, command or job: checked out at first use.
+    """Return the connection of this request, command or job, checked out at first use.
 
     It is in autocommit: a statement takes effect at once. A transaction is
     `with get_db() as db:`, which commits at the end and rolls back on an error. The end
@@ -194,7 +194,7 @@ def get_db() -> Connection:
 
 
 def close_db() -> None:
-    """Return the connection of this context to the pool, if it took one."""
+    """Return the connection of this context to the pool, if there is one."""
     context: Any = g._get_current_object()
     if db := context.pop("db", None):
         if db.is_outdated:
@@ -224,7 +224,7 @@ def connect() -> Connection:
     try:
         conn: Connection = psycopg2.connect(connection_factory=Connection, **parameters)
     except (psycopg2.OperationalError, UnicodeDecodeError) as error:
-        # A UnicodeDecodeError has the bytes in another encoding.
+        # If a message is in another encoding, psycopg2 raises UnicodeDecodeError.
         reason = " ".join(str(getattr(error, "object", error)).split())
         if REFUSED.search(reason) and STARTUP_OPTIONS in parameters.get("options", ""):
             if current_app.extensions.pop("startup_options", ""):
@@ -233,7 +233,7 @@ def connect() -> Connection:
             return connect()
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
     conn.as_opened = conn.state()
-    conn.default_factory = conn.cursor_factory  # Tracing has set its own by now.
+    conn.default_factory = conn.cursor_factory  # A tracing library may have set it.
     return conn
 
 

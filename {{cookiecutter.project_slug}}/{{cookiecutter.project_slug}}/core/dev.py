@@ -70,7 +70,8 @@ def _resolve_url(app: Flask, url: str, lock: Lock) -> str:
             return _start_database(app)
         if callable(app.config["DATABASE_URL"]):
             app.config["DATABASE_URL"] = url
-            with suppress(DatabaseUnavailable, MigrationError):  # A query raises it.
+            # The query that follows raises these errors.
+            with suppress(DatabaseUnavailable, MigrationError):
                 if not _is_migrating() and (problem := _find_problem()):
                     app.logger.warning(problem)
         return url
@@ -79,7 +80,7 @@ def _resolve_url(app: Flask, url: str, lock: Lock) -> str:
 def _start_database(app: Flask) -> str:
     """Start the embedded PostgreSQL, apply the migrations and return the URL.
 
-    Do so again if somebody has removed its folder since the last connection.
+    If somebody has removed its folder since the last connection, start another one.
     """
     # A project with a server of its own needs no `devserver`.
     from flask_devserver import postgres
@@ -95,7 +96,7 @@ def _start_database(app: Flask) -> str:
             conn.autocommit = True
             try:
                 names = migrate(conn)
-            except MigrationError as error:  # A worker retries until it is repaired.
+            except MigrationError as error:  # A worker retries until it is fixed.
                 raise DatabaseUnavailable(str(error)) from error
         if names:
             app.logger.info("Applied the migrations up to %s", names[-1])

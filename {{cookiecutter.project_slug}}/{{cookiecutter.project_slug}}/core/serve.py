@@ -33,7 +33,7 @@ def serve_command(
     info: ScriptInfo, host: str | None, port: int, workers: int, threads: int | None
 ) -> None:
     """Serve the application in production."""
-    # Imported here, so that no other command waits for it.
+    # No other command should wait for this import.
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces
     from granian.http import HTTP1Settings
@@ -49,7 +49,7 @@ def serve_command(
         with socket.create_server((address, port), family=family) as probe:
             address = probe.getsockname()[0]
     except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]  # It also has the address.
+        reason = str(error.strerror).partition(" (")[0]  # The rest is the address.
         message = f"Cannot listen on {address}, port {port}: {reason}."
         raise click.ClickException(message) from error
     if sys.platform != "win32":
@@ -74,7 +74,7 @@ def serve_command(
         ),
         respawn_failed_workers=True,
         workers_kill_timeout=STOP_TIMEOUT,
-        # Its lines go to the handler of the root logger, as the application's do.
+        # The root logger's handler writes granian's lines, as the application's.
         log_dictconfig={"loggers": {"_granian": {}}},
     ).serve(target_loader=_load_app)
 
@@ -88,11 +88,11 @@ def _load_app(path: str) -> Flask:
         # Ctrl-C must reach the parent alone: granian hangs in a worker that also gets
         # the parent's signal.
         os.setpgid(0, 0)
-        # After `stty tostop`, a terminal stops such a process when it writes.
+        # After `stty tostop`, a terminal stops a background process that writes.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     Thread(target=_stop_with_parent, daemon=True).start()
     app = ScriptInfo(path or None).load_app()
-    # Python 3.13 and later forget those of the parent, which may have made `app`.
+    # If the parent made `app`, Python 3.13 and later drop its exit handlers here.
     atexit.register(app.extensions["pool"].close)
     if sys.version_info < (3, 13):  # A forked process runs no exit handlers.
         util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)
