@@ -126,7 +126,7 @@ class Jobs(JobManager):
         try:
             await super().retry_job(job, *args, **kwargs)
         except UniqueViolation:
-            message = "Job %d (%s) fails, as another with its queueing lock waits"
+            message = "Job %d (%s) fails: another one with its queueing lock waits"
             logger.warning(message, job.id, job.task_name)
             await self.finish_job(job, Status.FAILED, delete_job=False)
 

@@ -151,7 +151,7 @@ def _limit_redeliveries(app: Flask, request: Any) -> Iterator[None]:
                 stack.enter_context(_suspect)
             count = _redeliveries(app, INCREMENT, request.id)
             if count > MAX_REDELIVERIES:
-                message = f"{count} workers ended while they ran this job"
+                message = f"{count} workers died while they ran this job"
                 raise WorkerLostError(message)
         yield
 

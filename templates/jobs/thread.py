@@ -118,7 +118,7 @@ class Worker:
         try:
             self._queue.put(job, timeout=self.timeout)
         except Full:
-            message = f"{_name(job)} had no place for {self.timeout:g} s"
+            message = f"{_name(job)} found no place in the queue in {self.timeout:g} s"
             hint = f"raise WORKER_QUEUE_SIZE ({self.size}) or WORKER_TIMEOUT."
             raise QueueFull(f"{message}: {hint}") from None
 
@@ -183,7 +183,7 @@ class Worker:
 
     def _log_lost(self, jobs: list[Job | None]) -> None:
         if names := [_name(job) for job in jobs if job]:
-            self.app.logger.warning("Lost as the process ends: %s", ", ".join(names))
+            self.app.logger.warning("Jobs lost at exit: %s", ", ".join(names))
 
 
 def _drain(queue: Queue[Job | None]) -> list[Job | None]:

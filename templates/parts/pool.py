@@ -34,7 +34,7 @@ class FairSemaphore:
                 self.waiting.remove(waiter)
                 self._changed.notify_all()
         if not acquired:
-            message = f"No connection came free in POOL_TIMEOUT ({timeout:g} s)"
+            message = f"No connection became free in POOL_TIMEOUT ({timeout:g} s)"
             hint = f"raise POOL_SIZE ({self.size}) or return connections sooner."
             raise DatabaseUnavailable(f"{message}: {hint}")
 

@@ -47,7 +47,7 @@ def test_each_of_many_tasks_has_run_or_is_named(server: Server, db: connection) 
                 server.request(f"/tasks/{number}{task}/0.01", "POST")
             server.reload()
     lost = server.unexpected()
-    assert all("Lost as the process ends: record" in line for line in lost)
+    assert all("Jobs lost at exit: record" in line for line in lost)
     assert len(ran(db)) == len(set(ran(db)))
     # If a job is aborted while the server commits it, it is named although it has run.
     named = sum(line.count("record") for line in lost)
@@ -63,7 +63,7 @@ def test_running_task_is_rolled_back_and_named(server: Server, db: connection) -
     server.wait_for(partial(connects_only, db, new), "end of the connection")
     assert ran(db) == []
     [line] = server.unexpected()
-    assert line.endswith("Lost as the process ends: record, record")
+    assert line.endswith("Jobs lost at exit: record, record")
 
 
 def has_run(db: connection, task: str) -> bool:

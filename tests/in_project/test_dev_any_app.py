@@ -702,7 +702,7 @@ def test_application_that_crashed_is_started_again(
     site.start(*options)
     site.get("/crash")
     site.wait_for(lambda: site.get("/version"), "response after the crash")
-    assert "The application has ended by itself (SIGSEGV): it starts again" in site.log
+    assert "The application exited (SIGSEGV): it starts again" in site.log
     site.reload()
 
 

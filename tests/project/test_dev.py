@@ -73,7 +73,7 @@ def test_edited_migration_is_named_until_it_is_mended(bake: Bake) -> None:
             file.write("-- edited\n")
         wait_for(lambda: "was edited after" in error_page(site), "page that names it")
         # The worker fails, too, and starts again without a save.
-        waits = "flask worker has ended by itself (exit code 1): it starts again"
+        waits = "flask worker exited (exit code 1): it starts again"
         wait_for(lambda: waits in site.log.read_text(), "worker that waits")
         flask = site.folder / ".venv" / PROGRAMS.name / "flask"
         run(flask, "migrate", "--reset", cwd=site.folder)
@@ -89,7 +89,7 @@ def test_worker_waits_while_the_application_cannot_be_imported(bake: Bake) -> No
     text = module.read_text()
     with site.serve():
         module.write_text("broken(")
-        waits = "flask worker has ended by itself (exit code 2): save a file"
+        waits = "flask worker exited (exit code 2): save a file"
         wait_for(lambda: waits in site.log.read_text(), "worker that waits")
         module.write_text(text)
         wait_for(lambda: not error_page(site), "page")

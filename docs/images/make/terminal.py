@@ -146,7 +146,7 @@ def draw_reload(folder: Path) -> None:
     with Terminal(folder, 40, f"export FLASK_DEV_PORT={free_port()}") as terminal:
         terminal.type("cd my_flask_app")
         terminal.type("uv run flask dev")
-        terminal.wait(r"Ctrl-C ends it\.\s*")
+        terminal.wait(r"press Ctrl-C to quit\.\s*")
         for text in (good + "\n", good + THREAD, good):
             before = terminal.screen().count("Reloaded")
             module.write_text(text)

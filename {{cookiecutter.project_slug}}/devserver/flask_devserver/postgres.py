@@ -208,7 +208,7 @@ def _run_from(home: Path, program: str, *arguments: str) -> None:
             hint = f"set DATABASE_URL, or remove {home} to start over"
             if set('$`"') & set(str(bin_dir)):  # They are passed to a shell.
                 hint = f'set DATABASE_URL, or avoid $, ` and " in {bin_dir}'
-            raise ClickException(f"{message}, {hint}. It said: {output.read()}")
+            raise ClickException(f"{message}, {hint}. Its output: {output.read()}")
 
 
 def _server_user() -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Processes:
         """Send the signals that are due."""
         for pid, (due, number, name) in list(self.dying.items()):
             if time.monotonic() >= due and number == signal.SIGTERM:
-                say(f" * Ending what the application left running: {name}")
+                say(f" * Stopping what the application left running: {name}")
                 self.end(pid, ORPHAN_DEADLINE, name)
             elif time.monotonic() >= due:
                 say(f" * {name} did not exit in time and is killed.")

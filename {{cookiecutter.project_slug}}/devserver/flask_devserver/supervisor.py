@@ -115,7 +115,7 @@ class Supervisor:
             if time.monotonic() >= self.reload_at:
                 self._reload()
             if os.getppid() != self.parent and signal.SIGHUP in self.handled:
-                say(" * The process that started flask dev has ended, so it ends, too.")
+                say(" * The parent of flask dev has exited, so flask dev exits, too.")
                 self.ending = True
         self._stop_children()
         self.processes.kill_all()
@@ -175,7 +175,7 @@ class Supervisor:
                 runner.child.began, runner.child.first = runner.start_at, True
                 hint = "it starts again in 5 s." if failed else "it starts again."
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            say(f" * {runner.child.name} has ended by itself ({cause}): {hint}")
+            say(f" * {runner.child.name} exited ({cause}): {hint}")
 
     def _watch_files(self) -> None:
         """Watch the files, and find changes since the application was read."""
@@ -216,7 +216,7 @@ class Supervisor:
 
     def _on_ready(self, runner: Runner) -> None:
         if runner is self.web and runner.child.first:
-            say(f" * Serving {self._url()}; Ctrl-C ends it.")
+            say(f" * Serving {self._url()}; press Ctrl-C to quit.")
         elif runner is self.web:
             seconds = time.monotonic() - runner.child.began
             names = sorted(os.path.relpath(path, self.root) for path in self.reloaded)
@@ -318,7 +318,7 @@ class Supervisor:
         said = ""
         while not self.ending and (error := _import_error()):
             if error != said:
-                say(f" * It cannot start, and tries again: {error}")
+                say(f" * flask dev cannot start, and tries again: {error}")
             said = error
             self._wait(1)
         if self.ending:
