@@ -5,6 +5,6 @@ FLASK_DEBUG=1
 FLASK_DEV_WITH=worker
 {%- endif %}
 {%- if cookiecutter.worker == 'celery' %}
-# If a reload kills the worker, its jobs run again after so many seconds.
+# If a reload kills the worker, its jobs run again after this many seconds.
 CELERY_VISIBILITY_TIMEOUT=15
 {%- endif %}
