@@ -187,7 +187,7 @@ class Worker:
 
 
 def _drain(queue: Queue[Job | None]) -> list[Job | None]:
-    with queue.mutex:  # The worker takes no job meanwhile.
+    with queue.mutex:  # Until this is released, the worker takes no job.
         jobs = list(queue.queue)
         queue.queue.clear()
         return jobs

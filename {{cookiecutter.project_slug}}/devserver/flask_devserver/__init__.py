@@ -4,6 +4,6 @@ from contextlib import suppress
 
 
 def say(text: str) -> None:
-    """Print a line, if there is still somebody to read it."""
+    """Print a line, unless the terminal is closed."""
     with suppress(OSError, ValueError):
         print(text, flush=True)

@@ -307,9 +307,9 @@ def do_nothing(*_: object) -> None:
 
 
 def _exit(code: Any, requests: Iterable[str] = ()) -> NoReturn:
-    """Exit as Python does, but without taking every module apart. Name the `requests`.
+    """Exit as Python does, but without destroying every module. Name the `requests`.
 
-    Taking them apart takes ten times as long as the rest of a reload. Forks of
+    Destroying them takes ten times as long as the rest of a reload. Forks of
     `multiprocessing` exit like this, too.
     """
     cast(Any, threading)._shutdown()

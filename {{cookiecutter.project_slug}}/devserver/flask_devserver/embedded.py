@@ -47,13 +47,13 @@ class EmbeddedServer:
         """Start the server if it does not run, and keep it running for this process.
 
         Under Flask's reloader, it runs until the reloader exits, so that a reload finds
-        it. Hold `lock` meanwhile. Raises `ClickException` if the server does not start.
+        it. The caller holds `lock`. Raises `ClickException` if it does not start.
         """
         reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
         client = os.getppid() if reloaded else os.getpid()
         (self.home / "clients").mkdir(mode=0o700, exist_ok=True)
         (self.home / "clients" / str(client)).touch()
-        with suppress(Timeout):  # The reaper runs.
+        with suppress(Timeout):  # Then the reaper runs already.
             self.reaper_lock.acquire(blocking=False).lock.release()
             self._start_reaper()
 
@@ -83,7 +83,7 @@ class EmbeddedServer:
         except ClickException as error:
             print(error.message, end="")
             return
-        with suppress(BrokenPipeError):  # The first client has ended meanwhile.
+        with suppress(BrokenPipeError):  # The first client may have exited.
             os.write(1, b"ready")
         os.close(1)  # The first client reads the output to its end.
         while self.reaper_lock.is_locked:
@@ -102,7 +102,7 @@ class EmbeddedServer:
         for client in (self.home / "clients").glob("*"):
             client.unlink()
         kill_after(10, self._processes())  # Its reaper may have been killed.
-        with self.reaper_lock:  # The reaper has ended by now.
+        with self.reaper_lock:  # The reaper has exited.
             pass
 
     def _restart(self) -> psutil.Process:
@@ -134,7 +134,7 @@ class EmbeddedServer:
     def _is_needed(self) -> bool:
         """Return whether a client runs, and the folder has no other reaper.
 
-        A folder that was removed may have another one by now.
+        If the folder was removed, a new one may have another reaper.
         """
         with suppress(FileNotFoundError):
             own = (self.home / "reaper").read_text() == str(os.getpid())
@@ -145,10 +145,10 @@ class EmbeddedServer:
         return any([self._runs(file) for file in (self.home / "clients").glob("*")])
 
     def _runs(self, file: Path) -> bool:
-        """Return whether the process runs that `file` is named after.
+        """Return whether the process whose id is the name of `file` runs.
 
-        A process that began after the file was written has only inherited the id. The
-        file of a process that has exited is removed.
+        A process that started after the file was written only has the same id. Remove
+        the file of a process that has exited.
         """
         client = self.clients.pop(file.name, None)
         with suppress(psutil.NoSuchProcess, FileNotFoundError):

@@ -43,7 +43,7 @@ MAX_FOLDERS = 5000  # to watch
 SETTLE = 0.001  # seconds from an event to the scan, so that a file is complete
 SCAN_INTERVAL = 1.0  # seconds between two scans without an event
 POLL_INTERVAL = 0.3  # where there are no events
-LOOP, LOOP_SAVES = 15.0, 5  # So many saves in so many seconds come from a program.
+LOOP, LOOP_SAVES = 15.0, 5  # Five saves within 15 seconds come from a program.
 SCAN_SHARE = 20  # Scans without an event take at most a 20th of the time.
 EVENT_SHARE = 2  # Scans after events take at most a third of the time.
 

@@ -31,7 +31,7 @@ SERVICES = ("postgres", "valkey-server", "redis-server")
 
 @dataclass(eq=False)
 class Runner:
-    """Run `child`, by a fork of this process or as a new Python.
+    """Run `child`, in a fork of this process or as a new Python.
 
     `on_message` gets the child's messages, which `selector` waits for. A save after
     `started`, in seconds since the epoch, asks for another version. `pid` is 0 while no
@@ -100,17 +100,17 @@ class Processes:
 
     def __init__(self) -> None:
         self.dying: dict[int, tuple[float, signal.Signals, str]] = {}
-        self.named: set[int] = set()  # those that were left running
+        self.named: set[int] = set()  # daemons whose names were printed
         if sys.platform == "linux":  # Orphans become children of this process.
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def end(self, pid: int, seconds: float, name: str) -> None:
-        """Ask a process to exit, and kill it after so many seconds."""
+        """Ask a process to exit, and kill it after that many `seconds`."""
         send_signal(pid, signal.SIGTERM)
         self.kill_after(pid, seconds, name)
 
     def kill_after(self, pid: int, seconds: float, name: str) -> None:
-        """Kill a process that has not exited after so many seconds."""
+        """Kill a process that has not exited after that many `seconds`."""
         self.dying[pid] = (time.monotonic() + seconds, signal.SIGKILL, name)
 
     def signal_overdue(self) -> None:

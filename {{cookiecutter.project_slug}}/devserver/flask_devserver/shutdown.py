@@ -55,7 +55,7 @@ def _kill_at_exit(running: Any) -> None:
 
 
 def kill_after(seconds: float, exit_code: int, requests: Iterable[str]) -> None:
-    """Kill this process after so many seconds.
+    """Kill this process after that many `seconds`.
 
     Name what blocks the exit, and the `requests` that have not finished by then.
     """

@@ -124,7 +124,7 @@ class Supervisor:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _wait(self, seconds: float) -> None:
-        """Handle the events of so many seconds, and kill overdue processes."""
+        """Handle the events of the next `seconds`, and kill overdue processes."""
         for key, _ in self.selector.select(max(seconds, 0)):
             key.data()
         self.processes.signal_overdue()
