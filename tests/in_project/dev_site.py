@@ -132,12 +132,12 @@ class Site:
         return bool(poll(lambda: self.log.count(file.name) > before, seconds))
 
     def stays(self, seconds: float = 3) -> bool:
-        """Return whether it reloads nothing within so many seconds."""
+        """Return whether it reloads nothing within `seconds`."""
         before = self.reloads
         return not poll(lambda: self.reloads > before, seconds)
 
     def check_stays(self, seconds: float = 3) -> None:
-        """Fail with the log if it reloads anything within so many seconds."""
+        """Fail with the log if it reloads anything within `seconds`."""
         assert self.stays(seconds), self.log
 
     @property

@@ -172,7 +172,7 @@ def status(app: Flask) -> dict[str, int]:
 
 
 def restart(server: Broker | Database, seconds: float) -> None:
-    """Stop the server, and start it after so many seconds."""
+    """Stop the server, and start it after that many `seconds`."""
     server.stop()
     time.sleep(seconds)
     server.start()

@@ -56,7 +56,7 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in a session of its own, and stop it as Ctrl-C does.
 
-    It has so many seconds to exit. Its output goes to the end of `log`.
+    It has `seconds` to exit. Its output goes to the end of `log`.
     """
     with log.open("ab") as output:
         server = subprocess.Popen(

@@ -51,7 +51,7 @@ def migrate(conn: connection, *folders: Path) -> list[str]:
     with conn.cursor() as cursor:
         _lock(cursor)
         applied = _applied(cursor)
-        # Not a library's files, which a newer version may have changed.
+        # A newer version of a library may have changed its files.
         _reject_edited(_paths(own), applied)
         paths = [path for path in _paths(own, *others) if path.name not in applied]
         if paths and not applied:
