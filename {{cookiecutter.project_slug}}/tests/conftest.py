@@ -72,7 +72,7 @@ def database_url(migrated_url: str, filled: set[str]) -> str:
     with closing(connect(migrated_url)) as conn, conn.cursor() as cursor:
         cursor.execute(DISCONNECT, [conn.info.dbname])
         if filled == {"schema_migrations"}:
-            # Much faster than the migrations, but it would empty the other tables, too.
+            # This is much faster than the migrations, but empties all other tables.
             cursor.execute(USED)
             if used := {name for (name,) in cursor} - filled:
                 cursor.execute(f"TRUNCATE {', '.join(used)} RESTART IDENTITY CASCADE")

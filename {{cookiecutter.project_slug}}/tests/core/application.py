@@ -1,6 +1,6 @@
-"""An application for the tests of `core/`: nothing in it is your project's.
+"""An application for the tests of `core/`, without any code of your project.
 
-Your pages, settings, error handlers and templates do not change how these tests end.
+Your pages, settings, error handlers and templates do not change the results.
 """
 
 from contextlib import closing
