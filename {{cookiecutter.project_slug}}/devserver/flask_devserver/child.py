@@ -161,8 +161,9 @@ class Child:
             info.load_app()
         except BaseException as error:
             self._report(error)
-            # The server prints the traceback.
-            say(f" * {self.name} cannot import the application: {error!r}")
+            # The server prints the traceback, which Flask puts into some messages.
+            reason = str(error).strip().rpartition("\n")[2]
+            say(f" * {self.name} cannot import the application: {reason}")
             _exit(2)
         try:
             cli.main(shlex.split(self.command), obj=info)
