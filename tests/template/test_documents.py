@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from ..support.answers import combinations
-from ..support.commands import PROGRAMS, SETTINGS, TEMPLATE, command_lines, run
+from ..support.commands import (
+    PROGRAMS,
+    SETTINGS,
+    TEMPLATE,
+    command_lines,
+    run,
+    wait_for,
+)
 from ..support.documents import Command, Terminal, blocks, commands
 from ..support.machine import broker_server
 from ..support.projects import Bake, embedded_server, remove_database
@@ -96,7 +103,7 @@ def test_commands_of_the_repository(tmp_path: Path) -> None:
     start_repository(clone)
     typed = [command for name in REPOSITORY for command in commands(read(name))]
     type_all(clone, typed, PATH=path(tmp_path), **BRIEFLY)
-    assert [line for line in command_lines() if str(clone) in line] == []
+    wait_for(lambda: str(clone) not in "\n".join(command_lines()), "end of its servers")
     for database in clone.glob("**/instance/postgres"):
         remove_database(database)
 
