@@ -20,6 +20,32 @@ pytestmark = pytest.mark.slow
 
 SOME_RELOADS = ["-m", "reload", "-k", "many_reloads or port_is_free"]
 
+# The job of the first test takes longer than the test.
+ORDER = """
+import time
+from app.core.db import get_db
+from app.core.jobs import task
+
+@task
+def shout():
+    time.sleep(0.5)
+    with get_db() as db, db.cursor() as cursor:
+        cursor.execute("UPDATE notes SET body = body || '!'")
+
+def enqueue(app, db):
+    db.cursor().execute("INSERT INTO notes (body) VALUES ('a')")
+    with app.app_context():
+        shout.delay()
+
+def test_first(app, db):
+    enqueue(app, db)
+
+def test_second(app, db, client, run_jobs):
+    enqueue(app, db)
+    run_jobs()
+    assert "a!<" in client.get("/notes").text
+"""
+
 # Everything here is right in an application, so it must not matter to tests/core.
 OWN_APPLICATION = """
 
@@ -61,6 +87,13 @@ def test_task_with_a_test(bake: Bake, server_url: str, worker: str) -> None:
     (project / name).write_text(text)
     check(programs, project)
     run(programs / "pytest", name, cwd=project, DATABASE_URL=server_url)
+
+
+def test_job_of_a_test_ends_before_the_next_test(bake: Bake, server_url: str) -> None:
+    project = bake(project_slug="app", worker="thread")
+    programs = install(project)
+    (project / "tests" / "test_order.py").write_text(ORDER)
+    run(programs / "pytest", "tests/test_order.py", cwd=project, DATABASE_URL=server_url)
 
 
 @pytest.mark.parametrize("worker", choices()["worker"])

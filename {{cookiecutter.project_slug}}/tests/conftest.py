@@ -122,6 +122,9 @@ def app(app_factory: Callable[..., Flask], database_url: str) -> Iterator[Flask]
     app = app_factory({"TESTING": True, "DATABASE_URL": database_url})
     yield app
     with app.app_context():
+{%- if cookiecutter.worker == 'thread' %}
+        get_worker().stop()  # Its jobs would change the data of the next test.
+{%- endif %}
         get_pool().close()
 {% endif %}
 

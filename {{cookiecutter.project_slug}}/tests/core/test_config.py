@@ -100,9 +100,10 @@ def test_invalid_url_is_explained_without_its_password(url: str, hint: str) -> N
     assert "hunter2" not in str(e.value)
 
 
-@pytest.mark.parametrize("count", ["-1", "10", "two"])
+@pytest.mark.parametrize("count", ["-1", "1.5", "two"])
 def test_impossible_count_of_proxies_stops_the_start(count: str) -> None:
-    message = f"^TRUSTED_PROXIES is '{count}': set it to the number of proxies[.]$"
+    hint = "set it to a whole number of 0 or more, such as 0"
+    message = f"^TRUSTED_PROXIES is '{count}': {hint}[.]$"
     with pytest.raises(config.ConfigError, match=message):
         create_app(PRODUCTION | {"TRUSTED_PROXIES": count})
 

@@ -56,16 +56,20 @@ Overrides = Mapping[str, Any] | None
 
 
 def number_setting(default: float) -> Setting:
-    """Return a setting that is a number above 0, of the type of `default`."""
+    """Return a setting that is a number above 0, of the type of `default`.
+
+    If `default` is 0, the number may be 0.
+    """
     kind = "a whole number" if isinstance(default, int) else "a number"
+    range_ = "above 0" if default else "of 0 or more"
 
     def parse(raw: Any) -> float:
         value = type(default)(raw)
-        if not (0 < value < 1e9 and value == float(raw)):
+        if not ((value > 0 or value == default) and value == float(raw) < 1e9):
             raise ValueError
         return value
 
-    return Setting(parse, f"set it to {kind} above 0, such as {default}.", default)
+    return Setting(parse, f"set it to {kind} {range_}, such as {default}.", default)
 
 
 def bool_setting(default: bool = False) -> Setting:

@@ -33,9 +33,7 @@ SETTINGS: Settings = {
         default=["localhost", ".localhost", "127.0.0.1"],
         example="the host names of the site, such as example.com",
     ),
-    "TRUSTED_PROXIES": Setting(
-        lambda raw: range(10).index(int(raw)), "set it to the number of proxies.", 0
-    ),
+    "TRUSTED_PROXIES": number_setting(0),
     "MAX_CONTENT_LENGTH": number_setting(1024 * 1024),  # bytes
 }
 
@@ -89,7 +87,7 @@ class Request(flask.Request):
         """The body. A form may have `MAX_FORM_PARTS` fields."""
         if "Transfer-Encoding" in self.headers:
             # A server may treat a truncated body of unknown length as complete.
-            raise exceptions.LengthRequired
+            raise exceptions.LengthRequired("A body needs the header Content-Length.")
         # With this flag, Werkzeug takes a body for complete if its client disconnects.
         self.environ.pop("wsgi.input_terminated", None)
         stream = super().stream
