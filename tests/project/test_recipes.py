@@ -93,7 +93,8 @@ def test_job_of_a_test_ends_before_the_next_test(bake: Bake, server_url: str) ->
     project = bake(project_slug="app", worker="thread")
     programs = install(project)
     (project / "tests" / "test_order.py").write_text(ORDER)
-    run(programs / "pytest", "tests/test_order.py", cwd=project, DATABASE_URL=server_url)
+    tests = "tests/test_order.py"
+    run(programs / "pytest", tests, cwd=project, DATABASE_URL=server_url)
 
 
 @pytest.mark.parametrize("worker", choices()["worker"])
