@@ -16,6 +16,8 @@ from {{ cookiecutter.project_slug }}.core.config import (
 
 from .application import PRODUCTION, create_app
 
+NAME = core.__name__.partition(".")[0]  # of the application
+
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +92,7 @@ URL = "postgresql://user:hunter2@host/name"
         (URL.replace(":", "+psycopg2:", 1), r"write it without \+psycopg2[.]$"),
         (f"{URL}?a@hunter2=b", "write a PostgreSQL URL like .* percent-encode @ / : #"),
         (f'"{URL}"', "write a PostgreSQL URL like .*, without quotes;"),  # by Docker
+        ("host=a password=b+hunter2 c", "write a PostgreSQL URL like"),
     ],
 )
 def test_invalid_url_is_explained_without_its_password(url: str, hint: str) -> None:
@@ -171,10 +174,10 @@ def test_session_cookie_is_secure_unless_debug_is_overridden() -> None:
 @pytest.mark.parametrize(
     "settings, name",
     [
-        ({}, "__Host-session"),
-        ({"SESSION_COOKIE_SECURE": False}, "session"),
-        ({"SESSION_COOKIE_DOMAIN": "example.com"}, "session"),
-        ({"APPLICATION_ROOT": "/app"}, "session"),
+        ({}, f"__Host-{NAME}"),
+        ({"SESSION_COOKIE_SECURE": False}, NAME),
+        ({"SESSION_COOKIE_DOMAIN": "example.com"}, NAME),
+        ({"APPLICATION_ROOT": "/app"}, NAME),
         ({"SESSION_COOKIE_NAME": "mine"}, "mine"),
     ],
     ids=str,

@@ -20,8 +20,6 @@ URL_HINT += "percent-encode @ / : # ? %."
 KEY_EXAMPLE = "what `python -c 'import secrets; print(secrets.token_hex())'` prints"
 KEY_HINT = f"set it to 32 random bytes or more, such as {KEY_EXAMPLE}."
 DEBUG_HINT = 'For debug mode, use `flask --debug` or create_app({"DEBUG": True}).'
-# Browsers accept the prefix `__Host-` only on a cookie with these settings.
-HOST_COOKIE = {"name": "session", "domain": None, "path": None, "secure": True}
 
 
 class ConfigError(NoAppException, RuntimeError):
@@ -89,9 +87,8 @@ def split(raw: Any) -> list[str]:
 
 
 def _parse_url(url: str) -> str:
-    driver = url.partition(":")[0].partition("+")[2]
-    if driver:
-        raise ValueError(f"write it without +{driver}.")
+    if driver := re.match(r"\w+\+(\w+):", url):
+        raise ValueError(f"write it without +{driver[1]}.")
     # libpq's own message may quote the URL with the password. If a password contains @
     # or /, libpq reads part of it as the host.
     try:
@@ -135,13 +132,17 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     given = overrides or {}
     secure = not given.get("DEBUG", app.debug)
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=secure)
+    # Applications on other ports or paths of the host must not replace the cookie.
+    app.config["SESSION_COOKIE_NAME"] = app.name
     app.config.from_prefixed_env(loads=_load)
     app.config["DEBUG"] = get_debug_flag()  # Flask also reads "no" as False.
     app.config.update(given)
     cookie = app.config.get_namespace("SESSION_COOKIE_")
-    if HOST_COOKIE.items() <= cookie.items() and app.config["APPLICATION_ROOT"] == "/":
+    # Browsers accept the prefix `__Host-` only on a cookie with these settings.
+    own = {"name": app.name, "domain": None, "path": None, "secure": True}
+    if own.items() <= cookie.items() and app.config["APPLICATION_ROOT"] == "/":
         # With this prefix, browsers let no other host set the cookie.
-        app.config["SESSION_COOKIE_NAME"] = "__Host-session"
+        app.config["SESSION_COOKIE_NAME"] = f"__Host-{app.name}"
     settings = [item for table in (SETTINGS, *tables) for item in table.items()]
     errors = [error for item in settings if (error := _set(app, given, *item))]
     by_flask = "FLASK_RUN_FROM_CLI" in os.environ or app.testing
