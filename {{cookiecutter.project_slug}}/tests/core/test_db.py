@@ -10,6 +10,7 @@ from threading import Event, Thread
 import psycopg2
 import pytest
 from flask import Flask, g
+from flask.testing import FlaskClient
 from psycopg2 import InterfaceError
 from psycopg2.errors import DivisionByZero, InFailedSqlTransaction
 from psycopg2.extensions import connection, make_dsn, new_type, register_type
@@ -152,6 +153,10 @@ def test_other_error_of_a_query_is_left_to_the_view(app: Flask) -> None:
         app.test_client().get("/divide")
 
 
+def test_nul_in_text_gives_400(client: FlaskClient) -> None:
+    assert client.post("/items", data={"body": "a\0b"}).status_code == 400
+
+
 def test_connection_that_the_view_closed_is_its_own_fault(app: Flask) -> None:
     @app.get("/close")
     def close() -> str:
@@ -194,6 +199,18 @@ def test_commit_by_hand_raises_after_a_failed_query(app: Flask) -> None:
             get_db().commit()
 
 
+def test_transaction_begun_by_a_query_is_committed(app: Flask, db: connection) -> None:
+    with app.app_context():
+        run(get_db(), "BEGIN")
+        add_item(get_db())
+        get_db().commit()
+        run(get_db(), "BEGIN")
+        add_item(get_db())
+        get_db().rollback()
+        add_item(get_db())
+    assert count_items(db) == 2
+
+
 def test_savepoint_saves_the_rest_of_the_transaction(
     app: Flask, db: connection
 ) -> None:
@@ -220,6 +237,18 @@ def test_callbacks_are_dropped_when_the_block_rolls_back(
     assert found == []
 
 
+def test_callbacks_of_a_commit_by_hand_outlive_a_later_rollback(app: Flask) -> None:
+    found: list[int] = []
+    with app.app_context(), pytest.raises(RuntimeError), get_db() as conn:
+        on_commit(lambda: found.append(1))
+        add_item(conn)
+        conn.commit()
+        on_commit(lambda: found.append(2))
+        add_item(conn)
+        raise RuntimeError
+    assert found == [1]
+
+
 def test_callbacks_follow_a_transaction_without_queries(app: Flask) -> None:
     found: list[int] = []
     with app.app_context(), get_db():
@@ -243,6 +272,13 @@ def test_session_keeps_its_characteristics_after_a_transaction(app: Flask) -> No
             run(get_db(), "SELECT 1")
         with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
             add_item(get_db())
+
+
+def test_block_that_was_never_left_ends_with_its_context(app: Flask) -> None:
+    with app.app_context():
+        get_db().__enter__()  # as in a generator that nobody closes
+    with app.app_context(), get_db() as conn:
+        add_item(conn)
 
 
 def test_nested_transaction_is_rejected(app: Flask) -> None:

@@ -18,7 +18,7 @@ from psycopg2.extensions import STATUS_BEGIN, connection, cursor, parse_dsn
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR as IN_ERROR
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS as IN_TRANSACTION
-from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.exceptions import BadRequest, ServiceUnavailable
 
 from .config import Settings, number_setting
 
@@ -83,12 +83,17 @@ class Connection(connection):
             raise InFailedSqlTransaction(f"{message}: {hint}")
         # A deferred constraint may fail only here.
         _watch(self, connection.commit)
+        if self.info.transaction_status == IN_TRANSACTION:
+            self.cursor().execute("COMMIT")  # psycopg2 ends only what it began.
+        self._committed = len(self._on_commit or [])
 
     def rollback(self) -> None:
-        """Roll back, and drop the functions of `on_commit`."""
+        """Roll back, and drop the functions of `on_commit` since the last commit."""
         super().rollback()
+        if self.info.transaction_status != IDLE:
+            self.cursor().execute("ROLLBACK")
         if self._on_commit:
-            self._on_commit = []
+            del self._on_commit[self._committed :]
 
     def __enter__(self) -> Self:
         if self._on_commit is not None:
@@ -99,7 +104,7 @@ class Connection(connection):
         if not (self.isolation_level or self.readonly or self.deferrable):
             self.autocommit = False  # In autocommit there are no server-side cursors.
         super().__enter__()
-        self._on_commit = []
+        self._on_commit, self._committed = [], 0
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -146,7 +151,7 @@ class Connection(connection):
     def state(self) -> tuple[object, ...]:
         """Return the state that a context may change, without the server's settings."""
         session = self.isolation_level, self.readonly, self.deferrable
-        own = self.autocommit, self.encoding, self.is_outdated
+        own = self.autocommit, self.encoding, self.is_outdated, self._on_commit
         return self.get_transaction_status(), *session, *own
 
 
@@ -205,8 +210,9 @@ def close_db() -> None:
 def on_commit(function: Callable[[], object]) -> None:
     """Call `function` once the transaction of this context is committed.
 
-    It is not called after a rollback. Outside of a transaction, it is called at once.
-    The `with` block raises its errors, but the transaction stays committed.
+    It is not called after a rollback, unless that is to a savepoint. Outside of a
+    transaction, it is called at once. The `with` block raises its errors, but the
+    transaction stays committed.
     """
     callbacks = getattr(g.get("db"), "_on_commit", None)
     if callbacks is None:
@@ -288,6 +294,9 @@ def _handle_error(handle: Any, *args: Any) -> Any:
         if isinstance(conn, Connection) and conn.is_lost():
             reason = " ".join(str(error).split())
             error = DatabaseUnavailable(f"The connection was lost: {reason}")
+    if isinstance(error, ValueError) and "NUL (0x00)" in str(error):
+        # PostgreSQL's text holds no NUL, so most likely the request should not either.
+        error = BadRequest("Text must not contain NUL characters.")
     if isinstance(error, DatabaseUnavailable):
         current_app.logger.error("%s", error)
         description = str(error) if current_app.debug else None
