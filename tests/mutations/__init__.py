@@ -222,8 +222,8 @@ DEFECTS = [
     Defect(
         words="Two machines may migrate at once",
         file=f"{PACKAGE}/core/migrate.py",
-        old="    while not _try_lock(cursor):\n",
-        new="    if not _try_lock(cursor):\n",
+        old="cursor.fetchone() == (True,)",
+        new="cursor.fetchone()",
         test="tests/core/test_migrate.py"
         "::test_runners_that_start_together_apply_each_file_once",
         sign="MigrationError|UniqueViolation",

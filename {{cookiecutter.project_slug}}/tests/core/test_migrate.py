@@ -53,6 +53,16 @@ def test_readiness_reads_no_file(
         assert "0001_made.sql" not in module.find_problem(empty)
 
 
+def test_command_shows_notices(
+    app: Flask, runner: FlaskCliRunner, tmp_path: Path
+) -> None:
+    notice = "DO $$ BEGIN RAISE NOTICE 'moved 7 rows'; END $$"
+    (tmp_path / "migrations" / "0002_moved.sql").write_text(notice)
+    lines = runner.invoke(args=["migrate"]).output.splitlines()
+    applied = ["Applied 0001_made.sql", "Applied 0002_moved.sql"]
+    assert lines == ["NOTICE:  moved 7 rows", *applied]
+
+
 def test_command_lists_pending_migrations(runner: FlaskCliRunner) -> None:
     listed = ["migrate", "--status"]
     assert "Pending 0001_made.sql\n" in runner.invoke(args=listed).output
@@ -130,6 +140,16 @@ def test_timeout_of_the_role_does_not_end_a_file(
     url = make_dsn(empty_url, options="-c statement_timeout=100")
     with closing(connect(url)) as conn:
         assert migrate(conn, tmp_path) == ["0001_a.sql", "0002_b.sql"]
+
+
+def test_timeout_of_transactions_does_not_end_a_file(
+    empty: connection, tmp_path: Path
+) -> None:
+    if empty.server_version < 170000:
+        pytest.skip("This PostgreSQL has no transaction_timeout.")
+    run(empty, "SET transaction_timeout = 100")
+    (tmp_path / "0001_a.sql").write_text("SELECT pg_sleep(0.2)")
+    assert migrate(empty, tmp_path) == ["0001_a.sql"]
 
 
 def test_settings_of_a_file_end_with_it(empty: connection, tmp_path: Path) -> None:
@@ -261,7 +281,7 @@ def test_file_without_a_statement_is_not_applied(
     empty: connection, tmp_path: Path, sql: str
 ) -> None:
     (tmp_path / "0001_a.sql").write_text(sql)
-    with pytest.raises(MigrationError, match="^0001_a.sql has no statement yet: write"):
+    with pytest.raises(MigrationError, match="^0001_a.sql has no statement: write"):
         migrate(empty, tmp_path)
     (tmp_path / "0001_a.sql").write_text(f"{sql}\nSELECT 1 /* -- */")
     assert migrate(empty, tmp_path) == ["0001_a.sql"]
@@ -314,13 +334,23 @@ def test_statement_that_needs_its_own_file_is_named(
         migrate(empty, tmp_path)
 
 
+def test_procedure_that_commits_needs_a_file_of_its_own(
+    empty: connection, tmp_path: Path
+) -> None:
+    body = "LANGUAGE plpgsql AS 'BEGIN COMMIT; END'"
+    run(empty, f"CREATE PROCEDURE p() {body}")
+    (tmp_path / "0001_a.sql").write_text("CALL p()")
+    with pytest.raises(MigrationError, match="begins with `-- no transaction`"):
+        migrate(empty, tmp_path)
+
+
 def test_table_of_another_tool_is_named(empty_url: str, empty: connection) -> None:
     run(empty, "CREATE TABLE schema_migrations (version text)")
     app = create_app({"TESTING": True, "DATABASE_URL": empty_url})
     for options in ([], ["--status"]):
         result = app.test_cli_runner().invoke(args=["migrate", *options])
         assert result.exit_code == 1
-        assert "if the table is another tool's, rename it" in result.output
+        assert "rename the table of another tool" in result.output
 
 
 def test_role_that_may_not_create_tables_has_nothing_to_apply(

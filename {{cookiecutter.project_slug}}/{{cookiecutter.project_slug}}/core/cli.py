@@ -45,8 +45,7 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
     if only_list + reset + (forget is not None) > 1:
         raise click.UsageError("Use only one option.")
     if reset and not current_app.debug:
-        message = "--reset drops all tables: use it with `flask --debug`."
-        raise click.ClickException(message)
+        raise click.ClickException("--reset drops all tables: use `flask --debug`.")
     try:
         with closing(connect()) as conn, ExitStack() as stack:
             # Otherwise Ctrl-C has no effect until a query ends.
@@ -66,6 +65,7 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
                 lines = [f"Pending {forget}"]
             else:
                 lines = [f"Applied {name}" for name in migrate.migrate(conn)]
+                lines = [notice.strip() for notice in conn.notices] + lines
     except ERRORS as error:
         raise click.ClickException(" ".join(str(error).split())) from error
     click.echo("\n".join(lines) or "Nothing to apply")

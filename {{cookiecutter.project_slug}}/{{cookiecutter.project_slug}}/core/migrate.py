@@ -8,27 +8,30 @@ statement that cannot be in a transaction, such as `CREATE INDEX CONCURRENTLY`.
 import logging
 import re
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from time import sleep
 from typing import Any
 
 import psycopg2
 from flask import Flask, current_app
-from psycopg2.errors import ActiveSqlTransaction, LockNotAvailable, UndefinedTable
+from psycopg2 import errors
 from psycopg2.extensions import connection, cursor
 
 LOCK_TIMEOUT = 10.0  # seconds that a file waits for a table; later queries wait, too
 LOCK = 7_164_001  # any number, but the same for every process that migrates
 TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, checksum text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now()
-)"""
+    applied_at timestamptz NOT NULL DEFAULT now())"""
 BLOCK = "DO $do_{mark}$BEGIN EXECUTE $_{mark}${sql}\n;SELECT$_{mark}$; END$do_{mark}$; "
+# PostgreSQL 17 and later have transaction_timeout.
+UNLIMITED = """SELECT set_config(name, '0', false) FROM pg_settings
+    WHERE name IN ('statement_timeout', 'transaction_timeout')"""
 # A file's settings, such as its search_path, must not affect the next one.
-RECORD = (
-    "RESET ROLE; RESET ALL; "
-    "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)"
-)
+RECORD = "RESET ROLE; RESET ALL; INSERT INTO schema_migrations VALUES (%s, %s)"
+
+# A file that raises these needs to run outside of a transaction.
+OUTSIDE = errors.ActiveSqlTransaction, errors.InvalidTransactionTermination
 
 BLANK = re.compile(r"--.*|/\*(?s:.*?)\*/|[\s;]")
 
@@ -77,8 +80,7 @@ def status(conn: connection) -> dict[str, str]:
     """
     folder, *others = _folders()
     own, libraries = _paths(folder), [path.name for path in _paths(*others)]
-    with conn.cursor() as cursor:
-        applied = _applied(cursor)
+    applied = _applied(conn.cursor())
     found = {name: "Gone" for name in applied if name not in libraries}
     found |= {path.name: "Applied" for path in own}
     found |= {path.name: "Edited" for path in _edited(own, applied)}
@@ -89,8 +91,7 @@ def status(conn: connection) -> dict[str, str]:
 def find_problem(conn: connection) -> str:
     """Return a sentence about the first pending migration, or an empty string."""
     # Unlike `status`, this reads no file, because /readyz calls it often.
-    with conn.cursor() as cursor:
-        applied = _applied(cursor)
+    applied = _applied(conn.cursor())
     names = [path.name for path in _paths(*_folders()) if path.name not in applied]
     return f"Migration {names[0]} is pending: run `flask migrate`." if names else ""
 
@@ -114,28 +115,24 @@ def _paths(*folders: Path) -> list[Path]:
 def _lock(cursor: cursor) -> None:
     # The lock is the session's, so a process that is killed leaves none behind. Poll
     # for it: CREATE INDEX CONCURRENTLY would wait for a query that waits for the lock.
-    polls = 0
-    while not _try_lock(cursor):
-        sleep(0.1)
-        polls += 1
+    for polls in count():
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
+        if cursor.fetchone() == (True,):
+            return
         if polls == 10:  # Processes that start together wait for less.
-            logger.warning("Another process migrates this database: waiting for it")
-
-
-def _try_lock(cursor: cursor) -> bool:
-    cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
-    return cursor.fetchone() == (True,)
+            problem = "Another process migrates this database, or a pooler has its lock"
+            logger.warning("%s: waiting", problem)
+        sleep(0.1)
 
 
 def _applied(cursor: cursor) -> dict[str, str]:
     """Return the checksums by name."""
     try:
         cursor.execute("SELECT name, checksum FROM schema_migrations ORDER BY name")
-    except UndefinedTable:
+    except errors.UndefinedTable:
         return {}
     except psycopg2.ProgrammingError as error:
-        hint = "GRANT SELECT ON schema_migrations to this role, or, if the table is"
-        hint += " another tool's, rename it or let this role have a schema."
+        hint = "GRANT SELECT ON schema_migrations, or rename the table of another tool."
         raise MigrationError(f"{error.diag.message_primary}: {hint}") from error
     return dict(cursor.fetchall())
 
@@ -159,39 +156,36 @@ def _read(path: Path) -> tuple[str, str]:
     # PowerShell writes a BOM. Bytes that are not UTF-8 become surrogates.
     sql = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     if re.search("[\0\udc80-\udcff]", sql):
-        message = f"{path.name} is not in UTF-8: save it again in this encoding."
-        raise MigrationError(message)
+        raise MigrationError(f"{path.name} is not in UTF-8: save it in this encoding.")
     return sql, sha256(sql.encode()).hexdigest()
 
 
 def _apply(cursor: cursor, path: Path) -> None:
     sql, checksum = _read(path)
     if not BLANK.sub("", sql):
-        hint = "write one, or delete the file."
-        raise MigrationError(f"{path.name} has no statement yet: {hint}")
+        raise MigrationError(f"{path.name} has no statement: write one or delete it.")
     outside = sql.startswith("-- no transaction")
-    record = [path.name, checksum]
     # Limits of the role are meant for requests. CREATE INDEX CONCURRENTLY has to wait.
     limit = 0 if outside else int(1000 * LOCK_TIMEOUT)
-    cursor.execute(f"SET statement_timeout = 0; SET lock_timeout = {limit}")
+    cursor.execute(f"{UNLIMITED}; SET lock_timeout = {limit}")
     try:
         if outside:
             cursor.execute(sql)
-            cursor.execute(RECORD, record)
+            cursor.execute(RECORD, [path.name, checksum])
         else:
             # PostgreSQL rejects COMMIT in a DO block, so the file is all or nothing. It
             # also rejects a SELECT INTO at the end, so another SELECT follows. No file
             # contains its own checksum, which ends the quotes.
             block = BLOCK.format(sql=sql, mark=checksum).replace("%", "%%")
-            cursor.execute(block + RECORD, record)
+            cursor.execute(block + RECORD, [path.name, checksum])
     except psycopg2.Error as error:
         reason = error.diag.message_primary or str(error).partition("\n")[0]
         hint = "drop what it left behind" if outside else "nothing of it is applied"
         if error.diag.source_function == "exec_stmt_dynexecute":
             hint += ": leave out BEGIN, COMMIT, ROLLBACK and SAVEPOINT"
-        if isinstance(error, LockNotAvailable):
+        if isinstance(error, errors.LockNotAvailable):
             hint += ": end the transaction that holds a lock, and try again"
-        if isinstance(error, ActiveSqlTransaction):
+        if isinstance(error, OUTSIDE):
             hint = "put it alone into a file that begins with `-- no transaction`"
         if cursor.connection.closed:
             hint = "`flask migrate --status` tells whether it is applied"
