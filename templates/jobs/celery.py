@@ -320,7 +320,7 @@ def init_app(app: Flask) -> None:
         broker_connection_timeout=BROKER_TIMEOUT,
         broker_pool_limit=100,  # No thread waits until another has sent its job.
         control_exchange=app.name,  # Projects may share a broker.
-        imports=[TASKS] if find_spec(TASKS) else [],  # Add other modules with tasks.
+        imports=[TASKS] if find_spec(TASKS) else [],
         task_acks_late=True,
         task_default_queue=app.name,
         task_publish_retry_policy={"max_retries": 1},

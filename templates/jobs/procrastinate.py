@@ -93,7 +93,7 @@ def _unique(cursor: Any, locks: list[str]) -> Iterator[None]:
         cursor.execute("RELEASE enqueue")
 
 
-# If other modules than tasks.py have tasks, add their names to `import_paths`.
+# `create_app` must import other modules that have tasks.
 TASKS = f"{__name__.partition('.')[0]}.tasks"
 queue = procrastinate.App(
     connector=ContextConnector(),
