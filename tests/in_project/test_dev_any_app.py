@@ -1,5 +1,6 @@
 """`flask dev` on applications that do to a server whatever an application may do."""
 
+import json
 import os
 import pty
 import re
@@ -156,6 +157,30 @@ def test_program_that_the_application_started_ends_with_it(
     program = psutil.Process(int(site.get("/started")))
     getattr(site, end)()
     site.wait_for(lambda: not program.is_running(), "end of the program")
+
+
+# A server that needs its port, such as that of Vite, here with a folder as a lock.
+HELPER = """
+import subprocess
+subprocess.Popen(["sh", "-c", '''
+mkdir lock || exit 1
+trap "rmdir lock; exit" TERM
+while :; do sleep 0.05; done
+'''])
+"""
+
+
+@linux
+@BOTH
+def test_program_finds_the_port_of_the_previous_one_free(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(HELPER)
+    site.start(*options)
+    for _ in range(3):
+        site.reload()
+    site.wait_for((site.folder / "lock").exists, "program")
+    assert "File exists" not in site.log
 
 
 @linux
@@ -478,6 +503,15 @@ def start_elsewhere(site: Site) -> None:
     site.wait_for_line("Serving")
 
 
+@BOTH
+def test_arguments_are_those_of_the_command(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write("import sys\n@app.get('/argv')\ndef argv(): return sys.argv[1:]\n")
+    site.start(*options)
+    assert json.loads(site.get("/argv"))[:3] == ["--app", "served", "dev"]
+
+
 def test_debugger_takes_requests_for_the_host(site: Site) -> None:
     site.write("@app.get('/error')\ndef error(): 1 / 0\n")
     site.environ |= {"FLASK_RUN_HOST": "0.0.0.0"}
@@ -575,6 +609,32 @@ def test_request_beyond_the_deadline_is_named(
     site.wait_for_line("started")
     site.reload()
     site.wait_for_line(" * GET /slow/30.0 was aborted by the reload")
+
+
+CONVERT = """
+import subprocess
+
+@app.get("/convert/<name>")
+def convert(name):
+    print("started", flush=True)
+    command = f"for i in 1 2 3 4 5 6 7; do echo >> static/{name}; sleep 0.4; done"
+    subprocess.run(["sh", "-c", command])
+    return "done"
+"""
+
+
+@BOTH
+def test_request_whose_program_writes_data_is_finished(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    (site.folder / "static").mkdir()
+    (site.folder / "static" / "old.mp4").touch()
+    site.write(CONVERT)
+    site.start(*options)
+    for name in ("new.mp4", "old.mp4"):
+        assert site.get(f"/convert/{name}", 20) == "done"
+    assert "aborted" not in site.log
+    site.reload()
 
 
 ASYNCHRONOUS = """

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import flask_devserver
 import pytest
@@ -160,6 +161,25 @@ def test_package_that_is_installed_later_is_served(
 
 
 @BOTH
+def test_library_that_is_installed_as_editable_later_is_served(
+    site: Site, options: tuple[str, ...], packages: Path, tmp_path: Path
+) -> None:
+    import click
+
+    ours = [Path(click.__file__).parents[1], Path(flask_devserver.__file__).parents[1]]
+    (packages / "others.pth").write_text("\n".join(map(str, ours)))
+    site.write(LIBRARY)
+    site.start(*options)
+    assert "ModuleNotFoundError" in site.get("/value")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "library.py").write_text("VALUE = 1\n")
+    (packages / "library.pth").write_text(str(tmp_path / "source"))
+    (packages / "library-1.dist-info").mkdir()
+    (packages / "library-1.dist-info" / "RECORD").touch()
+    site.wait_for(has_value(site, "1"), "value")
+
+
+@BOTH
 def test_package_that_is_missing_for_a_moment_ends_nothing(
     site: Site, options: tuple[str, ...], packages: Path
 ) -> None:
@@ -182,6 +202,59 @@ def test_package_that_is_missing_for_a_moment_ends_nothing(
 
 
 OURS = "flask click werkzeug jinja2 markupsafe itsdangerous blinker dotenv".split()
+
+
+CONFIGURED = """
+import json
+from flask import Flask
+app = Flask(__name__, instance_relative_config=True)
+VERSION = 0
+
+
+@app.get("/version")
+def version():
+    return str(VERSION)
+
+
+@app.get("/value")
+def value():
+    return str(app.config["A"] + app.config["B"])
+
+
+app.config.from_file("../config.json", load=json.load)
+app.config.from_pyfile("config.py")
+"""
+
+
+@BOTH
+def test_configuration_that_the_application_reads_is_watched(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    (site.folder / "instance").mkdir()
+    (site.folder / "config.json").write_text('{"A": 0}')
+    (site.folder / "instance" / "config.py").write_text("B = 0\n")
+    site.module.write_text(CONFIGURED)
+    site.start(*options)
+    (site.folder / "config.json").write_text('{"A": ')
+    site.wait_for(lambda: "JSONDecodeError" in site.get("/value"), "error")
+    (site.folder / "config.json").write_text('{"A": 1}')
+    site.wait_for(has_value(site, "1"), "value")
+    (site.folder / "instance" / "config.py").write_text("B = 2\n")
+    site.wait_for(has_value(site, "3"), "value")
+
+
+@BOTH
+def test_folder_named_packages_is_no_library(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.folder = folder = site.move_module("python-packages")
+    (folder / "part.py").write_text("print('imported', flush=True)\n")
+    site.write(VALUE + "import part\n")
+    site.start(*options)
+    time.sleep(1)  # until the supervisor has imported the packages
+    site.reload()
+    assert site.log.count("imported") == 2
+    assert "starting again" not in site.log
 
 
 @BOTH
@@ -236,11 +309,47 @@ def test_scans_after_events_take_a_share_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = Files(str(tmp_path), time.time(), (), ())
-    monkeypatch.setattr(files, "_sources", lambda: time.sleep(0.1) or ())
+    monkeypatch.setattr(files, "_sources", lambda: calculate(0.1) or ())
     files.scan()
     monkeypatch.setattr(files.events, "clear", lambda: None)
     files.on_event()
     assert files.scan_at > time.monotonic() + 0.15
+
+
+def calculate(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_slow_file_system_is_scanned_every_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(str(tmp_path), time.time(), (), ())
+    # Each stat takes a millisecond on a mounted folder of Windows or of Docker Desktop.
+    monkeypatch.setattr(files, "_sources", lambda: time.sleep(0.5) or ())
+    files.scan()
+    assert files.scan_at < time.monotonic() + 2
+
+
+def test_other_inode_is_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems such as sshfs give a file another one now and then."""
+    (tmp_path / "module.py").touch()
+    files = Files(str(tmp_path), time.time() + 1, (), ())
+    stat = os.stat
+
+    def stat_with_other_inode(path: str) -> SimpleNamespace:
+        names = "st_mtime_ns", "st_ctime_ns", "st_size"
+        found = stat(path)
+        inode = 0 if path.endswith("module.py") else found.st_ino
+        return SimpleNamespace(st_ino=inode, **{n: getattr(found, n) for n in names})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat_with_other_inode)
+        found = files.scan()
+    assert found == set()
 
 
 def test_folder_with_too_many_folders_is_not_watched(
@@ -253,7 +362,7 @@ def test_folder_with_too_many_folders_is_not_watched(
     files = Files(str(tmp_path), time.time(), (), ())
     assert "only loaded modules are watched" in capsys.readouterr().out
     module = tmp_path / "8" / "package" / "__init__.py"
-    files.add_modules([str(module)], time.time())
+    files.add([str(module)], time.time())
     files.scan()
     page = module.with_name("page.html")
     for path in (module, page, tmp_path / "other.py"):

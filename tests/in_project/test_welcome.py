@@ -10,6 +10,7 @@ from app import create_app
 from flask import Flask
 from flask_devserver.welcome import Welcome
 from psycopg2.extensions import connection, make_dsn
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 
 from .conftest import scratch_database
@@ -184,6 +185,15 @@ def test_any_application_has_the_page() -> None:
     page = browser(app).get("/", headers=PAGE)
     assert "<h1>any.app</h1>" in page.text
     assert "Connections" not in page.text
+
+
+def test_application_may_have_a_proxy() -> None:
+    app = Flask("any.app")
+    app.config["TRUSTED_HOSTS"] = ["shop.example"]
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
+    forwarded = PAGE | {"X-Forwarded-Host": "shop.example"}
+    assert "<h1>any.app</h1>" in browser(app).get("/", headers=forwarded).text
+    assert browser(app).get("/", headers=PAGE).status_code == 400
 
 
 def browser(app: Flask) -> Client:

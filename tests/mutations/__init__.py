@@ -288,8 +288,8 @@ DEFECTS = [
     Defect(
         words="A save is lost while a version starts",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old="                self.changed |= changed\n",
-        new="                self.changed |= changed\n"
+        old="                self.reload_at = now + (delay if code else DATA_DELAY)\n",
+        new="                self.reload_at = now + (delay if code else DATA_DELAY)\n"
         "                if not self.web.ready:\n"
         '                    self.reload_at = float("inf")\n',
         test="tests/test_dev.py"
@@ -299,8 +299,8 @@ DEFECTS = [
     Defect(
         words="A save before the first scan is lost",
         file=f"{PROJECT}/devserver/flask_devserver/files.py",
-        old="    return any(since * 1e9 < t < time.time_ns() for t in signature[:2])",
-        new="    return False",
+        old="        return new and self.is_source(path)",
+        new="        return False",
         test="tests/test_dev.py::test_save_before_the_first_scan_is_not_lost[dev]",
         sign="no answer of the last version",
     ),

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedWriter, StringIO, TextIOWrapper
@@ -25,7 +25,7 @@ from werkzeug.wsgi import get_host
 
 from . import say, shutdown
 from .browser import BrowserReload
-from .files import is_library, is_watched_module, module_files
+from .files import is_library, module_files
 from .server import RequestHandler, Server
 from .welcome import Welcome
 
@@ -56,6 +56,7 @@ class Child:
     command: str = ""
     root: str = field(default_factory=lambda: os.path.join(os.getcwd(), ""))
     path: list[str] = field(default_factory=sys.path.copy)  # to import modules from
+    argv: list[str] = field(default_factory=sys.argv.copy)
     parent: int = field(default_factory=os.getpid)
     status_pipe: int = -1
     first: bool = True
@@ -74,14 +75,11 @@ class Child:
     def run(self) -> NoReturn:
         """Run until SIGTERM, and exit."""
         sys.path[:] = self.path
+        sys.argv[:] = self.argv
         self._prepare()
         if self.command:
             self._run_command()
         self._serve()
-
-    def descriptors(self) -> tuple[int, int]:
-        """Return the file descriptors that only this process needs."""
-        return self.listener, self.status_pipe
 
     def _prepare(self) -> None:
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", _FLASK_DEV="1")
@@ -89,9 +87,10 @@ class Child:
         # The supervisor handles Ctrl-C. Programs that the application starts would
         # inherit SIG_IGN, but do not inherit this handler.
         signal.signal(signal.SIGINT, do_nothing)
-        for fd in self.descriptors():
+        for fd in self.listener, self.status_pipe:  # only for this process
             os.set_inheritable(fd, False)
         os.register_at_fork(after_in_child=self._reset_in_fork)
+        self.read: set[str] = set()
         self.written: set[str] = set()
         self.loaded = False
         self.lock = threading.RLock()
@@ -105,26 +104,31 @@ class Child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if isinstance(signal.getsignal(signal.SIGTERM), Waker):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for fd in self.descriptors():
+        for fd in self.listener, self.status_pipe:
             with suppress(OSError):
                 os.close(fd)
         self.status_pipe = -1
         self.lock = threading.RLock()  # A thread may have held it.
 
     def _on_audit(self, event: str, args: tuple[Any, ...]) -> None:
-        """Tell the supervisor which files the application itself writes."""
-        if event not in ("open", "os.rename", "sqlite3.connect"):
+        """Note what is read at the start, and tell the supervisor what is written."""
+        if event not in ("open", "exec", "os.rename", "os.utime", "sqlite3.connect"):
             return
         with suppress(Exception):
-            if event != "open" or args[2] & WRITING:
-                path = os.fsdecode(args[event == "os.rename"])
-                if event == "sqlite3.connect":  # The path may be in a URI.
-                    path = path.removeprefix("file:").partition("?")[0]
-                path = os.path.abspath(path)
-                seen = path in self.written and not path.endswith(".py")
-                if path.startswith(self.root) and not seen:
-                    self.written.add(path)
-                    self._send(written=path)
+            reads = event == "exec" or (event == "open" and not args[2] & WRITING)
+            if reads and self.loaded:
+                return
+            path = args[event == "os.rename"]
+            path = os.fsdecode(getattr(path, "co_filename", path))
+            if event == "sqlite3.connect":  # The path may be in a URI.
+                path = path.removeprefix("file:").partition("?")[0]
+            path = os.path.abspath(path)
+            seen = path in self.written and not path.endswith(".py")
+            if reads:
+                self.read.add(path)
+            elif path.startswith(self.root) and not seen:
+                self.written.add(path)
+                self._send(written=path)
 
     def _send(self, **message: object) -> None:
         with suppress(OSError), self.lock:
@@ -144,12 +148,11 @@ class Child:
                 count = len(sys.modules)
                 new = [found for found in module_files() if found not in known]
                 known.update(new)
-                files = [path for _, path in new if is_watched_module(path)]
                 # Modules that import others come first. A private one comes with its
                 # owner: asyncio would not work with an `_asyncio` imported before it.
                 used = [(n, p) for n, p in reversed(new) if "._" not in f".{n}"]
                 names = [n for n, p in used if is_library(p) or "flask_devserver." in n]
-                self._send(modules=names, files=files)
+                self._send(modules=names, files=[path for _, path in new])
 
     def _run_command(self) -> NoReturn:
         # SIGINT stays blocked: at Ctrl-C, Celery would shut down twice.
@@ -160,26 +163,25 @@ class Child:
         try:
             info.load_app()
         except BaseException as error:
-            self._report(error)
+            self._send(files=[*self.read], failed=True)
             # The server prints the traceback, which Flask puts into some messages.
             reason = str(error).strip().rpartition("\n")[2]
             say(f" * {self.name} cannot import the application: {reason}")
             _exit(2)
+        self.loaded = True
         try:
             cli.main(shlex.split(self.command), obj=info)
         except SystemExit as error:
             _exit(error.code)
         except Exception:
             traceback.print_exc()
-            _exit(1)
-        _exit(0)
+        _exit(1)
 
     def _serve(self) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         ending = threading.Event()
         _thread.start_new_thread(self._name_slow_import, (time.sleep,))
         app = self._load()
-        self.loaded = True
         names = "host", "port", "cert", "with_threads"
         host, port, cert, threads = (self.options[name] for name in names)
         # An open page would take the only thread.
@@ -238,26 +240,14 @@ class Child:
             seconds = f"{time.monotonic() - self.began:.2f} s"
             app: Any = Welcome(flask_app, "" if self.first else seconds)
         except BaseException as raised:
-            self._report(raised)
+            self._send(failed=True)
             app = _failing(raised, self.options["host"])
+        self.loaded = True
+        self._send(files=[*self.read])
         if self.options["debugger"] is not False:
             app = DebuggedApplication(app, evalex=True, pin_logging=self.first)
             app.trusted_hosts.append(self.options["host"])
         return app
-
-    def _report(self, error: BaseException) -> None:
-        """Tell the supervisor which files the error of an import comes from."""
-        files = list(filter(is_watched_module, _files_of(error)))
-        self._send(files=files, failed=True)
-
-
-def _files_of(error: BaseException | None) -> Iterator[str]:
-    """Yield the files that an exception came from, whose modules may not be loaded."""
-    while error:
-        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        files.append(getattr(error, "filename", None) or "")  # of a syntax error
-        yield from filter(os.path.isabs, map(str, files))
-        error = error.__context__
 
 
 def _failing(raised: BaseException, host: str) -> Any:

@@ -6,6 +6,7 @@ system without events delays a reload by at most a second, and no save is lost.
 
 import ctypes
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,19 +21,18 @@ from . import say
 
 Signature = tuple[int, ...]  # empty for a file that does not exist
 
-# The packages and the environment depend on these.
-SETTINGS = (".env", ".flaskenv", "pyproject.toml")
+# The packages and the environment depend on these. Installers write RECORD last.
+SETTINGS = (".env", ".flaskenv", "pyproject.toml", f"dist-info{os.sep}RECORD")
 
 # Files of these kinds count even when they appear or disappear. Others, such as the
 # temporary files of editors, only count when they have changed.
 SOURCES = (
     *".py .sql .html .htm .jinja .jinja2 .j2 .css .js .svg .toml .yaml .yml".split(),
     *SETTINGS,
-    "RECORD",  # An installer writes this file last.
 )
 
 _STANDARD_LIBRARY = get_path("stdlib")
-_LIBRARIES = f"-packages{os.sep}"  # in site-packages, and in Debian's dist-packages
+_is_installed = re.compile(r"[/\\](site|dist)-packages[/\\]").search
 
 IGNORED = ("__pycache__", "node_modules")
 IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build")
@@ -83,20 +83,18 @@ class Files:
             self.walked = ()
             self.known.clear()
         self._differing(self.installed, _distributions())
-        self.missed = {p for p, s in self.known.items() if _is_newer(s, since)}
+        self.missed = {p for p in self.known if self._is_newer(p, since)}
 
-    def add_modules(self, paths: Iterable[str], since: float) -> None:
-        """Watch the files of modules that were read after the time `since`."""
+    def add(self, paths: Iterable[str], since: float) -> None:
+        """Watch modules and other files that were read after the time `since`."""
         known = {*self.known, *self.installed}
-        if new := set(paths) - known:
-            installed = {path for path in new if _LIBRARIES in path}
+        if new := set(filter(self._may_change, paths)) - known:
+            installed = set(filter(_is_installed, new))
             self.modules |= new - installed
             found = self._differing(self.installed, installed)
             found |= self._differing(self.known, self._sources())
             # Other files are new to `known`, but existed before.
-            self.missed |= {
-                p for p in found if p in known or _is_newer(_signature(p), since)
-            }
+            self.missed |= {p for p in found if p in known or self._is_newer(p, since)}
         self.scan_at = time.monotonic()
 
     def on_event(self) -> None:
@@ -107,33 +105,49 @@ class Files:
 
     def scan(self) -> set[str]:
         """Return the files that have changed since the last scan."""
-        began = time.monotonic()
+        began = time.process_time()  # A slow file system costs time, but no processor.
         self.events.watch(self.folders)
         found = self.missed | self._differing(self.known, self._sources())
         self.missed = set()
         # Installed packages are many and seldom change, so no reload waits for them.
         found = set(filter(self._counts, found))
         found = found or self._differing(self.installed, _distributions())
+        now, cost = time.monotonic(), time.process_time() - began
+        self.scan_at = now + max(self.events.interval, SCAN_SHARE * cost)
+        self.rested_at = now + EVENT_SHARE * cost
+        return set(filter(self._counts, found))
+
+    def settle(self, changed: Iterable[str]) -> set[str]:
+        """Return the files of `changed` that ask for a reload now."""
         now = time.monotonic()
-        self.scan_at = now + max(self.events.interval, SCAN_SHARE * (now - began))
-        self.rested_at = now + EVENT_SHARE * (now - began)
-        return {p for p in found if self._counts(p) and not self._is_noise(p, now)}
+        return {p for p in changed if self._counts(p) and not self._is_noise(p, now)}
 
     def _differing(self, old: dict[str, Signature], found: Iterable[str]) -> set[str]:
         """Update `old` with the files `found`, and return those that differ."""
         new = {p: _signature(p) for p in {*old, *found}}
         # An editor may remove a file for a moment before it writes the new one.
-        new = {p: s for p, s in new.items() if s or self._is_source(p)}
+        new = {p: s for p, s in new.items() if s or self.is_source(p)}
         differing = {p for p, s in new.items() if s != old.get(p, ())}
-        differing = {p for p in differing if old.get(p) or self._is_source(p)}
+        differing = {p for p in differing if old.get(p) or self.is_source(p)}
         old |= new
         return differing
 
-    def _is_source(self, path: str) -> bool:
-        return path.endswith(SOURCES) or self._is_extra(path)
+    def is_source(self, path: str) -> bool:
+        """Return whether the file is code, or counts like code."""
+        extra = any(path == e or path.startswith(e + os.sep) for e in self.extra)
+        return extra or path.endswith(SOURCES)
 
-    def _is_extra(self, path: str) -> bool:
-        return any(path == e or path.startswith(e + os.sep) for e in self.extra)
+    def _may_change(self, path: str) -> bool:
+        """Return whether a file that was read may change during work on a project."""
+        if path.endswith((".py", ".so")):
+            return bool(_is_installed(path)) or not is_library(path)
+        data = path.startswith(self.root) and not path.endswith(IGNORED_KINDS)
+        return data and not is_library(path)
+
+    def _is_newer(self, path: str, since: float) -> bool:
+        # Moving a file here changes its ctime. A time may be in the future.
+        new = any(since * 1e9 < t < time.time_ns() for t in _signature(path)[:2])
+        return new and self.is_source(path)  # A program may write data at each start.
 
     def _counts(self, path: str) -> bool:
         written = self.written.get(path) or self.written.get(path.rpartition("-")[0])
@@ -147,7 +161,7 @@ class Files:
         times = [*self.changes.get(path, ()), now][-LOOP_SAVES:]
         self.changes[path] = times
         often = len(times) == LOOP_SAVES and now - times[0] < LOOP
-        if self._is_source(path) or not often:
+        if self.is_source(path) or not often:
             # A program that the application starts may write the same file each time.
             return often and self._is_unchanged(path)
         say(f" * {path} changes again and again: flask dev ignores it from now on.")
@@ -193,7 +207,7 @@ class Files:
                     ignore = hidden or entry.name in ignored
                     if not (ignore or self._leads_back(entry, seen)):
                         yield from self._walk(entry.path, whole, seen)
-                elif self._is_source(entry.path) or (
+                elif self.is_source(entry.path) or (
                     whole and not (hidden or entry.name.endswith(IGNORED_KINDS))
                 ):
                     yield entry.path
@@ -213,13 +227,11 @@ class Events:
     `descriptor` is readable after an event. Scan after `interval` seconds in any case.
     """
 
-    libc: ctypes.CDLL
-
     def __init__(self) -> None:
+        self.libc = ctypes.CDLL(None, use_errno=True)
         self.descriptor = -1
         self.interval = POLL_INTERVAL
         if sys.platform == "linux":
-            self.libc = ctypes.CDLL(None, use_errno=True)
             self.interval = SCAN_INTERVAL
             self.descriptor = self.libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
             self._check(self.descriptor)
@@ -254,30 +266,21 @@ def module_files() -> Iterator[tuple[str, str]]:
 
 def is_library(path: str) -> bool:
     """Return whether the file belongs to Python or to an installed package."""
-    return _LIBRARIES in path or path.startswith(_STANDARD_LIBRARY)
-
-
-def is_watched_module(path: str) -> bool:
-    """Return whether the file of a module can change during work on a project."""
-    return _LIBRARIES in path or not path.startswith(_STANDARD_LIBRARY)
+    return bool(_is_installed(path)) or path.startswith(_STANDARD_LIBRARY)
 
 
 def _distributions() -> Iterator[str]:
     """Yield what an installer adds or changes last for each package."""
     for folder in sys.path:
-        if f"{folder}{os.sep}".endswith(_LIBRARIES):
+        if _is_installed(f"{folder}{os.sep}"):
             yield from iglob(f"{escape(folder)}/*.dist-info/RECORD")
 
 
 def _signature(path: str) -> Signature:
     with suppress(OSError, ValueError):
         found = os.stat(path)
-        # A hard link to a file of a package, as uv makes, changes the ctime.
-        ctime = 0 if _LIBRARIES in path else found.st_ctime_ns
-        return found.st_mtime_ns, ctime, found.st_size, found.st_ino
+        # A hard link to a file of a package, as uv makes, changes the ctime. Network
+        # file systems such as sshfs give a file another inode now and then.
+        changed = found.st_ino if _is_installed(path) else found.st_ctime_ns
+        return found.st_mtime_ns, changed, found.st_size
     return ()
-
-
-def _is_newer(signature: Signature, since: float) -> bool:
-    # Moving a file here changes its ctime. A time may be in the future.
-    return any(since * 1e9 < t < time.time_ns() for t in signature[:2])

@@ -71,7 +71,7 @@ class Runner:
         self.child.run()
 
     def _spawn(self) -> int:
-        for fd in self.child.descriptors():
+        for fd in self.child.listener, self.child.status_pipe:
             os.set_inheritable(fd, True)
         fields = json.dumps(asdict(self.child))
         # A `calendar.py` in this folder must not take the place of Python's own (-P).

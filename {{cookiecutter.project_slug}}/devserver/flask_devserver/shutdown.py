@@ -119,7 +119,10 @@ def describe_blockers(deadline: float) -> str:
     # Python waits for an executor even if a daemon thread, as of a request, uses it.
     blocking = [each for each in threads if not each.daemon or _is_executor(each)]
     lines = list(map(_about_thread, blocking))
-    lines += [_about_process(each) for each in _child_processes() if not each.daemon]
+    # Only an application that has imported the module can have any.
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    children = multiprocessing.active_children() if multiprocessing else []
+    lines += [_about_process(each) for each in children if not each.daemon]
     if not lines:
         hook = f"An exit hook (atexit) is still running, at {position(main)}"
         lines.append(f"   {hook}. Let it wait with a deadline.")
@@ -143,12 +146,6 @@ def _about_thread(thread: threading.Thread) -> str:
 def _is_executor(thread: threading.Thread) -> bool:
     executors = sys.modules.get("concurrent.futures.thread")
     return thread in getattr(executors, "_threads_queues", ())
-
-
-def _child_processes() -> list[Any]:
-    # Only an application that has imported the module can have any.
-    multiprocessing = sys.modules.get("multiprocessing.process")
-    return multiprocessing.active_children() if multiprocessing else []
 
 
 def _about_process(process: Any) -> str:

@@ -30,7 +30,7 @@ from werkzeug.serving import BaseWSGIServer, make_ssl_devcert
 
 from . import say
 from .child import Child, Waker
-from .files import SETTINGS, Files, is_watched_module, module_files
+from .files import SETTINGS, Files, module_files
 from .processes import Processes, Runner, Terminal, send_signal
 
 if sys.platform == "win32":
@@ -39,6 +39,7 @@ if sys.platform == "win32":
 # The first save starts a reload at once. The next saves of a burst share one reload.
 BURST_WINDOW = 0.5  # seconds between two saves of a burst, at most
 DEBOUNCE = 0.2  # seconds without a save that end a burst
+DATA_DELAY = 1.0  # seconds without a change of data, which a request may be writing
 
 LAST_DEADLINE = 0.4  # seconds for requests when the server stops
 RESTART_DELAY = 5.0  # seconds until a child that failed at once starts again
@@ -59,7 +60,6 @@ class Supervisor:
     ) -> None:
         self.options = options
         self.fork = options["fork"]
-        self.address = f"{options['host']} {options['port']}"
         self.listener = _listen(options["host"], options["port"])
         self.selector = DefaultSelector()
         # Every save after this time starts another child.
@@ -67,7 +67,10 @@ class Supervisor:
         self.folder = os.environ.pop("_FLASK_DEV_FOLDER", "")  # for the certificate
         if options["cert"] == "adhoc":
             # Users accept a certificate once, so each child uses the same one.
-            options["cert"] = self._certificate()
+            if not self.folder:
+                self.folder = tempfile.mkdtemp()
+                make_ssl_devcert(f"{self.folder}/dev", options["host"])
+            options["cert"] = f"{self.folder}/dev.crt", f"{self.folder}/dev.key"
         server = Child(app=app, options=options, listener=self.listener.fileno())
         self.web = Runner(server, created, self.selector, self._on_message)
         self.runners = [self.web]
@@ -119,7 +122,6 @@ class Supervisor:
                 self.ending = True
         self._stop_children()
         self.processes.kill_all()
-        self.listener.close()
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -185,8 +187,7 @@ class Supervisor:
             extra += filter(None, [find_dotenv(name, usecwd=True) for name in SETTINGS])
             exclude = self.options["exclude_patterns"] or ()
             self.files = Files(self.root, self.web.started, extra, exclude)
-            watched = filter(is_watched_module, self.loaded)
-            self.files.add_modules(watched, self.web.started)
+            self.files.add(self.loaded, self.web.started)
             descriptor = self.files.events.descriptor
             if descriptor >= 0:
                 self.selector.register(descriptor, EVENT_READ, self.files.on_event)
@@ -195,10 +196,11 @@ class Supervisor:
         if self.files and time.monotonic() >= self.files.scan_at:
             if changed := self.files.scan():
                 now = time.monotonic()
-                burst = now - self.saved < BURST_WINDOW
-                self.reload_at = now + (DEBOUNCE if burst else 0)
+                delay = DEBOUNCE if now - self.saved < BURST_WINDOW else 0
                 self.saved = now
                 self.changed |= changed
+                code = any(map(self.files.is_source, self.changed))
+                self.reload_at = now + (delay if code else DATA_DELAY)
 
     def _on_message(self, runner: Runner, message: dict[str, Any]) -> None:
         if "ready" in message:
@@ -210,7 +212,7 @@ class Supervisor:
         if "written" in message and self.files:
             self.files.written[message["written"]] = time.monotonic()
         if "files" in message and self.files:
-            self.files.add_modules(message["files"], runner.started)
+            self.files.add(message["files"], runner.started)
         names = message.get("modules", []) if self.fork else []
         self.to_import.extend(name for name in names if name not in sys.modules)
 
@@ -254,10 +256,13 @@ class Supervisor:
 
     def _reload(self) -> None:
         self.reload_at = float("inf")
+        changed = self.files.settle(self.changed) if self.files else set()
+        self.changed.clear()
+        if not changed:
+            return
         if self.web.ready:
             self.reloaded.clear()
-        self.reloaded |= self.changed
-        self.changed.clear()
+        self.reloaded |= changed
         settings = any(path.endswith(SETTINGS) for path in self.reloaded)
         if settings or self.loaded & self.reloaded:
             self._reexec()
@@ -275,8 +280,11 @@ class Supervisor:
         if self.fork and threading.active_count() > 1:
             self.fork = False
             say(" * A package starts a thread when it is imported: no more forks.")
+        # What the previous version started may still have a port that this one needs.
+        current = {runner.pid for runner in self.runners}
+        orphans = self.processes.dying.keys() - current - self.draining
         for runner in self.runners:
-            due = time.monotonic() >= runner.start_at
+            due = time.monotonic() >= runner.start_at and not orphans
             if due and not runner.pid and not self.ending:
                 with suppress(OSError):
                     os.chdir(self.root)  # It may be a new folder by now.
@@ -298,8 +306,7 @@ class Supervisor:
             deadline = runner.child.deadline
             if self.ending and runner is self.web:
                 deadline = min(deadline, LAST_DEADLINE)
-            seconds = deadline + KILL_MARGIN
-            self.processes.end(runner.pid, seconds, runner.child.name)
+            self.processes.end(runner.pid, deadline + KILL_MARGIN, runner.child.name)
 
     def _stop_children(self) -> None:
         for runner in self.runners:
@@ -328,19 +335,14 @@ class Supervisor:
         for path in self.reloaded | (self.files.scan() if self.files else set()):
             _forget_bytecode(path)
         os.set_inheritable(self.listener.fileno(), True)
+        host, port = self.options["host"], self.options["port"]
         environ = self.environ | {
             "_FLASK_DEV_CREATED": str(created),
             "_FLASK_DEV_FOLDER": self.folder,
-            "_FLASK_DEV_LISTENER": f"{self.listener.fileno()} {self.address}",
+            "_FLASK_DEV_LISTENER": f"{self.listener.fileno()} {host} {port}",
         }
         python = [sys.executable, *sys.orig_argv[1:], *options]
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
-
-    def _certificate(self) -> tuple[str, str]:
-        if not self.folder:
-            self.folder = tempfile.mkdtemp()
-            make_ssl_devcert(f"{self.folder}/dev", self.options["host"])
-        return f"{self.folder}/dev.crt", f"{self.folder}/dev.key"
 
     def _url(self) -> str:
         host = self.options["host"]
@@ -388,6 +390,5 @@ def _import_error() -> str:
 
 def _forget_bytecode(path: str) -> None:
     # Python uses old bytecode if the file was saved twice within a second.
-    if path.endswith(".py"):
-        with suppress(OSError):  # There may be none, or another user may own it.
-            Path(cache_from_source(path)).unlink()
+    with suppress(OSError):  # There may be none, or another user may own it.
+        Path(cache_from_source(path)).unlink()

@@ -39,15 +39,14 @@ class Welcome:
     @Request.application  # type: ignore[arg-type, unused-ignore]
     def __call__(self, request: Request) -> Any:  # type: ignore[misc, unused-ignore]
         """Respond to a request of the page, or let the application respond."""
-        # Another site can make its name lead here; `get_host` raises `SecurityError`.
-        get_host(request.environ, self.app.config["TRUSTED_HOSTS"])
         if request.path == PREFIX + "welcome.js":
             script = (FOLDER / "welcome.js").read_text()
             return Response(script, mimetype="text/javascript")
         if request.path == PREFIX + "status":
-            connect = request.query_string == b"connect"
-            figures = json.dumps(self._figures(connect))
-            return Response(figures, mimetype="application/json")
+            # Another site can make its name lead here. This raises `SecurityError`.
+            get_host(request.environ, self.app.config["TRUSTED_HOSTS"])
+            figures = self._figures(connect=request.query_string == b"connect")
+            return Response(json.dumps(figures), mimetype="application/json")
         return self.app
 
     def _show_page(self, response: Response) -> Response:
@@ -108,8 +107,7 @@ class Welcome:
 
 
 def _stats(extension: object) -> dict[str, object]:
-    status = getattr(extension, "status", dict)
-    return dict(getattr(extension, "stats", status)())
+    return dict(getattr(extension, "stats", dict)())
 
 
 def _postgresql_version(pool: Any) -> str:
