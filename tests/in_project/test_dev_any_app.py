@@ -130,8 +130,11 @@ def test_output_reaches_a_file_however_a_version_ends(site: Site) -> None:
             site.start()
         site.reload()
         site.wait_for_line(f"line of {number}")
+    site.write("import ctypes\nctypes.CDLL(None).puts(b'line of C')\n")
+    site.reload()
     site.write("print('partial', end='')\n")
     site.reload()
+    site.wait_for_line("line of C")
     site.interrupt()
     assert "partial" in site.log
 

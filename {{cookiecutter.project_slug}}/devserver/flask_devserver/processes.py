@@ -124,11 +124,6 @@ class Processes:
                 self.kill_after(pid, float("inf"), name)
                 send_signal(pid, number)
 
-    def kill_all(self) -> None:
-        """Kill the remaining processes."""
-        for pid in self.dying:
-            send_signal(pid, signal.SIGKILL)
-
     def ended(self) -> Iterator[tuple[int, int | None]]:
         """Yield each exited process, with its status unless it was asked to exit."""
         with suppress(ChildProcessError):

@@ -117,8 +117,7 @@ def describe_blockers(deadline: float) -> str:
     main = threading.main_thread()
     threads = [each for each in threading.enumerate() if each is not main]
     # Python waits for an executor even if a daemon thread, as of a request, uses it.
-    blocking = [each for each in threads if not each.daemon or _is_executor(each)]
-    lines = list(map(_about_thread, blocking))
+    lines = [_about_thread(t) for t in threads if not t.daemon or _is_executor(t)]
     # Only an application that has imported the module can have any.
     multiprocessing = sys.modules.get("multiprocessing.process")
     children = multiprocessing.active_children() if multiprocessing else []

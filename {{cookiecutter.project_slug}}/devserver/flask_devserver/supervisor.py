@@ -121,7 +121,8 @@ class Supervisor:
                 say(" * The parent of flask dev has exited, so flask dev exits, too.")
                 self.ending = True
         self._stop_children()
-        self.processes.kill_all()
+        for pid in self.processes.dying:
+            send_signal(pid, signal.SIGKILL)
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 

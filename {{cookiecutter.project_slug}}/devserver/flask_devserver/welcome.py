@@ -107,7 +107,8 @@ class Welcome:
 
 
 def _stats(extension: object) -> dict[str, object]:
-    return dict(getattr(extension, "stats", dict)())
+    status = getattr(extension, "status", dict)
+    return dict(getattr(extension, "stats", status)())
 
 
 def _postgresql_version(pool: Any) -> str:
