@@ -461,7 +461,7 @@ def test_end_with_the_shell_is_explained(site: Site) -> None:
     site.start()
     assert site.process
     site.process.kill()
-    site.wait_for_line("The process that started flask dev has ended")
+    site.wait_for_line("The parent of flask dev has exited")
     site.wait_for(lambda: not site.get("/version"), "end")
 
 
