@@ -40,6 +40,7 @@ INSTEAD = {
 NOT_HERE = {
     "docker": "needs an engine: test_docker.py executes the files without one",
     "sudo": "would restart services of this machine",
+    "pg_dump": "needs a second database",
     "make test": "runs these tests",
     "make mutations": "takes ten minutes: test_mutations.py tests its parts",
     "uv run celery": "lasts: test_jobs.py has Celery's own worker and schedule",
