@@ -429,6 +429,16 @@ def test_copied_project_has_a_server_of_its_own(tmp_path: Path) -> None:
         shutil.rmtree(folder.resolve())
 
 
+def test_error_gives_the_reason_in_the_log(folder: Path, start: StartClient) -> None:
+    client = start()
+    assert client.url()
+    client.kill()
+    assert has_ended(folder)
+    (folder / "data" / "PG_VERSION").write_text("1\n")
+    with pytest.raises(ClickException, match="initialized by PostgreSQL version 1,"):
+        postgres.ensure_database(folder, "app")
+
+
 def test_error_names_the_character_in_the_path_of_the_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,11 +201,15 @@ def _run_from(home: Path, program: str, *arguments: str) -> None:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         options = {"cwd": home, **streams, **_server_user()}
         done = subprocess.run([bin_dir / program, *arguments], **options)
-        output.seek(0)
         if done.returncode:
             log = home / "data" / "log"
+            # It gives the reason, such as data of another version of PostgreSQL.
+            if log.exists():
+                with suppress(OSError):  # Windows has no `tail`.
+                    subprocess.run(["tail", "-n", "3", log], **options)  # noqa: S607
+            output.seek(0)
             message = f"The embedded PostgreSQL failed at {program}: see {log}"
-            hint = f"set DATABASE_URL, or remove {home} to start over"
+            hint = f"set DATABASE_URL, or remove {home} and its data to start over"
             if set('$`"') & set(str(bin_dir)):  # They are passed to a shell.
                 hint = f'set DATABASE_URL, or avoid $, ` and " in {bin_dir}'
             raise ClickException(f"{message}, {hint}. Its output: {output.read()}")
