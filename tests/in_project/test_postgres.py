@@ -429,6 +429,11 @@ def test_copied_project_has_a_server_of_its_own(tmp_path: Path) -> None:
         shutil.rmtree(folder.resolve())
 
 
+def test_time_zone_is_utc(start: StartClient) -> None:
+    client = start(env={**os.environ, "TZ": "America/New_York"})
+    assert query(client.url(), "SHOW timezone") == "UTC"
+
+
 def test_error_gives_the_reason_in_the_log(folder: Path, start: StartClient) -> None:
     client = start()
     assert client.url()

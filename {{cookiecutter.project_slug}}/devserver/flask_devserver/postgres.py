@@ -36,7 +36,8 @@ INSTALLED = (
     "Program Files/PostgreSQL/*/bin/initdb.exe",
 )
 SERVICES = "pg_service.conf"  # for psql and other clients, with PGSERVICEFILE
-OPTIONS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories="
+# A server in production usually has UTC; initdb would choose that of the machine.
+OPTIONS = "-c timezone=UTC -c listen_addresses=127.0.0.1 -c unix_socket_directories="
 
 
 def ensure_database(server_dir: Path, name: str) -> str:

@@ -410,6 +410,7 @@ def test_reset_makes_the_database_again(
     result = app.test_cli_runner().invoke(args=["migrate", "--reset"], input="y")
     assert "Applied 0001_made.sql\n" in result.output
     assert result.output.endswith("Ran the command seed\n")
+    assert "NOTICE" not in result.output
     assert seeded == [1]
     with closing(connect(empty_url)) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT to_regclass('in_the_way'), to_regclass('made')")

@@ -17,7 +17,7 @@ from .serve import serve_command
 # lock.
 DROP_ALL = """
 DO $$ BEGIN
-    SET LOCAL lock_timeout = '5s';
+    SET LOCAL lock_timeout = '5s'; SET LOCAL client_min_messages = warning;
     PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user
     AND pid <> pg_backend_pid();
