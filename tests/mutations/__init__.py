@@ -45,8 +45,8 @@ DEFECTS = [
     Defect(
         words="No teardown: a connection is not returned",
         file=f"{PACKAGE}/core/db.py",
-        old="    hooks.do_teardown_appcontext = partial(_tear_down, "
-        "app.do_teardown_appcontext)\n",
+        old="    app.do_teardown_appcontext = partial(_tear_down, "
+        "app.do_teardown_appcontext)  # type: ignore[method-assign]\n",
         new="",
         test="tests/core/test_db.py::test_connection_returns_at_the_end_of_the_context",
         sign=r"assert \d+ == \d+",

@@ -191,8 +191,7 @@ def get_db() -> Connection:
     if db is None or db.is_lost() and db._on_commit is None:
         with context.setdefault("db_lock", Lock()):
             if context.get("db") is db:  # No other thread was faster.
-                if db:
-                    close_db()
+                close_db()
                 _check_out(context)
             db = context.db
     return cast(Connection, db)
@@ -274,9 +273,8 @@ def init_app(app: Flask) -> None:
     app.extensions["startup_options"] = STARTUP_OPTIONS
     # Flask's hooks are not enough: it stops at the first teardown function that fails,
     # and an error handler here would hide the application's for less specific classes.
-    hooks: Any = app
-    hooks.do_teardown_appcontext = partial(_tear_down, app.do_teardown_appcontext)
-    hooks.handle_user_exception = partial(_handle_error, app.handle_user_exception)
+    app.do_teardown_appcontext = partial(_tear_down, app.do_teardown_appcontext)  # type: ignore[method-assign]
+    app.handle_user_exception = partial(_handle_error, app.handle_user_exception)  # type: ignore[method-assign]
 
 
 def _tear_down(tear_down: Any, *args: Any) -> None:
