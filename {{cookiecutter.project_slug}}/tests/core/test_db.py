@@ -153,8 +153,9 @@ def test_other_error_of_a_query_is_left_to_the_view(app: Flask) -> None:
         app.test_client().get("/divide")
 
 
-def test_nul_in_text_gives_400(client: FlaskClient) -> None:
-    assert client.post("/items", data={"body": "a\0b"}).status_code == 400
+@pytest.mark.parametrize("text", ["a\0b", "a\ud83d"])
+def test_text_that_cannot_be_stored_gives_400(client: FlaskClient, text: str) -> None:
+    assert client.post("/items", json={"body": text}).status_code == 400
 
 
 def test_connection_that_the_view_closed_is_its_own_fault(app: Flask) -> None:

@@ -38,6 +38,9 @@ STARTUP_OPTIONS = (
 # PostgreSQL on Windows rejects the first option, and most poolers reject them all.
 REFUSED = re.compile("client_connection_check|startup param|command-line opt", re.I)
 
+# PostgreSQL's text holds neither NUL nor half of an emoji that a client has cut.
+UNSTORABLE = re.compile(r"NUL \(0x00\)|surrogates not allowed")
+
 # The methods of a cursor that send a query.
 QUERIES = ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to")
 
@@ -292,9 +295,8 @@ def _handle_error(handle: Any, *args: Any) -> Any:
         if isinstance(conn, Connection) and conn.is_lost():
             reason = " ".join(str(error).split())
             error = DatabaseUnavailable(f"The connection was lost: {reason}")
-    if isinstance(error, ValueError) and "NUL (0x00)" in str(error):
-        # PostgreSQL's text holds no NUL, so most likely the request should not either.
-        error = BadRequest("Text must not contain NUL characters.")
+    if isinstance(error, ValueError) and UNSTORABLE.search(str(error)):
+        error = BadRequest("The text has a character that the database cannot store.")
     if isinstance(error, DatabaseUnavailable):
         current_app.logger.error("%s", error)
         description = str(error) if current_app.debug else None
