@@ -312,7 +312,7 @@ def _exit(code: Any, requests: Iterable[str] = ()) -> NoReturn:
         if issubclass(type(each), (TextIOWrapper, BufferedWriter)):
             with suppress(Exception):  # A file may be closed, or open for reading.
                 each.flush()
-    ctypes.CDLL(None).fflush(None)  # what libraries in C have printed
+    ctypes.CDLL(None).fflush(None)  # Libraries in C have their own buffers.
     os._exit(code if isinstance(code, int) else bool(code))
 
 

@@ -281,7 +281,7 @@ class Supervisor:
         if self.fork and threading.active_count() > 1:
             self.fork = False
             say(" * A package starts a thread when it is imported: no more forks.")
-        # What the previous version started may still have a port that this one needs.
+        # A program of the previous version may still have a port that this one needs.
         current = {runner.pid for runner in self.runners}
         orphans = self.processes.dying.keys() - current - self.draining
         for runner in self.runners:
