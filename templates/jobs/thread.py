@@ -1,8 +1,9 @@
 """Run jobs in a thread of this process: for work that you can afford to lose.
 
-A job runs at most once. When the process exits, waiting and running jobs have
-`WORKER_DEADLINE` seconds; in debug mode they have none, because a reload does not wait.
-The log names the jobs that are lost, unless the process is killed.
+Jobs run one after the other, each at most once. When the process exits, waiting and
+running jobs have `WORKER_DEADLINE` seconds; in a server that reloads they have none,
+because a reload does not wait. The log names the jobs that are lost, unless the process
+is killed.
 """
 
 import atexit
@@ -10,8 +11,8 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from functools import partial
-from inspect import iscoroutinefunction
+from functools import partial, update_wrapper
+from inspect import iscoroutinefunction, signature
 from queue import Full, Queue
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
@@ -21,6 +22,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 import psycopg2
 from flask import Flask, current_app
 from flask.ctx import AppContext
+from werkzeug.serving import is_running_from_reloader
 
 from .config import Settings, number_setting
 from .db import on_commit
@@ -44,9 +46,13 @@ class QueueFull(RuntimeError):
 
 
 class Job(NamedTuple):
-    """A call, and the id of the request that enqueued it, for the log."""
+    """A call, with the names of the task and of the request, for the log.
+
+    The arguments may be secret, so they are not logged.
+    """
 
     call: partial[Any]
+    name: str
     request_id: str
 
 
@@ -55,6 +61,8 @@ class Task(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R]) -> None:
         self.function = function
+        self.name = function.__name__
+        update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -63,12 +71,18 @@ class Task(Generic[P, R]):
         """Run in the background, in an application context of its own.
 
         It starts once the transaction of `get_db()` is committed, or at once outside of
-        one, with a copy of the arguments. Raises `TypeError` if one cannot be copied.
-        If the queue stays full for `WORKER_TIMEOUT` seconds, the `with` block raises
-        `QueueFull`, but stays committed.
+        one, with a copy of the arguments. Raises `TypeError` if the task does not
+        accept them, or if one cannot be copied. If the queue stays full for
+        `WORKER_TIMEOUT` seconds, the `with` block raises `QueueFull`, but stays
+        committed.
         """
-        call = deepcopy(partial(self.function, *args, **kwargs))
-        on_commit(partial(get_worker().put, Job(call, request_id.get())))
+        signature(self.function).bind(*args, **kwargs)
+        try:
+            call = deepcopy(partial(self.function, *args, **kwargs))
+        except Exception as error:  # An uploaded file raises a RecursionError.
+            message = f"An argument of {self.name} cannot be copied ({error})"
+            raise TypeError(f"{message}: pass ids, text or bytes.") from error
+        on_commit(partial(get_worker().put, Job(call, self.name, request_id.get())))
 
 
 def task(function: Callable[P, R] | None = None, /, **options: Any) -> Task[P, R]:
@@ -93,7 +107,8 @@ class Worker:
         self.app = app
         self.size: int = app.config["WORKER_QUEUE_SIZE"]
         self.timeout: float = app.config["WORKER_TIMEOUT"]
-        self.deadline: float = 0.0 if app.debug else app.config["WORKER_DEADLINE"]
+        deadline: float = app.config["WORKER_DEADLINE"]
+        self.deadline = 0.0 if is_running_from_reloader() else deadline
         self._reset()
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
             os.register_at_fork(after_in_child=self._reset)
@@ -113,12 +128,13 @@ class Worker:
         if self._ending.is_set():
             return self._log_lost([job])
         with self._starting:
-            if self.thread is None:
+            # A handler of the log that raises ends the thread.
+            if not (self.thread and self.thread.is_alive()):
                 self._start()
         try:
             self._queue.put(job, timeout=self.timeout)
         except Full:
-            message = f"{_name(job)} found no place in the queue in {self.timeout:g} s"
+            message = f"{job.name} found no place in the queue in {self.timeout:g} s"
             hint = f"raise WORKER_QUEUE_SIZE ({self.size}) or WORKER_TIMEOUT."
             raise QueueFull(f"{message}: {hint}") from None
 
@@ -135,7 +151,9 @@ class Worker:
         atexit.unregister(self.stop)
         self._ending.set()
         self._shut_down(self.deadline)
-        waiting = _drain(self._queue)
+        with self._queue.mutex:  # The thread takes no job meanwhile.
+            waiting = list(self._queue.queue)
+            self._queue.queue.clear()
         self._abort_query()
         self._shut_down(ABORT_TIMEOUT)
         self._log_lost([self._job, *waiting])
@@ -150,8 +168,10 @@ class Worker:
     def _run(self) -> None:
         while job := self._queue.get():
             self._job = job
-            self._run_job(job)
-            self._queue.task_done()
+            try:
+                self._run_job(job)
+            finally:
+                self._queue.task_done()
 
     def _run_job(self, job: Job) -> None:
         request_id.set(job.request_id)
@@ -161,7 +181,7 @@ class Worker:
         except BaseException:  # Not even SystemExit ends the worker.
             if self._aborting.is_set():
                 return  # `stop` logs its name.
-            self.app.logger.exception("Task %s failed", _name(job))
+            self.app.logger.exception("Task %s failed", job.name)
         self._job = None
 
     def _shut_down(self, seconds: float) -> None:
@@ -182,20 +202,8 @@ class Worker:
                     socket.shutdown(SHUT_RDWR)
 
     def _log_lost(self, jobs: list[Job | None]) -> None:
-        if names := [_name(job) for job in jobs if job]:
+        if names := [job.name for job in jobs if job]:
             self.app.logger.warning("Jobs lost at exit: %s", ", ".join(names))
-
-
-def _drain(queue: Queue[Job | None]) -> list[Job | None]:
-    with queue.mutex:  # Until this is released, the worker takes no job.
-        jobs = list(queue.queue)
-        queue.queue.clear()
-        return jobs
-
-
-def _name(job: Job) -> str:
-    # The arguments may be secret.
-    return str(job.call.func.__name__)
 
 
 def get_worker() -> Worker:

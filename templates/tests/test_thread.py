@@ -1,16 +1,21 @@
 import logging
 from collections.abc import Callable, Iterator
+from inspect import signature
 from queue import Queue
+from tempfile import SpooledTemporaryFile
 from threading import Event, Lock, Thread, Timer
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from flask import Flask, current_app
 from psycopg2.extensions import connection
+from werkzeug.datastructures import FileStorage
 
 from {{ cookiecutter.project_slug }}.core.db import get_db
-from {{ cookiecutter.project_slug }}.core.jobs import QueueFull, task
+from {{ cookiecutter.project_slug }}.core.jobs import QueueFull, Worker, task
 from {{ cookiecutter.project_slug }}.core.log import TEXT, RequestIdFilter
+from {{ cookiecutter.project_slug }}.core.serve import STOP_TIMEOUT
 
 from .application import create_app
 from .reload_server import poll, sleeping
@@ -71,6 +76,10 @@ def test_task_is_still_a_function(app: Flask) -> None:
     assert results.get_nowait() == 3
 
 
+def test_task_describes_itself_as_its_function() -> None:
+    assert (add.__name__, list(signature(add).parameters)) == ("add", ["a", "b"])  # type: ignore[attr-defined]
+
+
 def test_enqueued_task_runs(app: Flask) -> None:
     add.delay(1, b=2)
     assert results.get(timeout=10) == 3
@@ -118,10 +127,21 @@ def test_delay_copies_the_arguments(app: Flask) -> None:
     assert results.get(timeout=10) == 3
 
 
-def test_delay_rejects_what_cannot_be_copied(app: Flask) -> None:
-    with pytest.raises(TypeError), get_db() as db:
+def test_delay_rejects_arguments_that_do_not_fit(app: Flask) -> None:
+    unchecked: Any = add
+    with pytest.raises(TypeError, match="missing a required argument: 'b'"):
+        unchecked.delay(1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "thing", [Lock(), FileStorage(SpooledTemporaryFile())], ids=["lock", "file"]
+)
+def test_delay_rejects_what_cannot_be_copied(app: Flask, thing: object) -> None:
+    message = "^An argument of fail cannot be copied .*: pass ids, text or bytes.$"
+    with pytest.raises(TypeError, match=message), get_db() as db:
         db.cursor().execute("INSERT INTO items (body) VALUES ('unfinished')")
-        fail.delay(RuntimeError(Lock()))
+        fail.delay(RuntimeError(thing))
     with get_db().cursor() as cursor:
         cursor.execute("SELECT FROM items")
         assert cursor.rowcount == 0
@@ -176,6 +196,38 @@ def test_failed_task_is_logged_and_the_next_one_runs(
     assert results.get(timeout=10) == 3
     assert "Task fail failed" in caplog.text
     assert repr(error).split("(")[0] in caplog.text
+
+
+def test_thread_that_could_not_start_starts_with_the_next_task(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", Mock(side_effect=RuntimeError("no thread")))
+        with pytest.raises(RuntimeError, match="no thread"):
+            add.delay(1, 2)
+    add.delay(3, 4)
+    assert results.get(timeout=10) == 7
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_handler_of_the_log_that_raises_stops_no_task(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.logger, "exception", Mock(side_effect=OSError))
+    fail.delay(RuntimeError("on purpose"))
+    app.extensions["worker"].run_waiting()
+    app.extensions["worker"].thread.join()
+    add.delay(1, 2)
+    assert results.get(timeout=10) == 3
+
+
+@pytest.mark.parametrize(("reloads", "deadline"), [("true", 0.0), ("", 0.1)])
+def test_only_a_server_that_reloads_gives_jobs_no_time(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, reloads: str, deadline: float
+) -> None:
+    monkeypatch.setenv("WERKZEUG_RUN_MAIN", reloads)
+    app.debug = True
+    assert Worker(app).deadline == deadline
 
 
 def test_full_queue_is_an_error_that_names_the_settings(app: Flask) -> None:
@@ -252,6 +304,16 @@ def test_stop_cuts_off_a_query_and_rolls_it_back(
     with db.cursor() as cursor:
         cursor.execute("SELECT FROM items")
         assert cursor.rowcount == 0
+
+
+def test_server_is_not_killed_before_its_jobs_have_had_their_time(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.config["WORKER_DEADLINE"] = 60.0
+    server = Mock()
+    monkeypatch.setattr("granian.Granian", server)
+    app.test_cli_runner().invoke(args=["serve"], catch_exceptions=False)
+    assert server.call_args.kwargs["workers_kill_timeout"] == STOP_TIMEOUT + 60
 
 
 def test_stop_without_a_task_is_silent(

@@ -175,8 +175,8 @@ DEFECTS = [
     Defect(
         words="The worker starts only if `WERKZEUG_RUN_MAIN`",
         file="templates/jobs/thread.py",
-        old="            if self.thread is None:",
-        new='            if self.thread is None and "WERKZEUG_RUN_MAIN" in os.environ:',
+        old="            if not (self.thread and self.thread.is_alive()):",
+        new='            if "WERKZEUG_RUN_MAIN" in os.environ:',
         test="tests/core/test_jobs.py::test_enqueued_task_runs",
         sign="Empty",
         answers="sqlalchemy-thread",

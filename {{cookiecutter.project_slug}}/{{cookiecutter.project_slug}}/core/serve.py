@@ -73,7 +73,8 @@ def serve_command(
             header_read_timeout=1000 * IDLE_TIMEOUT, max_buffer_size=MAX_HEADERS
         ),
         respawn_failed_workers=True,
-        workers_kill_timeout=STOP_TIMEOUT,
+        workers_kill_timeout=STOP_TIMEOUT
+{%- if cookiecutter.worker == 'thread' %} + int(app.config["WORKER_DEADLINE"]){% endif %},
         # The root logger's handler writes granian's lines, as the application's.
         log_dictconfig={"loggers": {"_granian": {}}},
     ).serve(target_loader=_load_app)
