@@ -13,7 +13,6 @@ import click
 from celery import beat, signals
 from celery.app.trace import trace_task
 from celery.exceptions import SecurityWarning
-from celery.states import RETRY
 from flask import Flask
 from kombu.exceptions import KombuError
 from kombu.transport import redis
@@ -21,6 +20,7 @@ from kombu.utils.json import loads
 from redis.exceptions import ReadOnlyError
 
 from .db import get_db
+from .health import check_readiness
 from .jobs import FlaskCelery, get_celery
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,8 @@ class Worker:
         `arguments` are those of `celery worker`.
         """
         celery = self.get_ready()
+        with self.app.app_context():
+            check_readiness()  # It logs what is wrong; the jobs wait meanwhile.
         concurrency = self.app.config["WORKER_CONCURRENCY"]
         options = ["--pool=threads", f"--concurrency={concurrency}"]
         options += ["--loglevel=WARNING", "--without-gossip", "--without-mingle"]
@@ -174,7 +176,7 @@ class Worker:
                 request = message.headers | embed | {"is_eager": True}
                 found, job = celery.tasks[request["task"]], request["id"]
                 trace = trace_task(found, job, args, kwargs, request, app=celery)
-                if trace.info and trace.info.state == RETRY:
+                if trace.info and trace.info.state == "RETRY":
                     trace.info.retval.sig.apply_async()
                 message.ack()
 

@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 
 from celery import Celery, shared_task, signals
 from celery import Task as CeleryTask
+from celery.app.log import Logging as CeleryLogging
 from celery.exceptions import Ignore, Reject, WorkerLostError
 from celery.result import AsyncResult
 from celery.utils import uuid
 from flask import Flask, current_app
 from kombu.exceptions import KombuError
-from kombu.serialization import dumps, loads
 from kombu.transport import TRANSPORT_ALIASES
-from kombu.utils.json import dumps as json_dumps
+from kombu.utils.json import dumps, loads
 from psycopg2 import InterfaceError, OperationalError
 from psycopg2.extras import Json
 
@@ -48,10 +48,11 @@ URL_EXAMPLE = "redis://localhost:6379/0"
 
 def _parse_url(raw: str) -> str:
     with suppress(ValueError):  # Its message may quote part of the password.
-        parts = urlsplit(raw)
-        is_whole = "@" not in parts.path + parts.query  # else part of a password
-        if parts.scheme in TRANSPORT_ALIASES and parts.port != 0 and is_whole:
-            return raw
+        for parts in map(urlsplit, raw.split(";")):  # Celery tries one after the other.
+            is_whole = "@" not in parts.path + parts.query  # else part of a password
+            if parts.scheme not in TRANSPORT_ALIASES or parts.port == 0 or not is_whole:
+                raise ValueError
+        return raw
     raise ValueError
 
 
@@ -82,13 +83,12 @@ class Task(CeleryTask[P, R]):
         """Send a job once the transaction of `get_db()` is committed.
 
         Outside of a transaction, it is sent at once. The job keeps its arguments as
-        JSON. Raises `TypeError` if the task does not accept the arguments, and kombu's
-        `EncodeError` if JSON cannot hold them. If the broker does not respond, the
-        `with` block raises kombu's `OperationalError`, but stays committed.
+        JSON. Raises `TypeError` if the task does not accept the arguments, or if JSON
+        cannot hold them. If the broker does not respond, the `with` block raises
+        kombu's `OperationalError`, but stays committed.
         """
         signature(self.run).bind(*args, **kwargs)
-        content_type, encoding, data = dumps([args, kwargs], serializer="json")
-        call = loads(data, content_type, encoding)  # a copy of the arguments
+        call = loads(dumps([args, kwargs]))  # a copy of the arguments
         task: Any = get_celery().tasks[self.name]
         job: AsyncResult[R] = task.AsyncResult(uuid())
         on_commit(partial(task.apply_async, *call, task_id=job.id))
@@ -96,15 +96,13 @@ class Task(CeleryTask[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         request: Any = self.request
-        celery: Any = self.app
+        app: Any = getattr(self.app, "flask_app", None)
         if request.called_directly:
             # A worker calls the task of `link_error` like this, without a context.
-            no_context = not current_app and isinstance(celery, FlaskCelery)
-            with celery.flask_app.app_context() if no_context else nullcontext():
+            with app.app_context() if app and not current_app else nullcontext():
                 return self.run(*args, **kwargs)
         if not request.is_eager:
             request_id.set(f"job-{request.id}")
-        app: Flask = celery.flask_app
         try:
             with _limit_redeliveries(app, request), app.app_context():
                 return self.run(*args, **kwargs)
@@ -214,7 +212,7 @@ def note_failure(
 def _note(
     celery: Any, job: str, name: str, args: Any, kwargs: Any, error: str | None = None
 ) -> None:
-    call: list[Any] = [job, name, json_dumps(args), json_dumps(kwargs), error]
+    call: list[Any] = [job, name, dumps(args), dumps(kwargs), error]
     try:
         with celery.flask_app.app_context():
             note_failure(*call)
@@ -259,35 +257,36 @@ def _log_publish(headers: dict[str, object], **_: object) -> None:
     logger.info("Enqueued job %(job_id)s: %(task)s", parts)
 
 
+class Logging(CeleryLogging):
+    """Celery's logging, which leaves the lines of tasks to the application's."""
+
+    def setup_task_loggers(self, *args: object, **kwargs: object) -> logging.Logger:
+        """Give Celery's logger of tasks neither a handler nor a level."""
+        return logging.getLogger("celery.task")
+
+
 class FlaskCelery(Celery):
     """The Celery application of a Flask application, on the broker of its settings."""
 
     def __init__(self, app: Flask) -> None:
         self.flask_app = app
-        super().__init__(app.name, task_cls=Task, set_as_current=False)
-
-    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
-        return super().connection_for_read(**self._broker(url) | options)
-
-    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
-        return super().connection_for_write(**self._broker(url) | options)
+        super().__init__(app.name, task_cls=Task, set_as_current=False, log=Logging)
 
     def _get_backend(self) -> Any:
         # In development, the URL of the broker is a function that starts one.
-        conf: Any = self.conf
-        if callable(conf.result_backend):
-            conf.result_backend = conf.result_backend()
+        if callable(url := self.conf.result_backend):
+            self.conf.update(result_backend=url())
         return super()._get_backend()  # type: ignore[misc]
 
-    def _broker(self, url: str | None) -> dict[str, Any]:
+    def _connection(self, url: str, **options: Any) -> Any:
         # Celery prefers the environment to its configuration, even in tests.
         config = self.flask_app.config
         configured = config["CELERY_BROKER_URL"]
-        url = url or (configured() if callable(configured) else configured)
-        options: dict[str, object] = {"confirm_publish": True}
-        options |= dict.fromkeys(["read_timeout", "write_timeout"], BROKER_TIMEOUT)
-        if url.startswith("redis"):
-            options = {
+        url = configured() if callable(configured) else configured
+        transport: dict[str, object] = {"confirm_publish": True}
+        transport |= dict.fromkeys(["read_timeout", "write_timeout"], BROKER_TIMEOUT)
+        if url.startswith(("redis", "sentinel")):
+            transport = {
                 "socket_timeout": BROKER_TIMEOUT,
                 "socket_connect_timeout": BROKER_TIMEOUT,
                 "visibility_timeout": config["CELERY_VISIBILITY_TIMEOUT"],
@@ -301,7 +300,8 @@ class FlaskCelery(Celery):
                 # A worker that is killed meanwhile blocks the others for this long.
                 "unacked_mutex_expire": 10,
             }
-        return {"url": url, "transport_options": options}
+        options = {"transport_options": transport} | options
+        return super()._connection(url, **options)  # type: ignore[misc]
 
 
 def get_celery() -> FlaskCelery:
@@ -316,7 +316,6 @@ def init_app(app: Flask) -> None:
     celery = FlaskCelery(app)
     celery.conf.update(
         broker_connection_max_retries=None,
-        broker_connection_retry_on_startup=True,
         broker_connection_timeout=BROKER_TIMEOUT,
         broker_pool_limit=100,  # No thread waits until another has sent its job.
         control_exchange=app.name,  # Projects may share a broker.
@@ -329,5 +328,6 @@ def init_app(app: Flask) -> None:
         worker_redirect_stdouts=not app.debug,  # for `print` and the debugger
         worker_prefetch_multiplier=1,
     )
+    logging.getLogger("celery.task").setLevel(app.logger.level)
     celery.set_default()
     app.extensions["celery"] = celery

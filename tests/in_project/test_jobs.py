@@ -224,6 +224,19 @@ def test_worker_outlives_a_restart_of_its_server(
     assert worker.poll() is None
 
 
+def test_worker_names_a_database_that_is_away_when_it_starts(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    database.stop()
+    try:
+        workers.start()
+        assert poll(lambda: "Connection refused" in workers.log.read_text())
+    finally:
+        database.start()
+    give(app, 1, 0.0)
+    assert poll(lambda: count(database, "effects") == 1, SECONDS)
+
+
 def test_worker_with_a_job_outlives_a_restart_of_its_server(
     app: Flask, database: Database, server: Broker | Database, workers: Workers
 ) -> None:
@@ -237,6 +250,18 @@ def test_worker_with_a_job_outlives_a_restart_of_its_server(
     assert poll(lambda: count(database, others) == 3, 7)  # while the first one runs
     assert poll(lambda: count(database, "effects") == 4, SECONDS + 8)
     assert worker.poll() is None
+
+
+@procrastinate
+def test_worker_with_a_long_job_runs_others_after_an_outage(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start()
+    give(app, 1, 30.0)
+    assert poll(lambda: count(database, "runs") == 1)
+    restart(database, 8)  # longer than the worker waits for a connection
+    give(app, 2, 0.0)
+    assert poll(lambda: count(database, "effects WHERE number = 2") == 1, 10)
 
 
 def test_job_that_ends_during_an_outage_of_its_server_is_not_lost(
@@ -531,6 +556,18 @@ def test_worker_outlives_a_failover_of_its_broker(
     give(app, 2, 0.0)
     assert poll(lambda: count(database, "effects") == 2, SECONDS)
     assert worker.poll() is None
+
+
+@celery
+def test_second_broker_of_a_list_is_used_while_the_first_one_is_away(
+    app: Flask, broker: Broker, database: Database, workers: Workers
+) -> None:
+    second = broker.url.replace("//127", "//default:any@127")
+    url = f"{broker.url.replace(str(broker.port), '1')};{second}"
+    workers.start(CELERY_BROKER_URL=url)
+    app.config["CELERY_BROKER_URL"] = url
+    give(app, 1, 0.0)
+    assert poll(lambda: count(database, "effects") == 1, SECONDS)
 
 
 @celery

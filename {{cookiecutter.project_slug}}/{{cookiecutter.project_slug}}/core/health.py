@@ -27,14 +27,17 @@ def _respond(
     response: Any = MethodNotAllowed(["GET", "HEAD"])
     if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         with app.app_context():
-            status = _readiness() if path == "/readyz" else "ok"
+            status = check_readiness() if path == "/readyz" else "ok"
             response = jsonify(status=status)
         response.status_code = 200 if status == "ok" else 503
     return response(environ, start_response)
 
 
-def _readiness() -> str:
-    """Return "ok" when the database responds and has every migration."""
+def check_readiness() -> str:
+    """Return "ok" when the database responds and has every migration.
+
+    Log what is wrong otherwise.
+    """
     status, problem = "migrations pending", ""
     try:
         problem = migrate.find_problem(get_db())
