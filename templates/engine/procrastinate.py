@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from signal import SIGINT, SIGTERM, signal
-from threading import Event, Timer
+from threading import Event, Thread
 from typing import Any
 
 import procrastinate
@@ -24,7 +25,7 @@ from procrastinate.worker import Worker as EngineWorker
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import UndefinedFunction, UndefinedTable
 from psycopg2.extras import RealDictCursor
-from psycopg_pool import PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from .db import DatabaseUnavailable, connect, connection_parameters, get_db
 from .jobs import ContextConnector, queue
@@ -38,6 +39,7 @@ HEARTBEAT_INTERVAL = 2.0  # seconds
 STALLED_AFTER = 15.0  # seconds without a heartbeat until others requeue a worker's jobs
 MAX_INTERRUPTIONS = 6  # killed workers, after which their job counts as failed
 RECONNECT_DELAY = 3.0  # seconds
+CONNECTION_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError)
 
 STATUS = """
 SELECT count(*) FILTER (WHERE status = 'todo' AND NOT later) AS waiting,
@@ -84,6 +86,21 @@ SELECT status FROM requeued
 """
 
 
+class Pool(AsyncConnectionPool):
+    """Wait for PostgreSQL for as long as it takes.
+
+    After an error, the worker would take no other job until its running jobs end.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(timeout=5.0, reconnect_timeout=5.0, **options)
+
+    async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection:
+        while True:
+            with suppress(PoolTimeout):
+                return await super().getconn(timeout)
+
+
 class Connector(procrastinate.PsycopgConnector):
     """Run a worker's queries on connections of its own."""
 
@@ -101,22 +118,21 @@ class Connector(procrastinate.PsycopgConnector):
     async def execute_query_async(self, query: str, **arguments: Any) -> None:
         # Without a retry, a job whose end is not recorded would count as running for as
         # long as this worker lives. Heartbeats also come here.
-        while True:
-            try:
-                await super().execute_query_async(query, **arguments)
-                return
-            except ConnectorException as error:
-                lost = (psycopg.OperationalError, psycopg.InterfaceError)
-                if not isinstance(error.__cause__, lost):
-                    raise
-                await asyncio.sleep(1.0)
+        await _retry_if_lost(super().execute_query_async, query, **arguments)
 
     async def listen_notify(self, *args: Any, **kwargs: Any) -> None:
         # The engine would stop the worker. Until this reconnects, the worker polls.
-        while True:
-            with suppress(ConnectorException):
-                await super().listen_notify(*args, **kwargs)
-            await asyncio.sleep(1.0)
+        await _retry_if_lost(super().listen_notify, *args, **kwargs)
+
+
+async def _retry_if_lost(method: Any, *args: Any, **kwargs: Any) -> None:
+    while True:
+        try:
+            return await method(*args, **kwargs)  # type: ignore[no-any-return]
+        except ConnectorException as error:
+            if not isinstance(error.__cause__, CONNECTION_ERRORS):
+                raise
+        await asyncio.sleep(1.0)
 
 
 class Jobs(JobManager):
@@ -141,7 +157,7 @@ class WorkerQueue(procrastinate.App):
         with app.app_context():
             dsn = make_conninfo(**connection_parameters())
         super().__init__(
-            connector=Connector(conninfo=dsn, configure=_use_autocommit),
+            connector=Connector(pool_factory=Pool, conninfo=dsn, configure=_autocommit),
             import_paths=queue.import_paths,
             worker_defaults={
                 "concurrency": app.config["WORKER_CONCURRENCY"],
@@ -185,13 +201,12 @@ class WorkerQueue(procrastinate.App):
             signal(number, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:
-        timer = Timer(self.flask_app.config["WORKER_DEADLINE"], self._force_exit)
-        timer.daemon = True
-        timer.start()
+        Thread(target=self._force_exit, daemon=True).start()
         self.stopping.set()
         self._stop()
 
     def _force_exit(self) -> None:
+        time.sleep(self.flask_app.config["WORKER_DEADLINE"])
         # Nothing else stops a thread. Its transaction is rolled back.
         message = "WORKER_DEADLINE has passed; jobs that still run will run again"
         logger.warning(message)
@@ -238,15 +253,13 @@ class WorkerQueue(procrastinate.App):
                     await self._requeue(job)
 
     async def _requeue(self, job: Job) -> None:
-        rows: Any = []
         with suppress(ConnectorException):  # An error must not delay the other jobs.
-            rows = await self.connector.execute_query_all_async(
+            for row in await self.connector.execute_query_all_async(
                 REQUEUE, id=job.id, worker_id=job.worker_id, limit=MAX_INTERRUPTIONS
-            )
-        for row in rows:
-            parts = {"job_id": job.id, "task": job.task_name, "status": row["status"]}
-            message = "Job %(job_id)d (%(task)s) lost its worker and is now %(status)s"
-            logger.warning(message, parts)
+            ):
+                parts = {"job_id": job.id, "task": job.task_name, **row}
+                line = "Job %(job_id)d (%(task)s) lost its worker and is now %(status)s"
+                logger.warning(line, parts)
 
 
 class Worker:
@@ -302,8 +315,7 @@ class Worker:
         """
         with get_db().cursor(cursor_factory=RealDictCursor) as cursor:
             cursor.execute(STATUS, [STALLED_AFTER])
-            [row] = cursor.fetchall()
-        return dict(row)
+            return dict(cursor.fetchall()[0])
 
     def failed(self) -> dict[str, str]:
         """Return the time and the call of each failed job by id.
@@ -312,15 +324,14 @@ class Worker:
         """
         with get_db().cursor() as cursor:
             cursor.execute(FAILED)
-            rows: Any = cursor.fetchall()
-        return dict(rows)
+            return {job: call for job, call in cursor}
 
     def retry(self, job: str) -> None:
         """Requeue a failed job."""
         queue.job_manager.retry_job_by_id(int(job), retry_at=datetime.now(UTC))
 
 
-async def _use_autocommit(conn: psycopg.AsyncConnection) -> None:
+async def _autocommit(conn: psycopg.AsyncConnection) -> None:
     # Each query of the engine is one statement: BEGIN and COMMIT would only take time.
     await conn.set_autocommit(True)
 

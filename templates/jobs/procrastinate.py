@@ -19,7 +19,6 @@ from flask import Flask
 from procrastinate import tasks
 from procrastinate.contrib.psycopg2 import Psycopg2Connector
 from procrastinate.exceptions import UniqueViolation
-from procrastinate.jobs import DEFAULT_QUEUE
 from psycopg2 import InterfaceError, OperationalError, errors
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 from psycopg2.extras import RealDictCursor
@@ -76,10 +75,9 @@ class ContextConnector(Psycopg2Connector):
 @contextmanager
 def _unique(cursor: Any, locks: list[str]) -> Iterator[None]:
     """Keep the transaction usable if a job with one of the queueing locks waits."""
-    if locks:
-        cursor.execute("SELECT 1")  # In a `with` block, this begins a transaction.
-    status = cursor.connection.info.transaction_status
-    savepoint = locks and status == TRANSACTION_STATUS_INTRANS
+    conn = cursor.connection
+    begun = conn.info.transaction_status == TRANSACTION_STATUS_INTRANS
+    savepoint = locks and (begun or not conn.autocommit)
     if savepoint:
         cursor.execute("SAVEPOINT enqueue")
     try:
@@ -143,7 +141,7 @@ def task(function: Any = None, /, **options: Any) -> Any:
             message = f"Task {function.__qualname__} has the parameter {each}"
             hint = "a job has named arguments only, so give each one a name."
             raise TypeError(f"{message}: {hint}")
-    defaults: Any = {"queue": DEFAULT_QUEUE, "retry": RETRY_ON_CONNECTION_LOSS}
+    defaults: Any = {"queue": "default", "retry": RETRY_ON_CONNECTION_LOSS}
     made: Any = Task(function, blueprint=queue, **defaults | options)
     queue._register_task(made)
     return update_wrapper(made, function, updated=())
