@@ -76,8 +76,8 @@ class ContextConnector(Psycopg2Connector):
 def _unique(cursor: Any, locks: list[str]) -> Iterator[None]:
     """Keep the transaction usable if a job with one of the queueing locks waits."""
     conn = cursor.connection
-    begun = conn.info.transaction_status == TRANSACTION_STATUS_INTRANS
-    savepoint = locks and (begun or not conn.autocommit)
+    in_transaction = conn.info.transaction_status == TRANSACTION_STATUS_INTRANS
+    savepoint = locks and (in_transaction or not conn.autocommit)
     if savepoint:
         cursor.execute("SAVEPOINT enqueue")
     try:
