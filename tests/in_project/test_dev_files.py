@@ -243,6 +243,17 @@ def test_configuration_that_the_application_reads_is_watched(
     site.wait_for(has_value(site, "3"), "value")
 
 
+def test_thousands_of_files_that_the_application_reads_are_data(site: Site) -> None:
+    (site.folder / "data").mkdir()
+    for number in range(5000):
+        (site.folder / "data" / f"{number:04}.json").touch()
+    site.write("for n in range(5000): open(f'data/{n:04}.json').close()\n")
+    site.start()
+    time.sleep(2)  # until the supervisor knows the files
+    assert not site.reloads_after("data/4999.json", "1", seconds=4)
+    site.reload()
+
+
 @BOTH
 def test_folder_named_packages_is_no_library(
     site: Site, options: tuple[str, ...]

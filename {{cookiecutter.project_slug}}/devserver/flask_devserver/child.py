@@ -38,6 +38,7 @@ IDLE = 0.3  # seconds between two checks for newly imported modules
 SLOW_IMPORT = 10.0  # seconds; the line of a longer import is printed
 SIGNAL_DELAY = 0.1  # seconds until this process handles a signal, at most
 GRACE = 0.05  # seconds that the next version waits for the requests in flight
+MAX_READ = 4000  # files; more are data, which would take long to watch
 WRITING = os.O_WRONLY | os.O_RDWR
 
 
@@ -117,7 +118,7 @@ class Child:
             return
         with suppress(Exception):
             reads = event == "exec" or (event == "open" and not args[2] & WRITING)
-            if reads and self.loaded:
+            if reads and (self.loaded or len(self.read) > MAX_READ):
                 return
             path = args[event == "os.rename"]
             path = os.fsdecode(getattr(path, "co_filename", path))
