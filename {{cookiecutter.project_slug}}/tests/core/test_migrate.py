@@ -57,10 +57,10 @@ def test_command_shows_notices(
     app: Flask, runner: FlaskCliRunner, tmp_path: Path
 ) -> None:
     notice = "DO $$ BEGIN RAISE NOTICE 'moved 7 rows'; END $$"
-    (tmp_path / "migrations" / "0002_moved.sql").write_text(notice)
+    sql = f"DROP TABLE IF EXISTS unknown; {notice}"
+    (tmp_path / "migrations" / "0002_moved.sql").write_text(sql)
     lines = runner.invoke(args=["migrate"]).output.splitlines()
-    applied = ["Applied 0001_made.sql", "Applied 0002_moved.sql"]
-    assert lines == ["NOTICE:  moved 7 rows", *applied]
+    assert lines[:2] == ["NOTICE:  moved 7 rows", "Applied 0001_made.sql"]
 
 
 def test_command_lists_pending_migrations(runner: FlaskCliRunner) -> None:

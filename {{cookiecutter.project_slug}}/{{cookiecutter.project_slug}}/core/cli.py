@@ -65,7 +65,8 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
                 lines = [f"Pending {forget}"]
             else:
                 lines = [f"Applied {name}" for name in migrate.migrate(conn)]
-                lines = [notice.strip() for notice in conn.notices] + lines
+                # The migrations of libraries often say IF EXISTS.
+                lines = [n.strip() for n in conn.notices if "skipping" not in n] + lines
     except ERRORS as error:
         raise click.ClickException(" ".join(str(error).split())) from error
     click.echo("\n".join(lines) or "Nothing to apply")
