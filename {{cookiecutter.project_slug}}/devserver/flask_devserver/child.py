@@ -58,7 +58,6 @@ class Child:
     command: str = ""
     root: str = field(default_factory=lambda: os.path.join(os.getcwd(), ""))
     path: list[str] = field(default_factory=sys.path.copy)  # to import modules from
-    argv: list[str] = field(default_factory=sys.argv.copy)
     parent: int = field(default_factory=os.getpid)
     status_pipe: int = -1
     first: bool = True
@@ -77,7 +76,6 @@ class Child:
     def run(self) -> NoReturn:
         """Run until SIGTERM, and exit."""
         sys.path[:] = self.path
-        sys.argv[:] = self.argv
         self._prepare()
         if self.command:
             self._run_command()
@@ -318,4 +316,4 @@ def _exit(code: Any, requests: Iterable[str] = ()) -> NoReturn:
 
 
 if __name__ == "__main__":
-    Child(**json.loads(sys.argv[1])).run()
+    Child(**json.loads(os.environ.pop("_FLASK_DEV_CHILD"))).run()

@@ -73,12 +73,12 @@ class Runner:
     def _spawn(self) -> int:
         for fd in self.child.listener, self.child.status_pipe:
             os.set_inheritable(fd, True)
-        fields = json.dumps(asdict(self.child))
+        environ = os.environ | {"_FLASK_DEV_CHILD": json.dumps(asdict(self.child))}
         # A `calendar.py` in this folder must not take the place of Python's own (-P).
         # Without a buffer (-u), a killed child loses no output.
-        command = [sys.executable, "-Pu", "-m", "flask_devserver.child", fields]
+        command = [sys.executable, "-Pu", "-m", "flask_devserver.child", *sys.argv[1:]]
         blocked = [signal.SIGINT]  # until the child handles it
-        return os.posix_spawn(command[0], command, os.environ, setsigmask=blocked)
+        return os.posix_spawn(command[0], command, environ, setsigmask=blocked)
 
     def _read(self) -> None:
         if data := os.read(self.pipe, 65536):

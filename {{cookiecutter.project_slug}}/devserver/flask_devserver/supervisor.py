@@ -189,8 +189,7 @@ class Supervisor:
             exclude = self.options["exclude_patterns"] or ()
             self.files = Files(self.root, self.web.started, extra, exclude)
             self.files.add(self.loaded, self.web.started)
-            descriptor = self.files.events.descriptor
-            if descriptor >= 0:
+            if (descriptor := self.files.events.descriptor) >= 0:
                 self.selector.register(descriptor, EVENT_READ, self.files.on_event)
 
     def _scan(self) -> None:
