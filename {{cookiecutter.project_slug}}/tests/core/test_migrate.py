@@ -135,9 +135,9 @@ def test_advice_of_postgresql_is_passed_on(empty: connection, tmp_path: Path) ->
 def test_timeout_of_the_role_does_not_end_a_file(
     empty_url: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "0001_a.sql").write_text("SELECT pg_sleep(0.2)")
-    (tmp_path / "0002_b.sql").write_text("-- no transaction\nSELECT pg_sleep(0.2)")
-    url = make_dsn(empty_url, options="-c statement_timeout=100")
+    (tmp_path / "0001_a.sql").write_text("SELECT pg_sleep(0.6)")
+    (tmp_path / "0002_b.sql").write_text("-- no transaction\nSELECT pg_sleep(0.6)")
+    url = make_dsn(empty_url, options="-c statement_timeout=500")
     with closing(connect(url)) as conn:
         assert migrate(conn, tmp_path) == ["0001_a.sql", "0002_b.sql"]
 
@@ -147,8 +147,8 @@ def test_timeout_of_transactions_does_not_end_a_file(
 ) -> None:
     if empty.server_version < 170000:
         pytest.skip("This PostgreSQL has no transaction_timeout.")
-    run(empty, "SET transaction_timeout = 100")
-    (tmp_path / "0001_a.sql").write_text("SELECT pg_sleep(0.2)")
+    run(empty, "SET transaction_timeout = 500")
+    (tmp_path / "0001_a.sql").write_text("SELECT pg_sleep(0.6)")
     assert migrate(empty, tmp_path) == ["0001_a.sql"]
 
 
