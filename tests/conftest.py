@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,12 @@ def server_url(shared: Path) -> Iterator[str]:
     """The URL of a PostgreSQL, for projects that need none of their own."""
     with embedded_server(shared, "session") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def superuser_url(shared: Path, server_url: str) -> str:
+    """The URL of the same server for a superuser, as CI has it."""
+    services = ConfigParser()
+    services.read(shared.parent / "session" / "postgres" / "pg_service.conf")
+    url = "postgresql://{user}:{password}@{host}:{port}/{dbname}"
+    return url.format(**services["admin"])

@@ -34,7 +34,9 @@ print(json.dumps([name.lower().replace("-", "_") for name in names]))
 
 @pytest.mark.minutes
 @pytest.mark.parametrize("answers", PROJECTS, ids=label)
-def test_project(bake: Bake, server_url: str, answers: Answers) -> None:
+def test_project(
+    bake: Bake, server_url: str, superuser_url: str, answers: Answers
+) -> None:
     project = bake(project_slug="app", **answers)
     programs = install(project)
     check_types(programs, project, answers)
@@ -42,7 +44,10 @@ def test_project(bake: Bake, server_url: str, answers: Answers) -> None:
     # The tests may run behind a proxy, which cannot reach their servers.
     environ = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "RELOADS": "20"}
     if answers != DEFAULT:
-        environ |= {"DATABASE_URL": server_url, "RELOADS": "5"}
+        # CI has a superuser. A role of a developer usually is none.
+        is_like_ci = answers["pool"] == DEFAULT["pool"]
+        url = superuser_url if is_like_ci else server_url
+        environ |= {"DATABASE_URL": url, "RELOADS": "5"}
     run(programs / "pytest", *tests, cwd=project, **environ)
     check_style(project)
     assert slugs_hidden_by_packages(programs, project) == set()
