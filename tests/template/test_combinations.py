@@ -28,7 +28,7 @@ ALWAYS = """
     devserver/flask_devserver/postgres.py devserver/flask_devserver/processes.py
     devserver/flask_devserver/reload.js devserver/flask_devserver/server.py
     devserver/flask_devserver/shutdown.py devserver/flask_devserver/supervisor.py
-    devserver/flask_devserver/valkey.py
+    devserver/flask_devserver/py.typed devserver/flask_devserver/valkey.py
     devserver/flask_devserver/welcome.html devserver/flask_devserver/welcome.js
     devserver/flask_devserver/welcome.py
     tests/__init__.py tests/conftest.py tests/test_notes.py
