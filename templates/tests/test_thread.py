@@ -267,7 +267,7 @@ def test_stop_waits_for_waiting_and_running_tasks(
     worker.stop()
     assert results.get_nowait() == 3
     assert "Task fail failed" in caplog.text
-    assert "Lost" not in caplog.text
+    assert "lost at exit" not in caplog.text
 
 
 def test_stop_of_a_full_queue_loses_only_late_tasks(

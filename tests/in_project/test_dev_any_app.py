@@ -74,7 +74,33 @@ def test_pool_of_processes_works_in_a_view(
     for _ in range(3):
         assert site.get("/pool", 30) == "[1, 2]"
         site.reload()
-    assert "ended by itself" not in site.log
+    assert "exited (" not in site.log
+
+
+# A process of a pool may get SIGTERM at any moment of its fork.
+EARLY = """
+import os, signal, time
+
+@app.get("/early")
+def early():
+    codes = set()
+    for _ in range(200):
+        if child := os.fork():
+            os.kill(child, signal.SIGTERM)
+            codes.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        else:
+            time.sleep(1)
+            os._exit(0)
+    return str(codes)
+"""
+
+
+@BOTH
+def test_signal_to_a_new_fork_ends_it(site: Site, options: tuple[str, ...]) -> None:
+    site.write(EARLY)
+    site.start(*options)
+    assert site.get("/early", 60) == "{-15}"
+    assert "exited (" not in site.log
 
 
 @linux

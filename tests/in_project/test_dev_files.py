@@ -143,10 +143,8 @@ def test_application_in_another_folder_is_watched(
     site.reload()
 
 
-@BOTH
-def test_package_that_is_installed_later_is_served(
-    site: Site, options: tuple[str, ...], packages: Path
-) -> None:
+def start_without_library(site: Site, options: tuple[str, ...], packages: Path) -> None:
+    """Serve an application that imports a library which is not installed yet."""
     import click
 
     ours = [Path(click.__file__).parents[1], Path(flask_devserver.__file__).parents[1]]
@@ -154,6 +152,13 @@ def test_package_that_is_installed_later_is_served(
     site.write(LIBRARY)
     site.start(*options)
     assert "ModuleNotFoundError" in site.get("/value")
+
+
+@BOTH
+def test_package_that_is_installed_later_is_served(
+    site: Site, options: tuple[str, ...], packages: Path
+) -> None:
+    start_without_library(site, options, packages)
     (packages / "library.py").write_text("VALUE = 1\n")
     (packages / "library-1.dist-info").mkdir()
     (packages / "library-1.dist-info" / "RECORD").touch()
@@ -164,13 +169,7 @@ def test_package_that_is_installed_later_is_served(
 def test_library_that_is_installed_as_editable_later_is_served(
     site: Site, options: tuple[str, ...], packages: Path, tmp_path: Path
 ) -> None:
-    import click
-
-    ours = [Path(click.__file__).parents[1], Path(flask_devserver.__file__).parents[1]]
-    (packages / "others.pth").write_text("\n".join(map(str, ours)))
-    site.write(LIBRARY)
-    site.start(*options)
-    assert "ModuleNotFoundError" in site.get("/value")
+    start_without_library(site, options, packages)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "library.py").write_text("VALUE = 1\n")
     (packages / "library.pth").write_text(str(tmp_path / "source"))

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 from functools import partial
 from urllib.error import HTTPError
@@ -128,11 +129,11 @@ def serves(site: Site, version: str) -> bool:
 
 def reload(site: Site) -> None:
     """Save a file and wait until it is served."""
-    before = site.log.read_text().count("Reloaded in")
+    before = times_served(site)
     (site.folder / "app" / "notes.py").touch()
-    reloaded = partial(has_reloaded, site, before)
-    wait_for(reloaded, "reload")
+    wait_for(lambda: times_served(site) > before, "reload")
 
 
-def has_reloaded(site: Site, before: int) -> bool:
-    return site.log.read_text().count("Reloaded in") > before
+def times_served(site: Site) -> int:
+    """Count the reloads and the starts, as after a change of packages."""
+    return len(re.findall("Reloaded in|Serving http", site.log.read_text()))

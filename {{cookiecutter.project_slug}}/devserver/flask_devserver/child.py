@@ -89,6 +89,10 @@ class Child:
         signal.signal(signal.SIGINT, do_nothing)
         for fd in self.listener, self.status_pipe:  # only for this process
             os.set_inheritable(fd, False)
+        # A fork that gets SIGTERM before it resets its handlers would lose the signal,
+        # or hand it to this process.
+        self.masks: dict[int, Any] = {}  # by thread
+        os.register_at_fork(before=self._block, after_in_parent=self._unblock)
         os.register_at_fork(after_in_child=self._reset_in_fork)
         self.read: set[str] = set()
         self.written: set[str] = set()
@@ -98,12 +102,21 @@ class Child:
         shutdown.exit_with_parent(self.parent)
         shutdown.remember_thread_origins()
 
+    def _block(self) -> None:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        self.masks[_thread.get_ident()] = mask
+
+    def _unblock(self) -> None:
+        mask = self.masks.pop(_thread.get_ident())
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     def _reset_in_fork(self) -> None:
         """Undo `_prepare` in a process that the application forks."""
         if signal.getsignal(signal.SIGINT) is do_nothing:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if isinstance(signal.getsignal(signal.SIGTERM), Waker):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._unblock()
         for fd in self.listener, self.status_pipe:
             with suppress(OSError):
                 os.close(fd)
