@@ -89,8 +89,8 @@ class Child:
         signal.signal(signal.SIGINT, do_nothing)
         for fd in self.listener, self.status_pipe:  # only for this process
             os.set_inheritable(fd, False)
-        # A fork that gets SIGTERM before it resets its handlers would lose the signal,
-        # or hand it to this process.
+        # Without this, a fork could lose a SIGTERM that arrives before it has reset its
+        # handlers, or pass the signal on to this process.
         self.masks: dict[int, Any] = {}  # by thread
         os.register_at_fork(before=self._block, after_in_parent=self._unblock)
         os.register_at_fork(after_in_child=self._reset_in_fork)
