@@ -46,13 +46,16 @@ logger = logging.getLogger(__name__)
 URL_EXAMPLE = "redis://localhost:6379/0"
 
 
+def _is_broker(url: str) -> bool:
+    parts = urlsplit(url)
+    is_whole = "@" not in parts.path + parts.query  # else part of a password
+    return parts.scheme in TRANSPORT_ALIASES and parts.port != 0 and is_whole
+
+
 def _parse_url(raw: str) -> str:
     with suppress(ValueError):  # Its message may quote part of the password.
-        for parts in map(urlsplit, raw.split(";")):  # Celery tries one after the other.
-            is_whole = "@" not in parts.path + parts.query  # else part of a password
-            if parts.scheme not in TRANSPORT_ALIASES or parts.port == 0 or not is_whole:
-                raise ValueError
-        return raw
+        if all(map(_is_broker, raw.split(";"))):  # Celery tries one after the other.
+            return raw
     raise ValueError
 
 

@@ -92,9 +92,9 @@ def test_task_with_a_test(bake: Bake, server_url: str, worker: str) -> None:
 def test_job_of_a_test_ends_before_the_next_test(bake: Bake, server_url: str) -> None:
     project = bake(project_slug="app", worker="thread")
     programs = install(project)
-    (project / "tests" / "test_order.py").write_text(ORDER)
-    tests = "tests/test_order.py"
-    run(programs / "pytest", tests, cwd=project, DATABASE_URL=server_url)
+    name = "tests/test_order.py"
+    (project / name).write_text(ORDER)
+    run(programs / "pytest", name, cwd=project, DATABASE_URL=server_url)
 
 
 @pytest.mark.parametrize("worker", choices()["worker"])

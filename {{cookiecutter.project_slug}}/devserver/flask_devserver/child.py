@@ -81,13 +81,17 @@ class Child:
             self._run_command()
         self._serve()
 
+    def descriptors(self) -> tuple[int, int]:
+        """Return the file descriptors that only this process needs."""
+        return self.listener, self.status_pipe
+
     def _prepare(self) -> None:
         os.environ.update(FLASK_DEBUG="1", WERKZEUG_RUN_MAIN="true", _FLASK_DEV="1")
         os.environ["FLASK_RUN_HOST"] = self.options["host"]
         # The supervisor handles Ctrl-C. Programs that the application starts would
         # inherit SIG_IGN, but do not inherit this handler.
         signal.signal(signal.SIGINT, do_nothing)
-        for fd in self.listener, self.status_pipe:  # only for this process
+        for fd in self.descriptors():
             os.set_inheritable(fd, False)
         # Without this, a fork could lose a SIGTERM that arrives before it has reset its
         # handlers, or pass the signal on to this process.
@@ -117,7 +121,7 @@ class Child:
         if isinstance(signal.getsignal(signal.SIGTERM), Waker):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._unblock()
-        for fd in self.listener, self.status_pipe:
+        for fd in self.descriptors():
             with suppress(OSError):
                 os.close(fd)
         self.status_pipe = -1

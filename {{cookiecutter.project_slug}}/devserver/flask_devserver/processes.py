@@ -71,7 +71,7 @@ class Runner:
         self.child.run()
 
     def _spawn(self) -> int:
-        for fd in self.child.listener, self.child.status_pipe:
+        for fd in self.child.descriptors():
             os.set_inheritable(fd, True)
         environ = os.environ | {"_FLASK_DEV_CHILD": json.dumps(asdict(self.child))}
         # A `calendar.py` in this folder must not take the place of Python's own (-P).
