@@ -50,8 +50,10 @@ class Site:
         self.stdin: Any = subprocess.DEVNULL
         self.process: psutil.Popen | None = None
 
-    def start(self, *options: str, command: Sequence[str] = ("dev",)) -> Self:
-        """Serve the module, and wait for its first response."""
+    def start(
+        self, *options: str, command: Sequence[str] = ("dev",), wait: bool = True
+    ) -> Self:
+        """Serve the module, and wait for its first response unless told otherwise."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
         environ.pop("PYTHONUNBUFFERED", None)
         with (self.folder / "log").open("ab") as log:
@@ -65,7 +67,8 @@ class Site:
                 stderr=log,
                 start_new_session=True,
             )
-        self.wait_for(lambda: self.get("/version"), "response")
+        if wait:
+            self.wait_for(lambda: self.get("/version"), "response")
         return self
 
     def move_module(self, folder: str) -> Path:

@@ -242,6 +242,30 @@ def test_configuration_that_the_application_reads_is_watched(
     site.wait_for(has_value(site, "3"), "value")
 
 
+@BOTH
+def test_configuration_may_change_during_the_start(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    config, started = site.folder / "config.json", site.folder / "instance" / "go"
+    started.parent.mkdir()
+    config.write_text('{"A": 0}')
+    (started.parent / "config.py").write_text("B = 0\n")
+    site.module.write_text(CONFIGURED + WAIT_FOR_FILE)
+    site.start(*options, wait=False)
+    site.wait_for_line("* configured")
+    config.write_text('{"A": 1}')
+    started.touch()
+    site.wait_for(has_value(site, "1"), "value")
+
+
+WAIT_FOR_FILE = """
+import os, time
+print("* configured", flush=True)
+while not os.path.exists("instance/go"):
+    time.sleep(0.01)
+"""
+
+
 def test_thousands_of_files_that_the_application_reads_are_data(site: Site) -> None:
     (site.folder / "data").mkdir()
     for number in range(5000):
@@ -372,7 +396,7 @@ def test_folder_with_too_many_folders_is_not_watched(
     files = Files(str(tmp_path), time.time(), (), ())
     assert "only loaded modules are watched" in capsys.readouterr().out
     module = tmp_path / "8" / "package" / "__init__.py"
-    files.add([str(module)], time.time())
+    files.add({str(module): ()}, time.time())
     files.scan()
     page = module.with_name("page.html")
     for path in (module, page, tmp_path / "other.py"):

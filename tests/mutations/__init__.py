@@ -226,7 +226,7 @@ DEFECTS = [
         new="cursor.fetchone()",
         test="tests/core/test_migrate.py"
         "::test_runners_that_start_together_apply_each_file_once",
-        sign="MigrationError|UniqueViolation",
+        sign="MigrationError|UniqueViolation|DuplicateObject",
     ),
     Defect(
         words="A migration that rolls itself back counts as applied",

@@ -26,7 +26,7 @@ from werkzeug.wsgi import get_host
 
 from . import say, shutdown
 from .browser import BrowserReload
-from .files import is_library, module_files
+from .files import Signature, is_library, module_files, signature
 from .server import RequestHandler, Server
 from .welcome import Welcome
 
@@ -98,7 +98,7 @@ class Child:
         self.masks: dict[int, Any] = {}  # by thread
         os.register_at_fork(before=self._block, after_in_parent=self._unblock)
         os.register_at_fork(after_in_child=self._reset_in_fork)
-        self.read: set[str] = set()
+        self.read: dict[str, Signature] = {}
         self.written: set[str] = set()
         self.loaded = False
         self.lock = threading.RLock()
@@ -142,7 +142,8 @@ class Child:
             path = os.path.abspath(path)
             seen = path in self.written and not path.endswith(".py")
             if reads:
-                self.read.add(path)
+                found = signature(path) if event == "open" else ()
+                self.read.setdefault(path, found)
             elif path.startswith(self.root) and not seen:
                 self.written.add(path)
                 self._send(written=path)
@@ -169,7 +170,7 @@ class Child:
                 # owner: asyncio would not work with an `_asyncio` imported before it.
                 used = [(n, p) for n, p in reversed(new) if "._" not in f".{n}"]
                 names = [n for n, p in used if is_library(p) or "flask_devserver." in n]
-                self._send(modules=names, files=[path for _, path in new])
+                self._send(modules=names, files={path: () for _, path in new})
 
     def _run_command(self) -> NoReturn:
         # SIGINT stays blocked: at Ctrl-C, Celery would shut down twice.
@@ -180,7 +181,7 @@ class Child:
         try:
             info.load_app()
         except BaseException as error:
-            self._send(files=[*self.read], failed=True)
+            self._send(files=self.read, failed=True)
             # The server prints the traceback, which Flask puts into some messages.
             reason = str(error).strip().rpartition("\n")[2]
             say(f" * {self.name} cannot import the application: {reason}")
@@ -260,7 +261,7 @@ class Child:
             self._send(failed=True)
             app = _failing(raised, self.options["host"])
         self.loaded = True
-        self._send(files=[*self.read])
+        self._send(files=self.read)
         if self.options["debugger"] is not False:
             app = DebuggedApplication(app, evalex=True, pin_logging=self.first)
             app.trusted_hosts.append(self.options["host"])

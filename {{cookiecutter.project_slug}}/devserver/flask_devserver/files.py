@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from errno import EACCES, ENOENT, ENOTDIR
 from fnmatch import fnmatch
@@ -85,12 +85,18 @@ class Files:
         self._differing(self.installed, _distributions())
         self.missed = {p for p in self.known if self._is_newer(p, since)}
 
-    def add(self, paths: Iterable[str], since: float) -> None:
-        """Watch modules and other files that were read after the time `since`."""
+    def add(self, paths: Mapping[str, Signature], since: float) -> None:
+        """Watch modules and other files that were read after the time `since`.
+
+        With each comes its signature at that moment, or an empty one if it is unknown.
+        """
         known = {*self.known, *self.installed}
         if new := set(filter(self._may_change, paths)) - known:
             installed = set(filter(_is_installed, new))
             self.modules |= new - installed
+            read = {p: tuple(paths[p]) for p in new - installed if paths[p]}
+            self.known |= read
+            known |= read.keys()
             found = self._differing(self.installed, installed)
             found |= self._differing(self.known, self._sources())
             # Other files are new to `known`, but existed before.
@@ -124,7 +130,7 @@ class Files:
 
     def _differing(self, old: dict[str, Signature], found: Iterable[str]) -> set[str]:
         """Update `old` with the files `found`, and return those that differ."""
-        new = {p: _signature(p) for p in {*old, *found}}
+        new = {p: signature(p) for p in {*old, *found}}
         # An editor may remove a file for a moment before it writes the new one.
         new = {p: s for p, s in new.items() if s or self.is_source(p)}
         differing = {p for p, s in new.items() if s != old.get(p, ())}
@@ -146,7 +152,7 @@ class Files:
 
     def _is_newer(self, path: str, since: float) -> bool:
         # Moving a file here changes its ctime. A time may be in the future.
-        new = any(since * 1e9 < t < time.time_ns() for t in _signature(path)[:2])
+        new = any(since * 1e9 < t < time.time_ns() for t in signature(path)[:2])
         return new and self.is_source(path)  # A program may write data at each start.
 
     def _counts(self, path: str) -> bool:
@@ -276,7 +282,8 @@ def _distributions() -> Iterator[str]:
             yield from iglob(f"{escape(folder)}/*.dist-info/RECORD")
 
 
-def _signature(path: str) -> Signature:
+def signature(path: str) -> Signature:
+    """Return times and size of a file, which differ once it has been saved."""
     with suppress(OSError, ValueError):
         found = os.stat(path)
         # A hard link to a file of a package, as uv makes, changes the ctime. Network

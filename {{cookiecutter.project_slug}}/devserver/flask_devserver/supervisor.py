@@ -188,7 +188,7 @@ class Supervisor:
             extra += filter(None, [find_dotenv(name, usecwd=True) for name in SETTINGS])
             exclude = self.options["exclude_patterns"] or ()
             self.files = Files(self.root, self.web.started, extra, exclude)
-            self.files.add(self.loaded, self.web.started)
+            self.files.add(dict.fromkeys(self.loaded, ()), self.web.started)
             if (descriptor := self.files.events.descriptor) >= 0:
                 self.selector.register(descriptor, EVENT_READ, self.files.on_event)
 
