@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from errno import EAGAIN
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Thread
@@ -409,6 +410,40 @@ def test_interrupt_while_packages_are_imported_ends_at_once(
     start = time.monotonic()
     site.interrupt()
     assert time.monotonic() - start < 4
+    assert "Traceback" not in site.log
+
+
+# A user may have too many processes. Forking fails as long as a file exists.
+NO_FORK = """
+import os
+from errno import EAGAIN
+for name in ("fork", "posix_spawn"):
+    def start(*args, original=getattr(os, name), **options):
+        if os.path.exists("instance/full"):
+            raise OSError(EAGAIN, os.strerror(EAGAIN))
+        return original(*args, **options)
+    setattr(os, name, start)
+"""
+
+
+@BOTH
+def test_version_that_cannot_be_started_is_started_later(
+    site: Site, options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    packages = tmp_path_factory.mktemp("packages")
+    (packages / "sitecustomize.py").write_text(NO_FORK)
+    site.put_on_path(packages)
+    site.start(*options)
+    full = site.folder / "instance" / "full"
+    full.parent.mkdir()
+    full.touch()
+    site.save()
+    site.wait_for_line(
+        f"The application cannot start, and tries again: [Errno {EAGAIN}"
+    )
+    full.unlink()
+    site.wait_for(site.is_new, "response of the new version")
+    site.interrupt()
     assert "Traceback" not in site.log
 
 

@@ -25,6 +25,8 @@ ORPHAN_DEADLINE = 1.0  # seconds from SIGTERM to SIGKILL
 
 PR_SET_CHILD_SUBREAPER = 36
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 # The embedded servers outlive a version on purpose, and end with the supervisor.
 SERVICES = ("postgres", "valkey-server", "redis-server")
 
@@ -57,14 +59,19 @@ class Runner:
         self.pipe, self.child.status_pipe = os.pipe()
         self.selector.register(self.pipe, EVENT_READ, self._read)
         self.ready, self.start_at = False, float("inf")
-        self.pid = self._fork(close_in_fork) if close_in_fork else self._spawn()
+        try:
+            self.pid = self._fork(close_in_fork) if close_in_fork else self._spawn()
+        except OSError as error:  # The user has too many processes, for example.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            say(f" * {self.child.name} cannot start, and tries again: {error}")
+            self.start_at = time.monotonic() + 1
         os.close(self.child.status_pipe)
 
     def _fork(self, close: Callable[[], None]) -> int:
         # A signal must wait until the fork has its own handlers.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         if pid := os.fork():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             return pid
         close()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])

@@ -344,6 +344,21 @@ def test_procedure_that_commits_needs_a_file_of_its_own(
         migrate(empty, tmp_path)
 
 
+def test_file_that_leaves_a_transaction_open_is_not_applied(
+    empty_url: str, tmp_path: Path
+) -> None:
+    text = "-- no transaction\nBEGIN; CREATE TABLE a ()"
+    (tmp_path / "0001_a.sql").write_text(text)
+    with (
+        closing(connect(empty_url)) as conn,
+        pytest.raises(MigrationError, match="^0001_a.sql leaves a transaction open"),
+    ):
+        migrate(conn, tmp_path)
+    (tmp_path / "0001_a.sql").write_text(f"{text}; COMMIT")
+    with closing(connect(empty_url)) as conn:
+        assert migrate(conn, tmp_path) == ["0001_a.sql"]
+
+
 def test_table_of_another_tool_is_named(empty_url: str, empty: connection) -> None:
     run(empty, "CREATE TABLE schema_migrations (version text)")
     app = create_app({"TESTING": True, "DATABASE_URL": empty_url})

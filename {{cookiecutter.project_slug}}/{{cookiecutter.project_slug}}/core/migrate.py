@@ -16,6 +16,7 @@ from typing import Any
 import psycopg2
 from flask import Flask, current_app
 from psycopg2 import errors
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 from psycopg2.extensions import connection, cursor
 
 LOCK_TIMEOUT = 10.0  # seconds that a file waits for a table; later queries wait, too
@@ -171,6 +172,9 @@ def _apply(cursor: cursor, path: Path) -> None:
     try:
         if outside:
             cursor.execute(sql)
+            if cursor.connection.info.transaction_status != IDLE:
+                hint = "end it with COMMIT, or leave out BEGIN."
+                raise MigrationError(f"{path.name} leaves a transaction open: {hint}")
             cursor.execute(RECORD, [path.name, checksum])
         else:
             # PostgreSQL rejects COMMIT in a DO block, so the file is all or nothing. It
