@@ -315,11 +315,11 @@ def test_file_of_an_installed_package_is_served_as_it_is(
     [packages] = environment.glob("lib/python*/site-packages")
     ours = [Path(click.__file__).parents[1], Path(flask_devserver.__file__).parents[1]]
     (packages / "others.pth").write_text("\n".join(map(str, ours)))
-    (packages / "library.py").write_text("VALUE = 0\n")
+    (packages / "library.py").write_text("VALUE = 0\nprint('imported')\n")
     site.write("import library\n@app.get('/value')\ndef v(): return str(library.VALUE)")
     site.prefix = [str(environment / "bin" / "python"), "-c", RUN_OTHER]
     site.start()
-    time.sleep(1)  # until the supervisor has imported the package
+    site.wait_for(lambda: site.log.count("imported") == 2, "import for the next fork")
     (packages / "library.py").write_text("VALUE = 1\n")
     site.wait_for(lambda: site.get("/value") == "1", "new value")
     site.reload()
@@ -393,20 +393,25 @@ import slow
 """
 
 
+SLOW_IN_SUPERVISOR = """
+import os, time
+if "_FLASK_DEV" not in os.environ:
+    print("importing")
+    time.sleep(9)
+"""
+
+
 def test_interrupt_while_packages_are_imported_ends_at_once(
     site: Site, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     slow = tmp_path_factory.mktemp("slow") / "slow.py"
-    slow.write_text("import os, time\nif '_FLASK_DEV' not in os.environ: time.sleep(9)")
-    site.write(
-        f"import json, sys\nsys.modules['slow'] = sys\nsys.slow_file = '{slow}'\n"
-    )
+    slow.write_text(SLOW_IN_SUPERVISOR)
     site.put_on_path(slow.parent)
     site.write(
         "import flask_devserver.child as child\nchild.is_library = bool\nimport slow"
     )
     site.start()
-    time.sleep(1)  # The supervisor now imports the module.
+    site.wait_for_line("importing")
     start = time.monotonic()
     site.interrupt()
     assert time.monotonic() - start < 4
@@ -888,11 +893,13 @@ def test_package_with_signal_handlers_changes_nothing(
 ) -> None:
     packages = tmp_path_factory.mktemp("environment") / "site-packages"
     packages.mkdir()
-    (packages / "library.py").write_text(HANDLERS)
+    (packages / "library.py").write_text(f"{HANDLERS}\nprint('imported')\n")
     site.put_on_path(packages)
     site.write("import library\n")
     site.start(*options)
-    time.sleep(1)  # until the supervisor has imported the package
+    # Without a fork, the supervisor imports no package.
+    imports = 1 if options else 2
+    site.wait_for(lambda: site.log.count("imported") == imports, "import")
     site.reload()
     site.reload()
     site.interrupt()

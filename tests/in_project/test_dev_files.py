@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -525,8 +526,9 @@ def test_file_that_changes_with_each_reload_is_named_and_ignored(
         )
     )
     site.start(*options)
-    time.sleep(1.1)  # The next scan finds the file, and the one after that a change.
-    (site.folder / folder / "data.bin").write_text("first")
+    # The first scan may only find the file, and the second one a change.
+    change = partial(site.reloads_after, f"{folder}/data.bin", seconds=2)
+    site.wait_for(lambda: change(text=str(time.monotonic())), "reload")
     site.wait_for_line("data.bin changes again and again")
     site.wait_for(site.stays, "rest")
     site.reload()
