@@ -40,7 +40,9 @@ def test_project(
     project = bake(project_slug="app", **answers)
     programs = install(project)
     check_types(programs, project, answers)
-    tests = ["-m", ""] if has_reload_tests(answers) else []
+    # The matrix of CI sets EVERY_RELOAD.
+    has_reload_tests = is_in_turn(answers) or "EVERY_RELOAD" in os.environ
+    tests = ["-m", ""] if has_reload_tests else []
     # The tests may run behind a proxy, which cannot reach their servers.
     environ = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "RELOADS": "20"}
     if answers != DEFAULT:
@@ -54,9 +56,9 @@ def test_project(
 
 
 def check_types(programs: Path, project: Path, answers: Answers) -> None:
-    """Check the types; for other systems, once per worker and once per pool."""
+    """Check the types; for other systems, once per worker, with each pool in turn."""
     run(programs / "mypy", cwd=project)
-    if DEFAULT["pool"] == answers["pool"] or DEFAULT["worker"] == answers["worker"]:
+    if is_in_turn(answers):
         for system in ("darwin", "win32"):
             # mypy writes its cache again for each system.
             cache = os.environ["MYPY_CACHE_DIR"] + system
@@ -70,15 +72,11 @@ def check_types(programs: Path, project: Path, answers: Answers) -> None:
             )
 
 
-def has_reload_tests(answers: Answers) -> bool:
-    """Return whether to run the reload tests: once per worker, with each pool in turn.
-
-    If EVERY_RELOAD is set, as in the matrix of CI, they always run.
-    """
+def is_in_turn(answers: Answers) -> bool:
+    """Return whether these are the answers for a check once per worker."""
     pools = choices()["pool"]
     number = choices()["worker"].index(answers["worker"])
-    once = answers["pool"] == pools[number % len(pools)]
-    return once or "EVERY_RELOAD" in os.environ
+    return bool(answers["pool"] == pools[number % len(pools)])
 
 
 def slugs_hidden_by_packages(programs: Path, project: Path) -> set[str]:
