@@ -18,7 +18,7 @@ from {{ cookiecutter.project_slug }}.core.log import TEXT, RequestIdFilter
 from {{ cookiecutter.project_slug }}.core.serve import STOP_TIMEOUT
 
 from .application import create_app
-from .reload_server import poll, sleeping
+from .reload_server import _free_port, poll, sleeping
 
 SETTINGS = {"TESTING": True, "WORKER_QUEUE_SIZE": 2, "WORKER_TIMEOUT": 0.1}
 SETTINGS |= {"WORKER_DEADLINE": 0.1}
@@ -312,7 +312,8 @@ def test_server_is_not_killed_before_its_jobs_have_had_their_time(
     app.config["WORKER_DEADLINE"] = 60.0
     server = Mock()
     monkeypatch.setattr("granian.Granian", server)
-    app.test_cli_runner().invoke(args=["serve"], catch_exceptions=False)
+    args = ["serve", "--port", str(_free_port())]
+    app.test_cli_runner().invoke(args=args, catch_exceptions=False)
     assert server.call_args.kwargs["workers_kill_timeout"] == STOP_TIMEOUT + 60
 
 

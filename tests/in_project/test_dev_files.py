@@ -496,6 +496,36 @@ def test_module_that_the_application_writes_reloads_nothing(
     assert site.reloads_after("generated.py", "VALUE = 2\n")
 
 
+# The supervisor looks for files when the application has written one, but has not read
+# the message that says so.
+LATE = """
+import os, time
+from flask_devserver.files import Files
+
+def add(self, paths, since, original=Files.add):
+    is_message = bool(self.modules)
+    while is_message and not os.path.exists("parameters.py"):
+        time.sleep(0.01)
+    original(self, paths, since)
+
+Files.add = add
+"""
+
+
+@BOTH
+def test_module_that_the_application_writes_may_be_found_at_once(
+    site: Site, options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    packages = tmp_path_factory.mktemp("packages")
+    (packages / "sitecustomize.py").write_text(LATE)
+    site.put_on_path(packages)
+    site.write("import os, sys\nsys.modules['generated'] = os\n" + GENERATE)
+    site.start(*options)
+    assert site.get("/run") == "5"
+    site.check_stays()
+    site.reload()
+
+
 @BOTH
 def test_program_that_writes_the_same_file_at_each_start_ends_no_saves(
     site: Site, options: tuple[str, ...]

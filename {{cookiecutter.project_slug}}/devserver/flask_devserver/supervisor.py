@@ -110,13 +110,14 @@ class Supervisor:
         self._watch_files()
         while not self.ending:
             self._wait(self._next_event())
+            # A scan may see a file before this process has read who wrote it.
+            if time.monotonic() >= self.reload_at:
+                self._reload()
             if self.failed_beside and not self.draining:
                 self._start_again()  # A port, for example, is free now.
             self._start_children()
             self._import_next()
             self._scan()
-            if time.monotonic() >= self.reload_at:
-                self._reload()
             if os.getppid() != self.parent and signal.SIGHUP in self.handled:
                 say(" * The parent of flask dev has exited, so flask dev exits, too.")
                 self.ending = True
