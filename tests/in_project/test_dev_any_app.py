@@ -414,7 +414,7 @@ def test_interrupt_while_packages_are_imported_ends_at_once(
     site.wait_for_line("importing")
     start = time.monotonic()
     site.interrupt()
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 7
     assert "Traceback" not in site.log
 
 
