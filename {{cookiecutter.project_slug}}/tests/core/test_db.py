@@ -1,19 +1,23 @@
 import asyncio
+import os
 import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from io import StringIO
 from pathlib import Path
 from threading import Event, Thread
+from unittest.mock import Mock
 
 import psycopg2
 import pytest
-from flask import Flask, g
+from flask import Flask, g, request
 from flask.testing import FlaskClient
 from psycopg2 import InterfaceError
 from psycopg2.errors import DivisionByZero, InFailedSqlTransaction
 from psycopg2.extensions import connection, make_dsn, new_type, register_type
+from psycopg2.extras import Json
 
 from {{ cookiecutter.project_slug }}.core.db import close_db, get_db, on_commit
 
@@ -156,6 +160,45 @@ def test_other_error_of_a_query_is_left_to_the_view(app: Flask) -> None:
 @pytest.mark.parametrize("text", ["a\0b", "a\ud83d"])
 def test_text_that_cannot_be_stored_gives_400(client: FlaskClient, text: str) -> None:
     assert client.post("/items", json={"body": text}).status_code == 400
+
+
+def test_json_that_cannot_be_stored_gives_400(app: Flask, client: FlaskClient) -> None:
+    @app.post("/json")
+    def store() -> str:
+        get_db().cursor().execute("SELECT %s::jsonb", [Json(request.get_json())])
+        return "stored"
+
+    assert client.post("/json", json={"body": "a\0b"}).status_code == 400
+
+
+def test_extension_that_handles_errors_itself_gets_the_http_error() -> None:
+    url = "postgresql://127.0.0.1:1/none"
+    app = create_app({"TESTING": True, "DATABASE_URL": url})
+    app.add_url_rule("/", view_func=lambda: str(get_db()))
+    # Flask-RESTX does this.
+    handle = Mock(return_value=("mine", 500))
+    app.handle_user_exception = handle  # type: ignore[method-assign]
+    assert app.test_client().get("/").text == "mine"
+    assert handle.call_args.args[-1].code == 503
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # other tests' threads
+def test_forked_process_leaves_the_connection_of_the_context_alone(app: Flask) -> None:
+    if sys.platform == "win32":
+        pytest.skip("Windows has no fork.")
+    with app.app_context():
+        parents = get_db().info.backend_pid
+        child = os.fork()
+        if child == 0:
+            failed = True
+            try:
+                failed = get_db().info.backend_pid == parents
+                close_db()
+            finally:
+                os._exit(failed)
+        assert os.waitpid(child, 0)[1] == 0
+        get_db().cursor().execute("SELECT 1")
+        assert get_db().info.backend_pid == parents
 
 
 def test_connection_that_the_view_closed_is_its_own_fault(app: Flask) -> None:

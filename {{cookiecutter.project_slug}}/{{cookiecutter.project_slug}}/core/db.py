@@ -13,7 +13,11 @@ from weakref import finalize
 
 import psycopg2
 from flask import Flask, current_app, g
-from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
+from psycopg2.errors import (
+    InFailedSqlTransaction,
+    ReadOnlySqlTransaction,
+    UntranslatableCharacter,
+)
 from psycopg2.extensions import STATUS_BEGIN, connection, cursor, parse_dsn
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR as IN_ERROR
@@ -40,6 +44,7 @@ REFUSED = re.compile("client_connection_check|startup param|command-line opt", r
 
 # PostgreSQL's text holds neither NUL nor half of an emoji that a client has cut.
 UNSTORABLE = re.compile(r"NUL \(0x00\)|surrogates not allowed")
+BAD_TEXT = "The text has a character that the database cannot store."
 
 # The methods of a cursor that send a query.
 QUERIES = ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to")
@@ -186,8 +191,8 @@ def get_db() -> Connection:
     It is in autocommit: a statement takes effect at once. A transaction is
     `with get_db() as db:`, which commits at the end and rolls back on an error. The end
     of the context rolls back an open transaction. Threads that share the context share
-    the connection; a forked process needs a context of its own. A lost connection is
-    replaced, except in a transaction. Raises `DatabaseUnavailable`.
+    the connection; a forked process gets its own. A lost connection is replaced, except
+    in a transaction. Raises `DatabaseUnavailable`.
     """
     context: Any = g._get_current_object()  # The proxy is too slow for each query.
     db: Connection | None = context.get("db")
@@ -275,9 +280,11 @@ def init_app(app: Flask) -> None:
     """Give every application context of `app` a connection when it asks for one."""
     app.extensions["startup_options"] = STARTUP_OPTIONS
     # Flask's hooks are not enough: it stops at the first teardown function that fails,
-    # and an error handler here would hide the application's for less specific classes.
+    # an error handler here would hide the application's for less specific classes, and
+    # extensions such as Flask-RESTX handle errors before the application does.
     app.do_teardown_appcontext = partial(_tear_down, app.do_teardown_appcontext)  # type: ignore[method-assign]
-    app.handle_user_exception = partial(_handle_error, app.handle_user_exception)  # type: ignore[method-assign]
+    app.preprocess_request = partial(_translate_error, app.preprocess_request)  # type: ignore[method-assign]
+    app.dispatch_request = partial(_translate_error, app.dispatch_request)  # type: ignore[method-assign]
 
 
 def _tear_down(tear_down: Any, *args: Any) -> None:
@@ -287,21 +294,42 @@ def _tear_down(tear_down: Any, *args: Any) -> None:
         close_db()
 
 
-def _handle_error(handle: Any, *args: Any) -> Any:
-    *context, error = args
-    if isinstance(error, psycopg2.Error):
+def _leave_to_parent() -> None:
+    """Let the context of a forked process open a connection of its own."""
+    # Two processes on one connection read each other's responses.
+    if g and g.pop("db", None):
+        g.pop("return_db").detach()
+        g.pop("db_lock")  # A thread of the parent may hold it.
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _translate_error(function: Callable[..., Any], *args: Any) -> Any:
+    """Raise the HTTP error instead of one that is the database's or the client's."""
+    try:
+        return function(*args)
+    except psycopg2.Error as error:
         # The application may have another connection by now.
         conn: Any = error.cursor.connection if error.cursor else g.get("db")
         if isinstance(conn, Connection) and conn.is_lost():
             reason = " ".join(str(error).split())
-            error = DatabaseUnavailable(f"The connection was lost: {reason}")
-    if isinstance(error, ValueError) and UNSTORABLE.search(str(error)):
-        error = BadRequest("The text has a character that the database cannot store.")
-    if isinstance(error, DatabaseUnavailable):
-        current_app.logger.error("%s", error)
-        description = str(error) if current_app.debug else None
-        error = ServiceUnavailable(description, retry_after=1)
-    return handle(*context, error)
+            raise _unavailable(f"The connection was lost: {reason}") from error
+        if not isinstance(error, UntranslatableCharacter):
+            raise
+        raise BadRequest(BAD_TEXT) from error
+    except DatabaseUnavailable as error:
+        raise _unavailable(str(error)) from error
+    except ValueError as error:
+        if not UNSTORABLE.search(str(error)):
+            raise
+        raise BadRequest(BAD_TEXT) from error
+
+
+def _unavailable(reason: str) -> ServiceUnavailable:
+    current_app.logger.error("%s", reason)
+    return ServiceUnavailable(reason if current_app.debug else None, retry_after=1)
 
 
 @lru_cache
