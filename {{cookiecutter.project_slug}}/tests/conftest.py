@@ -13,6 +13,7 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.core.cli import DROP_ALL
 from {{ cookiecutter.project_slug }}.core.db import get_pool
 {%- if cookiecutter.worker == 'thread' %}
 from {{ cookiecutter.project_slug }}.core.jobs import get_worker
@@ -28,12 +29,11 @@ DISCONNECT = """
 SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
 WHERE datname = %s AND usename = current_user AND pid <> pg_backend_pid()
 """
-EMPTY = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
 
 # The tables that have had rows since they were created or truncated.
 USED = """
 SELECT oid::regclass::text FROM pg_class
-WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+WHERE relkind = 'r' AND relnamespace::regnamespace::text !~ '^(pg_|information_schema)'
 AND pg_relation_size(oid) > 0
 """
 
@@ -77,7 +77,7 @@ def database_url(migrated_url: str, filled: set[str]) -> str:
             if used := {name for (name,) in cursor} - filled:
                 cursor.execute(f"TRUNCATE {', '.join(used)} RESTART IDENTITY CASCADE")
         else:
-            cursor.execute(EMPTY)
+            cursor.execute(DROP_ALL)
             migrate(migrated_url)
     return migrated_url
 

@@ -4,7 +4,9 @@ from contextlib import closing
 import pytest
 from flask import Flask
 
-from ..conftest import DISCONNECT, EMPTY, connect, scratch_database
+from {{ cookiecutter.project_slug }}.core.cli import DROP_ALL
+
+from ..conftest import connect, scratch_database
 from .application import bp, create_app, create_table
 
 
@@ -19,8 +21,7 @@ def scratch_url(server_url: str) -> Iterator[str]:
 def empty_url(scratch_url: str) -> str:
     """The URL of the database, without tables and other connections."""
     with closing(connect(scratch_url)) as conn, conn.cursor() as cursor:
-        cursor.execute(DISCONNECT, [conn.info.dbname])
-        cursor.execute(EMPTY)
+        cursor.execute(DROP_ALL)
     return scratch_url
 
 
@@ -29,6 +30,11 @@ def database_url(database_url: str) -> str:
     """A database with the table of the tests."""
     create_table(database_url)
     return database_url
+
+
+@pytest.fixture(autouse=True)
+def _push_request_context() -> None:
+    """Replace the fixture of pytest-flask, which gives every test a request."""
 
 
 @pytest.fixture

@@ -60,7 +60,16 @@ def test_command_shows_notices(
     sql = f"DROP TABLE IF EXISTS unknown; {notice}"
     (tmp_path / "migrations" / "0002_moved.sql").write_text(sql)
     lines = runner.invoke(args=["migrate"]).output.splitlines()
-    assert lines[:2] == ["NOTICE:  moved 7 rows", "Applied 0001_made.sql"]
+    second = ["NOTICE:  moved 7 rows", "Applied 0002_moved.sql"]
+    assert lines[:3] == ["Applied 0001_made.sql", *second]
+
+
+def test_command_lists_the_files_before_a_rejected_one(
+    runner: FlaskCliRunner, tmp_path: Path
+) -> None:
+    (tmp_path / "migrations" / "0002_bad.sql").write_text("CREATE")
+    output = runner.invoke(args=["migrate"]).output
+    assert output.startswith("Applied 0001_made.sql\nError: 0002_bad.sql, line 1: ")
 
 
 def test_command_lists_pending_migrations(runner: FlaskCliRunner) -> None:
@@ -403,7 +412,7 @@ def test_role_that_cannot_read_the_list_is_told_what_to_grant(
 def test_every_failure_of_the_command_is_one_sentence(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(module, "migrate", fail)

@@ -1,6 +1,7 @@
 """The project's commands for `flask`."""
 
 from contextlib import ExitStack, closing
+from functools import partial
 
 import click
 import psycopg2
@@ -23,7 +24,8 @@ DO $$ BEGIN
     AND pid <> pg_backend_pid();
     EXECUTE (
         SELECT 'DROP SCHEMA ' || string_agg(quote_ident(nspname), ', ') || ' CASCADE'
-        FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+        FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'
+        AND pg_has_role(nspowner, 'MEMBER')
     );
     CREATE SCHEMA public;
     GRANT USAGE ON SCHEMA public TO PUBLIC;
@@ -58,21 +60,28 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
                     click.confirm(f"Drop all tables of {place}?", abort=True)
                 conn.cursor().execute(DROP_ALL)
             if only_list:
-                found = migrate.status(conn).items()
-                lines = [f"{state} {name}" for name, state in found]
+                for name, state in migrate.status(conn).items():
+                    click.echo(f"{state} {name}")
             elif forget is not None:
                 migrate.forget(conn, forget)
-                lines = [f"Pending {forget}"]
-            else:
-                lines = [f"Applied {name}" for name in migrate.migrate(conn)]
-                # The migrations of libraries often say IF EXISTS.
-                lines = [n.strip() for n in conn.notices if "skipping" not in n] + lines
+                click.echo(f"Pending {forget}")
+            elif not migrate.migrate(conn, report=partial(_report, conn)):
+                click.echo("Nothing to apply")
     except ERRORS as error:
         raise click.ClickException(" ".join(str(error).split())) from error
-    click.echo("\n".join(lines) or "Nothing to apply")
     if reset and (seed := current_app.cli.commands.get("seed")):
         click.get_current_context().invoke(seed)
         click.echo("Ran the command seed")
+
+
+def _report(conn: extensions.connection, name: str) -> None:
+    """Print the notices of a migration, and that it is applied."""
+    notices, conn.notices = conn.notices, []
+    # The migrations of libraries often say IF EXISTS.
+    for notice in notices:
+        if "skipping" not in notice:
+            click.echo(notice.strip())
+    click.echo(f"Applied {name}")
 
 
 def init_app(app: Flask) -> None:

@@ -7,6 +7,7 @@ statement that cannot be in a transaction, such as `CREATE INDEX CONCURRENTLY`.
 
 import logging
 import re
+from collections.abc import Callable
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -43,8 +44,10 @@ class MigrationError(Exception):
     """A migration was rejected, or the list of the applied ones cannot be read."""
 
 
-def migrate(conn: connection, *folders: Path) -> list[str]:
-    """Apply the files that are new, and return their names.
+def migrate(
+    conn: connection, *folders: Path, report: Callable[[str], object] = lambda name: ()
+) -> list[str]:
+    """Apply the files that are new, and return their names. `report` each at once.
 
     The files are those in `folders`, or the current application's. Use `conn`, which is
     in autocommit, for nothing else: it holds a lock until it is closed, and a second
@@ -62,6 +65,7 @@ def migrate(conn: connection, *folders: Path) -> list[str]:
             cursor.execute(TABLE)
         for path in paths:
             _apply(cursor, path)
+            report(path.name)
     return [path.name for path in paths]
 
 
@@ -70,7 +74,8 @@ def forget(conn: connection, name: str) -> None:
     with conn.cursor() as cursor:
         cursor.execute("DELETE FROM schema_migrations WHERE name = %s", [name])
         if cursor.rowcount == 0:
-            raise MigrationError(f"{name} is not applied.")
+            hint = "`flask migrate --status` lists the names."
+            raise MigrationError(f"{name} is not applied: {hint}")
 
 
 def status(conn: connection) -> dict[str, str]:
