@@ -429,6 +429,24 @@ def test_copied_project_has_a_server_of_its_own(tmp_path: Path) -> None:
         shutil.rmtree(folder.resolve())
 
 
+@as_root
+def test_clients_of_a_copy_that_start_together_share_its_server(tmp_path: Path) -> None:
+    original = tmp_path / "first" / "instance" / "postgres"
+    original.parent.mkdir(parents=True)
+    postgres.PostgreSQL(original).make_home()
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", symlinks=True)
+    copy = tmp_path / "copy" / "instance" / "postgres"
+    one, two = postgres.PostgreSQL(copy), postgres.PostgreSQL(copy)
+    one.make_home()
+    (one.home / "data").mkdir()
+    (one.home / "pg_service.conf").touch()
+    two.make_home()
+    assert two.home == one.home != original.resolve()
+    assert (copy / "data").exists()
+    for folder in (original, copy):
+        shutil.rmtree(folder.resolve())
+
+
 def test_time_zone_is_utc(start: StartClient) -> None:
     client = start(env={**os.environ, "TZ": "America/New_York"})
     assert query(client.url(), "SHOW timezone") == "UTC"

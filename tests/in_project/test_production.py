@@ -223,9 +223,10 @@ def test_every_log_line_is_json(tmp_path: Path, database_url: str) -> None:
         server.get("/value/1")
         server.process.send_signal(signal.SIGHUP)
         assert poll(lambda: said(server).count("Stopped old worker") == 1)
-    for line in server.log.read_text().splitlines():
-        assert {"time", "level", "message", "request_id"} <= set(json.loads(line))
-        assert json.loads(line)["level"] == "INFO"
+    for line in map(json.loads, server.log.read_text().splitlines()):
+        assert {"time", "level", "message", "request_id"} <= set(line)
+        is_slow = "to get a connection" in line["message"]  # The machine may be loaded.
+        assert line["level"] == ("WARNING" if is_slow else "INFO")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ _STANDARD_LIBRARY = get_path("stdlib")
 _is_installed = re.compile(r"[/\\](site|dist)-packages[/\\]").search
 
 IGNORED = ("__pycache__", "node_modules")
-IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build")
+IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build", "tests")
 IGNORED_KINDS = ("~", ".pyc", ".tmp", ".log", ".pid", ".lock", "-journal")
 
 MAX_FOLDERS = 5000  # to watch

@@ -71,6 +71,7 @@ class PostgreSQL(EmbeddedServer):
 
     def make_home(self) -> None:
         """Make the folder of the server and, for root, a link to it."""
+        self.home = self.server_dir.resolve()  # Another process may have made it.
         if not _is_root():
             self.server_dir.mkdir(mode=0o700, exist_ok=True)
         elif not self.server_dir.exists() or self._is_copied():

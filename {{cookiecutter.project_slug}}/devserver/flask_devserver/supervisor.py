@@ -106,7 +106,6 @@ class Supervisor:
         self.waker = Waker()
         self.selector.register(self.waker.pipe, EVENT_READ, self._on_wakeup)
         self._catch_signals()
-        self._start_children()
         self._watch_files()
         while not self.ending:
             self._wait(self._next_event())

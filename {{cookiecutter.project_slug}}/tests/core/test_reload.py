@@ -51,7 +51,8 @@ def test_many_reloads_leave_nothing_behind(server: Server, db: connection) -> No
             if number == RELOADS // 2:
                 memory, others = used_memory(server), used_descriptors(server)
     assert used_memory(server) - memory < 4 * MEBIBYTE
-    assert used_descriptors(server) == others
+    # It may still read from the previous process.
+    server.wait_for(lambda: used_descriptors(server) <= others, "closed pipe")
     assert server.process.num_threads() <= 2
     assert server.unexpected() == []
 
