@@ -62,7 +62,8 @@ end
 """
 FAILED = """
 SELECT id, concat_ws(
-    ' ', at::timestamptz(0), name, args #>> '{}', kwargs #>> '{}', error
+    ' ', at::timestamptz(0), name, left(args #>> '{}', 200), left(kwargs #>> '{}', 200),
+    error
 ) FROM failed_tasks ORDER BY at
 """
 MAX_WAIT = 0.1  # seconds until a worker checks its other queues and priorities

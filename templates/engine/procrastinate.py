@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
 from signal import SIGINT, SIGTERM, signal
@@ -41,6 +43,8 @@ MAX_INTERRUPTIONS = 6  # killed workers, after which their job counts as failed
 RECONNECT_DELAY = 3.0  # seconds
 CONNECTION_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError)
 
+in_job: ContextVar[bool] = ContextVar("in_job", default=False)
+
 STATUS = """
 SELECT count(*) FILTER (WHERE status = 'todo' AND NOT later) AS waiting,
     count(*) FILTER (WHERE status = 'todo' AND later) AS later,
@@ -56,7 +60,8 @@ CROSS JOIN LATERAL (SELECT coalesce(scheduled_at > now(), false) AS later) AS gi
 """
 
 FAILED = """
-SELECT jobs.id::text, concat_ws(' ', max(at)::timestamptz(0), task_name, args)
+SELECT jobs.id::text,
+    concat_ws(' ', max(at)::timestamptz(0), task_name, left(args::text, 200))
 FROM procrastinate_jobs jobs LEFT JOIN procrastinate_events ON job_id = jobs.id
 WHERE status = 'failed' GROUP BY jobs.id ORDER BY max(at)
 """
@@ -102,7 +107,7 @@ class Pool(AsyncConnectionPool):
 
 
 class Connector(procrastinate.PsycopgConnector):
-    """Run a worker's queries on connections of its own."""
+    """Run a worker's queries on connections of its own, and those of a job on its."""
 
     def get_sync_connector(self) -> ContextConnector:
         return ContextConnector()
@@ -114,6 +119,16 @@ class Connector(procrastinate.PsycopgConnector):
     async def close_async(self) -> None:
         queue.connector = queue.job_manager.connector = self.get_sync_connector()
         await super().close_async()
+
+    async def execute_query_all_async(self, query: str, **arguments: Any) -> Any:
+        if in_job.get():  # It may be in a transaction.
+            return ContextConnector().execute_query_all(query, **arguments)
+        return await super().execute_query_all_async(query, **arguments)
+
+    async def execute_query_one_async(self, query: str, **arguments: Any) -> Any:
+        if in_job.get():
+            return ContextConnector().execute_query_one(query, **arguments)
+        return await super().execute_query_one_async(query, **arguments)
 
     async def execute_query_async(self, query: str, **arguments: Any) -> None:
         # Without a retry, a job whose end is not recorded would count as running for as
@@ -168,6 +183,8 @@ class WorkerQueue(procrastinate.App):
             },
         )
         logging.getLogger("procrastinate.worker").addFilter(_drop_arguments)
+        # In an outage, it warns of each connection each second.
+        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
         self.job_manager = Jobs(self.connector)
         self.tasks = queue.tasks
         self.periodic_registry = queue.periodic_registry
@@ -227,6 +244,7 @@ class WorkerQueue(procrastinate.App):
         job = context.job
         self.started += 1
         request_id.set(f"job-{job.id}")
+        token = in_job.set(True)
         try:
             with self.flask_app.app_context():
                 yield
@@ -238,6 +256,8 @@ class WorkerQueue(procrastinate.App):
                 message = "Job %(job_id)d (%(task)s) is retried after %(error)s"
                 logger.warning(message, parts, exc_info=self.flask_app.debug)
             raise
+        finally:
+            in_job.reset(token)
 
     async def _requeue_stalled_jobs(self, worker: EngineWorker) -> None:
         # A periodic job would wait behind other jobs. The engine's own heartbeat ends
@@ -254,8 +274,10 @@ class WorkerQueue(procrastinate.App):
 
     async def _requeue(self, job: Job) -> None:
         with suppress(ConnectorException):  # An error must not delay the other jobs.
+            # In development, each save may kill the worker of a long job.
+            limit = sys.maxsize if self.flask_app.debug else MAX_INTERRUPTIONS
             for row in await self.connector.execute_query_all_async(
-                REQUEUE, id=job.id, worker_id=job.worker_id, limit=MAX_INTERRUPTIONS
+                REQUEUE, id=job.id, worker_id=job.worker_id, limit=limit
             ):
                 parts = {"job_id": job.id, "task": job.task_name, **row}
                 line = "Job %(job_id)d (%(task)s) lost its worker and is now %(status)s"

@@ -320,6 +320,13 @@ def test_retry_names_the_error_in_the_log(
     assert f"Job {job} ({name}) is retried after OSError" in caplog.messages
 
 
+def test_worker_has_a_connection_for_each_job(app: Flask) -> None:
+    app.config["POOL_SIZE"] = 8
+    found = app.test_cli_runner().invoke(args=["worker", "--concurrency", "9"])
+    hint = "set it to at most POOL_SIZE (8)."
+    assert found.output == f"Error: WORKER_CONCURRENCY is 9: {hint}\n"
+
+
 def test_retry_rejects_an_unknown_job(app: Flask) -> None:
     found = app.test_cli_runner().invoke(args=["worker", "--retry", "7"])
     assert found.output == "Error: No failed job has the id 7: see --failed.\n"

@@ -220,6 +220,25 @@ def test_coroutine_enqueues_in_its_transaction(run_jobs: Callable[[], None]) -> 
     assert results == []
 
 
+@task
+async def enqueue(fails: bool) -> None:
+    with get_db():
+        await add.defer_async(a=1, b=2)
+        if fails:
+            raise RuntimeError("on purpose")
+
+
+def test_coroutine_of_a_job_enqueues_in_its_transaction(
+    run_jobs: Callable[[], None],
+) -> None:
+    enqueue.delay(fails=True)
+    run_jobs()
+    assert results == []
+    enqueue.delay(fails=False)
+    run_jobs()
+    assert results == [3]
+
+
 def test_job_for_later_waits(worker: Worker) -> None:
     add.configure(schedule_in={"hours": 1}).defer(a=1, b=2)
     worker.run_waiting()
@@ -251,6 +270,13 @@ def test_arguments_of_a_failed_job_are_not_logged(
     worker.run_waiting()
     assert "reject[" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+def test_worker_has_a_connection_for_each_job(app: Flask) -> None:
+    app.config["POOL_SIZE"] = 8
+    found = app.test_cli_runner().invoke(args=["worker", "--concurrency", "9"])
+    hint = "set it to at most POOL_SIZE (8)."
+    assert found.output == f"Error: WORKER_CONCURRENCY is 9: {hint}\n"
 
 
 def test_retry_rejects_an_unknown_job(app: Flask) -> None:

@@ -46,6 +46,31 @@ def test_second(app, db, client, run_jobs):
     assert "a!<" in client.get("/notes").text
 """
 
+AUDIT = """
+CREATE SCHEMA audit;
+CREATE TABLE audit.log (what text);
+CREATE TABLE audit.kinds (kind text);
+"""
+TEST_AUDIT = """
+import pytest
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_log(db, number):
+    with db.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM audit.log")
+        assert cursor.fetchone() == (0,)
+        cursor.execute("INSERT INTO audit.log VALUES ('test')")
+"""
+
+PERIODIC = """
+from .core.jobs import queue
+
+@queue.periodic(cron="* * * * * *")
+@task
+def tick(timestamp: int) -> None:
+    pass
+"""
+
 # Everything here is right in an application, so it must not matter to tests/core.
 OWN_APPLICATION = """
 
@@ -95,6 +120,32 @@ def test_job_of_a_test_ends_before_the_next_test(bake: Bake, server_url: str) ->
     name = "tests/test_order.py"
     (project / name).write_text(ORDER)
     run(programs / "pytest", name, cwd=project, DATABASE_URL=server_url)
+
+
+@pytest.mark.parametrize("seed", ["", "INSERT INTO audit.kinds VALUES ('seen')"])
+def test_each_test_starts_with_what_the_migrations_create(
+    bake: Bake, server_url: str, seed: str
+) -> None:
+    project = bake(project_slug="app")
+    programs = install(project)
+    (project / "app" / "migrations" / "0002_audit.sql").write_text(AUDIT + seed)
+    (project / "tests" / "test_audit.py").write_text(TEST_AUDIT)
+    # This plugin gives a request to every test with the fixture `app`.
+    plugin = [PROGRAMS / "uv", "pip", "install", "--quiet", "pytest-flask"]
+    run(*plugin, cwd=project)
+    run(programs / "pytest", "tests", cwd=project, DATABASE_URL=server_url)
+
+
+def test_periodic_task_does_not_run_in_the_reload_tests(
+    bake: Bake, server_url: str
+) -> None:
+    project = bake(project_slug="app", worker="procrastinate")
+    programs = install(project)
+    with (project / "app" / "tasks.py").open("a") as module:
+        module.write(PERIODIC)
+    tests = ["-m", "reload", "-k", "each_job_runs_once", "tests/core"]
+    environ = {"RELOADS": "2", "DATABASE_URL": server_url}
+    run(programs / "pytest", *tests, cwd=project, **environ)
 
 
 @pytest.mark.parametrize("worker", choices()["worker"])

@@ -56,6 +56,9 @@ def blocks(markdown: str, language: str) -> list[str]:
     return [token.content for token in tokens if token.info == language]
 
 
+DEBUGGER_PORT = "5678"  # in the documents
+
+
 class Terminal:
     """A terminal that runs commands one after the other and starts in `folder`.
 
@@ -92,7 +95,7 @@ class Terminal:
             self.folder /= command.removeprefix("cd ")
         elif LASTS.search(command):
             self.end()
-            self.start(command)
+            self.start(command.replace(DEBUGGER_PORT, str(free_port())))
         else:
             print(self.run(f"yes '' | head -n 20 | {{ {command}; }}"))
 

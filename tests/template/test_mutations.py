@@ -56,5 +56,5 @@ def test_defect_counts_as_noticed_only_by_its_test(
 def test_command_tries_the_defects() -> None:
     # `make mutations` has no fixtures that set this.
     command = ["env", "-u", "BYTECODE", sys.executable, "-m", "tests.mutations"]
-    found = run(*command, "Connections are not in autocommit", cwd=TEMPLATE)
+    found = run(*command, "A transaction in which a query failed", cwd=TEMPLATE)
     assert "1 of 1 were noticed." in found

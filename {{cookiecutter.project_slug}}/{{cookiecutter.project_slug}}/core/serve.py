@@ -22,11 +22,13 @@ IDLE_TIMEOUT = 650
 MAX_HEADERS = 65536  # bytes; Werkzeug takes seconds to parse some of 400 KB
 STOP_TIMEOUT = 30  # seconds that requests have to finish when the server stops
 
+_option = partial(click.option, show_envvar=True)
+
 
 @click.command("serve")
 @click.option("--host", help="127.0.0.1 by default, or all networks if PORT is set.")
-@click.option("--port", envvar="PORT", type=click.IntRange(1, 65535), default=8000)
-@click.option("--workers", envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=2)
+@_option("--port", envvar="PORT", type=click.IntRange(1, 65535), default=8000)
+@_option("--workers", envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=2)
 @click.option("--threads", type=click.IntRange(1), help="POOL_SIZE by default, or 8.")
 @pass_script_info
 def serve_command(
