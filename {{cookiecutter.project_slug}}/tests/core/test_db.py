@@ -162,7 +162,12 @@ def test_text_that_cannot_be_stored_gives_400(client: FlaskClient, text: str) ->
     assert client.post("/items", json={"body": text}).status_code == 400
 
 
-def test_json_that_cannot_be_stored_gives_400(app: Flask, client: FlaskClient) -> None:
+@pytest.mark.parametrize("testing", [True, False])
+def test_json_that_cannot_be_stored_gives_400(
+    app: Flask, client: FlaskClient, testing: bool
+) -> None:
+    app.testing = testing  # Otherwise messages of queries are as in production.
+
     @app.post("/json")
     def store() -> str:
         get_db().cursor().execute("SELECT %s::jsonb", [Json(request.get_json())])

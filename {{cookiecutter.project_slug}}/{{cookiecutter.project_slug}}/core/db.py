@@ -13,11 +13,7 @@ from weakref import finalize
 
 import psycopg2
 from flask import Flask, current_app, g
-from psycopg2.errors import (
-    InFailedSqlTransaction,
-    ReadOnlySqlTransaction,
-    UntranslatableCharacter,
-)
+from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
 from psycopg2.extensions import STATUS_BEGIN, connection, cursor, parse_dsn
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR as IN_ERROR
@@ -43,8 +39,8 @@ STARTUP_OPTIONS = (
 REFUSED = re.compile("client_connection_check|startup param|command-line opt", re.I)
 
 # PostgreSQL's text holds neither NUL nor half of an emoji that a client has cut.
-UNSTORABLE = re.compile(r"NUL \(0x00\)|surrogates not allowed")
-BAD_TEXT = "The text has a character that the database cannot store."
+# In production, the message of a query's error has only its SQLSTATE.
+UNSTORABLE = re.compile(r"NUL \(0x00\)|surrogates not|Unicode escape|SQLSTATE 22P05")
 
 # The methods of a cursor that send a query.
 QUERIES = ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to")
@@ -307,29 +303,25 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork.
 
 
 def _translate_error(function: Callable[..., Any], *args: Any) -> Any:
-    """Raise the HTTP error instead of one that is the database's or the client's."""
+    """Raise the HTTP error for an outage, or for text that cannot be stored."""
     try:
         return function(*args)
-    except psycopg2.Error as error:
-        # The application may have another connection by now.
-        conn: Any = error.cursor.connection if error.cursor else g.get("db")
-        if isinstance(conn, Connection) and conn.is_lost():
-            reason = " ".join(str(error).split())
-            raise _unavailable(f"The connection was lost: {reason}") from error
-        if not isinstance(error, UntranslatableCharacter):
+    except (DatabaseUnavailable, psycopg2.Error, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if UNSTORABLE.search(reason):
+            message = "The text has a character that the database cannot store."
+            raise BadRequest(message) from error
+        if isinstance(error, psycopg2.Error):
+            # The application may have another connection by now.
+            conn: Any = error.cursor.connection if error.cursor else g.get("db")
+            if not (isinstance(conn, Connection) and conn.is_lost()):
+                raise
+            reason = f"The connection was lost: {reason}"
+        elif isinstance(error, ValueError):
             raise
-        raise BadRequest(BAD_TEXT) from error
-    except DatabaseUnavailable as error:
-        raise _unavailable(str(error)) from error
-    except ValueError as error:
-        if not UNSTORABLE.search(str(error)):
-            raise
-        raise BadRequest(BAD_TEXT) from error
-
-
-def _unavailable(reason: str) -> ServiceUnavailable:
-    current_app.logger.error("%s", reason)
-    return ServiceUnavailable(reason if current_app.debug else None, retry_after=1)
+        current_app.logger.error("%s", reason)
+        description = reason if current_app.debug else None
+        raise ServiceUnavailable(description, retry_after=1) from error
 
 
 @lru_cache
