@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
@@ -21,12 +20,6 @@ from .support.projects import (
 from .support.repository import copy_template
 
 collect_ignore = ["in_project"]  # These run inside a baked project.
-
-# The processes of the tests must react to Ctrl-C. They inherit that it is ignored where
-# a shell starts the tests in the background.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-if hasattr(signal, "SIGHUP"):  # `nohup` ignores it; a handler is not inherited.
-    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
