@@ -447,6 +447,13 @@ def test_clients_of_a_copy_that_start_together_share_its_server(tmp_path: Path) 
         shutil.rmtree(folder.resolve())
 
 
+def test_settings_for_another_server_do_not_matter(
+    start: StartClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGSSLMODE", "require")
+    assert query(start().url(), "SELECT 1") == 1
+
+
 def test_time_zone_is_utc(start: StartClient) -> None:
     client = start(env={**os.environ, "TZ": "America/New_York"})
     assert query(client.url(), "SHOW timezone") == "UTC"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from ..support.commands import PROGRAMS, clean_environment, run
+from ..support.machine import broker_server
 from ..support.projects import install, put_inside, remove_database
 from ..support.repository import copy_template
 from . import DEFECTS, TEMPLATE, Defect
@@ -102,7 +103,9 @@ class Workshop:
                 subprocess.run(
                     command,
                     cwd=folder,
-                    env=clean_environment() | ENVIRON,
+                    env=clean_environment()
+                    | ENVIRON
+                    | {"BROKER_SERVER": broker_server()},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -119,14 +119,16 @@ class PostgreSQL(EmbeddedServer):
         if dev.get("dbname") != name:
             dev["dbname"] = name
             self._write_services(services)
-        return "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**dev)
+        url = "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**dev)
+        return f"{url}?sslmode=disable"  # PGSSLMODE is for another server.
 
     def _connect(self) -> connection:
         end = time.monotonic() + 10
         while True:
             options: dict[str, Any] = {**self._read_services()["admin"]}
             try:
-                conn: connection = psycopg2.connect(**options, connect_timeout=5)
+                options |= {"connect_timeout": 5, "sslmode": "disable"}
+                conn: connection = psycopg2.connect(**options)
             except psycopg2.OperationalError:  # It may be recovering from a crash.
                 if time.monotonic() > end:
                     raise
