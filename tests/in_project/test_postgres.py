@@ -447,6 +447,17 @@ def test_clients_of_a_copy_that_start_together_share_its_server(tmp_path: Path) 
         shutil.rmtree(folder.resolve())
 
 
+@as_root
+def test_server_starts_after_a_kill_while_it_wrote_its_link(
+    folder: Path, start: StartClient
+) -> None:
+    client = start()
+    url = client.url()
+    (folder.resolve() / "link").write_text("")
+    assert start().url() == url
+    assert (folder.resolve() / "link").read_text() == str(folder)
+
+
 def test_settings_for_another_server_do_not_matter(
     start: StartClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ DEFECTS = [
         old="        self.autocommit = True\n",
         new="",
         test="tests/core/test_db.py::test_statement_takes_effect_at_once",
-        sign="assert 0 == 1",
+        sign="assert 0 == 1|transaction is aborted",
     ),
     Defect(
         words="No `client_connection_check_interval`",

@@ -95,12 +95,15 @@ class PostgreSQL(EmbeddedServer):
             message = f"{self.server_dir} is from an older version: {hint}."
             raise ClickException(message)
         if _is_root():
-            (self.home / "link").write_text(str(self.server_dir))
+            draft = self.home / "link.draft"  # This process may be killed at any time.
+            draft.write_text(str(self.server_dir))
+            draft.replace(self.home / "link")
 
     def _is_copied(self) -> bool:
         """Return whether the link is a copy, and its original still exists."""
         link = self.home / "link"
-        original = Path(link.read_text()) if link.exists() else self.server_dir
+        text = link.read_text() if link.exists() else ""
+        original = Path(text or self.server_dir)
         folders = original.parents[1], self.server_dir.parents[1]
         return original.resolve() == self.home and not os.path.samefile(*folders)
 
