@@ -55,7 +55,8 @@ def test_each_job_runs_once_across_reloads(server: Server, db: connection) -> No
 def test_next_worker_waits_for_the_end_of_the_previous_one(
     server: Server, db: connection
 ) -> None:
-    server.request("/tasks/1/1.5", "POST")
+    # The job takes longer than the start of a worker.
+    server.request("/tasks/1/3.0", "POST")
     server.wait_for(lambda: sleeping(db), "job")
     server.reload()
     server.request("/tasks/2/0.0", "POST")

@@ -267,6 +267,36 @@ while not os.path.exists("instance/go"):
 """
 
 
+# Flask has read .env before the supervisor looks at the files.
+SLOW_FILES = """
+import os, time
+import flask_devserver.files as module
+
+class SlowFiles(module.Files):
+    def __init__(self, *args):
+        print("* waiting", flush=True)
+        while not os.path.exists("instance/go"):
+            time.sleep(0.01)
+        super().__init__(*args)
+
+module.Files = SlowFiles
+"""
+
+
+def test_environment_that_is_saved_during_the_start_is_read(
+    site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    packages = tmp_path_factory.mktemp("packages")
+    (packages / "sitecustomize.py").write_text(SLOW_FILES)
+    site.put_on_path(packages)
+    (site.folder / "instance").mkdir()
+    site.start(wait=False)
+    site.wait_for_line("* waiting")
+    (site.folder / ".env").write_text("VALUE=1\n")
+    (site.folder / "instance" / "go").touch()
+    site.wait_for(has_value(site, "1"), "value")
+
+
 def test_thousands_of_files_that_the_application_reads_are_data(site: Site) -> None:
     (site.folder / "data").mkdir()
     for number in range(5000):

@@ -297,12 +297,13 @@ DEFECTS = [
         sign="no answer of the last version",
     ),
     Defect(
-        words="A save before the first scan is lost",
+        words="A save during the start is lost",
         file=f"{PROJECT}/devserver/flask_devserver/files.py",
         old="        return new and self.is_source(path)",
         new="        return False",
-        test="tests/test_dev.py::test_save_before_the_first_scan_is_not_lost[dev]",
-        sign="no answer of the last version",
+        test="tests/test_dev_files.py"
+        "::test_environment_that_is_saved_during_the_start_is_read",
+        sign="no value in",
     ),
     Defect(
         words="Old bytecode is served after two saves within a second",
