@@ -58,8 +58,8 @@ def test_next_worker_waits_for_the_end_of_the_previous_one(
     # The job takes longer than the start of a worker.
     server.request("/tasks/1/3.0", "POST")
     server.wait_for(lambda: sleeping(db), "job")
-    server.reload()
     server.request("/tasks/2/0.0", "POST")
+    server.save_version()
     server.wait_for(lambda: "task 2" in ran(db), "second job")
     assert ran(db) == ["task 1", "task 2"]
 
