@@ -260,7 +260,11 @@ def test_eager_task_keeps_the_id_of_the_request(app: Flask) -> None:
     assert results == ["mine"]
 
 
-@pytest.mark.parametrize("value", ["\0", float("nan"), "\ud800", [1]], ids=ascii)
+@pytest.mark.parametrize(
+    "value",
+    ["\0", float("nan"), "\ud800", [1], "x" * 9999],
+    ids=["nul", "nan", "surrogate", "list", "long"],
+)
 def test_failed_job_is_listed_and_can_be_sent_again(
     app: Flask, worker: Worker, run_jobs: Callable[[], None], value: object
 ) -> None:
@@ -270,6 +274,7 @@ def test_failed_job_is_listed_and_can_be_sent_again(
     assert id == job
     assert f"{__name__}.fail [" in call
     assert call.startswith("20") and call.endswith(" RuntimeError: 'on purpose'")
+    assert len(call) < 400
     retried = app.test_cli_runner().invoke(args=["worker", "--retry", id])
     assert retried.output == f"Job {id} waits again\n"
     assert (waiting(), worker.failed()) == (1, {})

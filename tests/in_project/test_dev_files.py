@@ -323,6 +323,15 @@ def test_folder_named_packages_is_no_library(
 
 
 @BOTH
+def test_saved_tests_reload_nothing(site: Site, options: tuple[str, ...]) -> None:
+    (site.folder / "tests").mkdir()
+    site.start(*options)
+    (site.folder / "tests" / "test_value.py").touch()
+    site.check_stays()
+    assert "starting again" not in site.log and site.reloads == 0
+
+
+@BOTH
 def test_time_in_the_future_reloads_nothing(
     site: Site, options: tuple[str, ...]
 ) -> None:

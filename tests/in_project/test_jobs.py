@@ -46,6 +46,14 @@ VISIBILITY = 4  # seconds
 SOON = {"CELERY_VISIBILITY_TIMEOUT": "2", "STALLED_AFTER": "5"}
 RABBITMQ = os.environ.get("BROKER") == "rabbitmq"
 
+# What a database holds after the job's worker was killed nine times.
+INTERRUPTED = (
+    "INSERT INTO procrastinate_events (job_id, type)"
+    " SELECT id, 'aborted' FROM procrastinate_jobs, generate_series(1, 9) RETURNING id"
+)
+if CELERY:
+    INTERRUPTED = "INSERT INTO redelivered_tasks VALUES ('{id}', 9) RETURNING id"
+
 SCHEDULES = [["flask", "--app", "tests.scheduled", "worker"]]
 if CELERY:
     celery_beat = ["celery", "--app", "tests.scheduled", "beat", "--pidfile="]
@@ -222,6 +230,7 @@ def test_worker_outlives_a_restart_of_its_server(
         give(app, number, 0.0)
         assert poll(lambda n=number: count(database, "effects") == n), number
     assert worker.poll() is None
+    assert "psycopg.pool" not in workers.log.read_text()  # It would warn each second.
 
 
 def test_worker_names_a_database_that_is_away_when_it_starts(
@@ -429,6 +438,20 @@ def test_job_that_kills_its_worker_fails_alone(
     assert count(database, "runs WHERE number = 1") == 6
     assert poll(lambda: count(database, "effects") == 3)
     assert status(app)["failed"] == 1
+
+
+def test_saves_during_a_long_job_do_not_fail_it(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start(FLASK_DEBUG="1", **SOON)
+    with app.app_context():
+        job = work.delay(1, 3.0)
+    assert poll(lambda: count(database, "runs") == 1)
+    database.query(INTERRUPTED.format(id=job))
+    workers.kill()  # as `flask dev` does if a job outlasts the deadline of a reload
+    workers.start(FLASK_DEBUG="1", **SOON)
+    assert poll(lambda: all_done(app, database, jobs=1), SECONDS)
+    assert count(database, "runs") == 2
 
 
 @pytest.mark.parametrize(

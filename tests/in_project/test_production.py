@@ -56,6 +56,13 @@ def test_invalid_settings_are_reported_together() -> None:
     assert PASSWORD not in said
 
 
+@pytest.mark.parametrize("name", ["PORT", "WEB_CONCURRENCY"])
+def test_error_names_the_variable(database_url: str, name: str) -> None:
+    given = SETTINGS | {"DATABASE_URL": database_url, name: "many"}
+    error = error_of_the_start(**given)
+    assert f"(env var: '{name}')" in error and "'many'" in error
+
+
 @pytest.mark.parametrize("command", [[], ["migrate"]], ids=str)
 def test_help_is_shown_without_settings(command: list[str]) -> None:
     done = subprocess.run(
