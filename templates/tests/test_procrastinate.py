@@ -275,6 +275,11 @@ def test_worker_has_a_connection_for_each_job(app: Flask) -> None:
     assert found.output == f"Error: WORKER_CONCURRENCY is 9: {hint}\n"
 
 
+def test_command_takes_one_option(app: Flask) -> None:
+    found = app.test_cli_runner().invoke(args=["worker", "--status", "--failed"])
+    assert found.output.endswith("Error: Use only one option.\n")
+
+
 def test_retry_rejects_an_unknown_job(app: Flask) -> None:
     found = app.test_cli_runner().invoke(args=["worker", "--retry", "7"])
     assert found.output == "Error: No failed job has the id 7: see --failed.\n"

@@ -451,6 +451,15 @@ def test_reset_makes_the_database_again(
         assert cursor.fetchone() == (None,)
 
 
+def test_reset_needs_no_schema(
+    empty: connection, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    run(empty, "DROP SCHEMA public CASCADE")
+    result = app.test_cli_runner().invoke(args=["migrate", "--reset"], input="y")
+    assert "Applied 0001_made.sql\n" in result.output
+
+
 def test_reset_succeeds_while_a_client_reconnects(
     empty_url: str, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

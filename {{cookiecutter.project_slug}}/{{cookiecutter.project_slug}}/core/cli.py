@@ -23,7 +23,8 @@ DO $$ BEGIN
     WHERE datname = current_database() AND usename = current_user
     AND pid <> pg_backend_pid();
     EXECUTE (
-        SELECT 'DROP SCHEMA ' || string_agg(quote_ident(nspname), ', ') || ' CASCADE'
+        SELECT 'DROP SCHEMA IF EXISTS ' ||
+            coalesce(string_agg(quote_ident(nspname), ', '), 'public') || ' CASCADE'
         FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'
         AND pg_has_role(nspowner, 'MEMBER')
     );
