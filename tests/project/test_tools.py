@@ -161,6 +161,7 @@ class Editor:
         lines = {"breakpoints": [{"line": LINE}], "source": {"path": str(module)}}
         self.send("setBreakpoints", **lines)
         self.send("configurationDone")
+        self.read("response", "configurationDone")  # The breakpoint is set now.
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +185,8 @@ class Editor:
             length = int(self.stream.readline().split(b":")[1])
             self.stream.readline()
             message = json.loads(self.stream.read(length))
-            if (message["type"], message.get("event")) == (kind, name):
+            found = message.get("event") or message.get("command")
+            if (message["type"], found) == (kind, name):
                 return dict(message.get("body", {}))
 
 
