@@ -87,6 +87,7 @@ URL = "postgresql://user:hunter2@host/name"
 @pytest.mark.parametrize(
     "url, hint",
     [
+        ("postgresql://user:hunter2/name", "write a PostgreSQL URL like"),
         (f"{URL}?pgbouncer=true", "leave out pgbouncer, which libpq does not know[.]$"),
         (f"{URL}?sslmode=require&schema=public", "leave out schema, which"),
         (URL.replace(":", "+psycopg2:", 1), r"write it without \+psycopg2[.]$"),

@@ -1,10 +1,12 @@
 import asyncio
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from contextvars import copy_context
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from threading import Event, Thread
@@ -17,9 +19,14 @@ from flask.testing import FlaskClient
 from psycopg2 import InterfaceError
 from psycopg2.errors import DivisionByZero, InFailedSqlTransaction
 from psycopg2.extensions import connection, make_dsn, new_type, register_type
-from psycopg2.extras import Json
+from psycopg2.extras import Json, RealDictCursor
 
-from {{ cookiecutter.project_slug }}.core.db import close_db, get_db, on_commit
+from {{ cookiecutter.project_slug }}.core.db import (
+    DatabaseUnavailable,
+    close_db,
+    get_db,
+    on_commit,
+)
 
 from .application import bp, create_app
 from .reload_server import has_backend, poll
@@ -59,6 +66,15 @@ def test_url_may_change_with_each_connection(database_url: str) -> None:
         with app.app_context():
             assert show("application_name") == name
             get_db().close()
+
+
+def test_url_of_a_function_is_validated(app: Flask) -> None:
+    for url in ("postgresql://a:hun%ter2@host/a", "postgresql://a:hunter2/a"):
+        app.config["DATABASE_URL"] = lambda url=url: url
+        with app.app_context(), pytest.raises(DatabaseUnavailable) as error:
+            get_db()
+        assert str(error.value).startswith("DATABASE_URL is invalid: write a")
+        assert error.value.__suppress_context__
 
 
 def test_statement_takes_effect_at_once(app: Flask, db: connection) -> None:
@@ -110,6 +126,46 @@ def test_open_transaction_at_the_end_is_rolled_back(app: Flask, db: connection) 
     assert count_items(db) == 0
     idle = "state LIKE 'idle in transaction%'"
     assert poll(lambda: not has_backend(db, idle))
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_end_that_psycopg2_does_not_see_does_no_harm(app: Flask, end: str) -> None:
+    for _ in range(2):
+        with app.app_context():
+            get_db().autocommit = False
+            run(get_db(), "SELECT 1")
+            run(get_db(), end)
+        with app.app_context(), get_db() as conn:
+            add_item(conn)
+
+
+def test_connection_stays_in_autocommit_after_a_reset(
+    app: Flask, db: connection
+) -> None:
+    found: list[int] = []
+    with app.app_context():
+        get_db().reset()
+        add_item(get_db())
+        with get_db() as conn:
+            on_commit(lambda: found.append(1))
+            add_item(conn)
+            conn.reset()
+    assert (count_items(db), found) == (1, [])
+
+
+def test_cursor_that_is_held_is_closed_with_its_context(app: Flask) -> None:
+    for _ in range(2):
+        with app.app_context():
+            cursor = get_db().cursor("held", withhold=True)
+            cursor.execute("SELECT 1")
+
+
+def test_cursors_may_come_from_a_function(app: Flask) -> None:
+    with app.app_context():
+        make = partial(RealDictCursor)
+        with get_db().cursor(cursor_factory=make) as cursor:
+            cursor.execute("SELECT 1 AS a")
+            assert cursor.fetchall() == [{"a": 1}]
 
 
 def test_next_context_has_a_connection_as_new(app: Flask) -> None:
@@ -173,7 +229,9 @@ def test_json_that_cannot_be_stored_gives_400(
         get_db().cursor().execute("SELECT %s::jsonb", [Json(request.get_json())])
         return "stored"
 
-    assert client.post("/json", json={"body": "a\0b"}).status_code == 400
+    for body in (r'{"a": "\u0000"}', r'{"a": "\ud83d"}', '{"a": NaN}'):
+        headers = {"Content-Type": "application/json"}
+        assert client.post("/json", data=body, headers=headers).status_code == 400
 
 
 def test_extension_that_handles_errors_itself_gets_the_http_error() -> None:
@@ -209,12 +267,38 @@ def test_forked_process_leaves_the_connection_of_the_context_alone(app: Flask) -
 def test_connection_that_the_view_closed_is_its_own_fault(app: Flask) -> None:
     @app.get("/close")
     def close() -> str:
-        get_db().close()
-        get_db().cursor()
+        db = get_db()
+        db.close()
+        db.cursor()
         return "closed"
 
     with pytest.raises(InterfaceError):
         app.test_client().get("/close")
+
+
+def test_connection_that_was_closed_is_replaced(app: Flask) -> None:
+    with app.app_context():
+        for _ in range(2):
+            with closing(get_db()) as conn:
+                run(conn, "SELECT 1")
+
+
+def test_handler_of_the_log_may_use_the_connection(
+    app: Flask, db: connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Store(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            add_item(get_db())
+
+    name = "{{ cookiecutter.project_slug }}.core.db.SLOW_CHECKOUT"
+    monkeypatch.setattr(name, 0.0)
+    app.logger.addHandler(handler := Store(logging.WARNING))
+    thread = Thread(target=app.test_client().get, args=["/readyz"], daemon=True)
+    thread.start()
+    thread.join(10)
+    app.logger.removeHandler(handler)
+    assert not thread.is_alive()
+    assert count_items(db) > 0
 
 
 def test_connection_that_took_long_is_logged(
@@ -286,12 +370,17 @@ def test_callbacks_are_dropped_when_the_block_rolls_back(
     assert found == []
 
 
-def test_callbacks_of_a_commit_by_hand_outlive_a_later_rollback(app: Flask) -> None:
+@pytest.mark.parametrize(
+    "commit", [lambda conn: conn.commit(), lambda conn: run(conn, "COMMIT")]
+)
+def test_callbacks_of_a_commit_by_hand_outlive_a_later_rollback(
+    app: Flask, commit: Callable[[connection], None]
+) -> None:
     found: list[int] = []
     with app.app_context(), pytest.raises(RuntimeError), get_db() as conn:
         on_commit(lambda: found.append(1))
         add_item(conn)
-        conn.commit()
+        commit(conn)
         on_commit(lambda: found.append(2))
         add_item(conn)
         raise RuntimeError
@@ -404,6 +493,18 @@ def test_lost_connection_is_replaced_in_the_same_context(
         run(get_db(), "SELECT 1")
         assert in_use(app) == 1
     assert in_use(app) == 0
+
+
+def test_error_of_a_block_is_not_replaced_by_that_of_its_rollback(
+    app: Flask, db: connection
+) -> None:
+    with app.app_context(), pytest.raises(ValueError, match="mine"), get_db() as conn:
+        run(conn, "SELECT 1")
+        run(db, f"SELECT pg_terminate_backend({conn.info.backend_pid}, 5000)")
+        raise ValueError("mine")
+    with app.app_context(), pytest.raises(ValueError, match="mine"), get_db() as conn:
+        conn.tpc_begin("a")
+        raise ValueError("mine")
 
 
 def test_lost_connection_is_not_replaced_in_a_transaction(

@@ -168,6 +168,29 @@ def test_settings_of_a_file_end_with_it(empty: connection, tmp_path: Path) -> No
     assert migrate(empty, tmp_path) == ["0001_a.sql", "0002_b.sql"]
 
 
+@pytest.mark.parametrize(
+    "sql",
+    ["CREATE TEMP TABLE a AS SELECT 1 AS b", "PREPARE a AS SELECT 1"],
+)
+def test_session_of_a_file_ends_with_it(
+    empty: connection, tmp_path: Path, sql: str
+) -> None:
+    (tmp_path / "0001_a.sql").write_text("CREATE TABLE a ()")
+    (tmp_path / "0002_b.sql").write_text(sql)
+    (tmp_path / "0003_c.sql").write_text(sql)
+    (tmp_path / "0004_d.sql").write_text("ALTER TABLE a ADD c int")
+    assert len(migrate(empty, tmp_path)) == 4
+    run(empty, "SELECT c FROM public.a")
+
+
+def test_slow_file_is_no_slow_query(
+    app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.config["SLOW_QUERY"] = 0.0
+    app.test_cli_runner().invoke(args=["migrate"])
+    assert "A query took" not in caplog.text
+
+
 def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 1")
     migrate(empty, tmp_path)
@@ -239,7 +262,11 @@ def test_other_refusal_says_nothing_of_transactions(
 ) -> None:
     run(empty, "CREATE TABLE a (b int); CREATE VIEW c AS SELECT b FROM a")
     (tmp_path / "0001_a.sql").write_text("ALTER TABLE a ALTER b TYPE bigint")
-    with pytest.raises(MigrationError, match="used by a view.*; nothing .* applied.$"):
+    message = "used by a view.*; nothing .* applied. rule _RETURN on view c depends on"
+    with pytest.raises(MigrationError, match=message):
+        migrate(empty, tmp_path)
+    (tmp_path / "0001_a.sql").write_text("COPY a FROM stdin")
+    with pytest.raises(MigrationError, match="COPY .*; nothing of it is applied.$"):
         migrate(empty, tmp_path)
 
 
@@ -439,6 +466,7 @@ def test_reset_makes_the_database_again(
     seeded = []
     app.cli.command("seed")(lambda: seeded.append(1))
     run(empty, "CREATE TABLE in_the_way (a int); CREATE SCHEMA other")
+    run(empty, "CREATE PUBLICATION other FOR TABLE in_the_way; SELECT lo_create(7)")
     result = app.test_cli_runner().invoke(args=["migrate", "--reset"], input="y")
     assert "Applied 0001_made.sql\n" in result.output
     assert result.output.endswith("Ran the command seed\n")
@@ -449,6 +477,8 @@ def test_reset_makes_the_database_again(
         assert cursor.fetchone() == (None, "made")
         cursor.execute("SELECT to_regnamespace('other')")
         assert cursor.fetchone() == (None,)
+        cursor.execute("TABLE pg_largeobject_metadata; TABLE pg_publication")
+        assert cursor.fetchone() is None
 
 
 def test_reset_needs_no_schema(

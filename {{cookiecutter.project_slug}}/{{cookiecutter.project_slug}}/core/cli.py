@@ -17,17 +17,24 @@ from .serve import serve_command
 # In one transaction, so a reset that fails changes nothing. Another client may hold a
 # lock.
 DROP_ALL = """
-DO $$ BEGIN
+DO $$ DECLARE command text; BEGIN
     SET LOCAL lock_timeout = '5s'; SET LOCAL client_min_messages = warning;
     PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user
     AND pid <> pg_backend_pid();
-    EXECUTE (
-        SELECT 'DROP SCHEMA IF EXISTS ' ||
-            coalesce(string_agg(quote_ident(nspname), ', '), 'public') || ' CASCADE'
-        FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'
-        AND pg_has_role(nspowner, 'MEMBER')
-    );
+    DROP SCHEMA IF EXISTS public CASCADE;
+    FOR command IN
+        SELECT text FROM (
+            SELECT format('DROP SCHEMA IF EXISTS %I CASCADE', nspname), nspowner
+            FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'
+            UNION ALL SELECT format('DROP PUBLICATION %I', pubname), pubowner
+            FROM pg_publication
+            UNION ALL SELECT format('SELECT lo_unlink(%s)', oid), lomowner
+            FROM pg_largeobject_metadata
+        ) AS found (text, owner) WHERE pg_has_role(owner, 'MEMBER')
+    LOOP
+        EXECUTE command;
+    END LOOP;
     CREATE SCHEMA public;
     GRANT USAGE ON SCHEMA public TO PUBLIC;
 END $$
@@ -80,7 +87,7 @@ def _report(conn: extensions.connection, name: str) -> None:
     notices, conn.notices = conn.notices, []
     # The migrations of libraries often say IF EXISTS.
     for notice in notices:
-        if "skipping" not in notice:
+        if "WARNING" in notice or "skipping" not in notice:
             click.echo(notice.strip())
     click.echo(f"Applied {name}")
 

@@ -86,7 +86,8 @@ def split(raw: Any) -> list[str]:
     return re.split(r"\s*,\s*", raw) if isinstance(raw, str) else list(raw)
 
 
-def _parse_url(url: str) -> str:
+def check_url(url: str) -> str:
+    """Return a valid URL. Raises `ValueError` with a hint or nothing."""
     if driver := re.match(r"\w+\+(\w+):", url):
         raise ValueError(f"write it without +{driver[1]}.")
     # libpq's own message may quote the URL with the password. If a password contains @
@@ -102,6 +103,8 @@ def _parse_url(url: str) -> str:
         raise ValueError(hint) from None
     if "@" in parts.get("host", "")[1:] + parts.get("dbname", ""):
         raise ValueError
+    if not re.fullmatch(r"[\d,]*", parts.get("port", "")):  # part of the password
+        raise ValueError
     return url
 
 
@@ -112,7 +115,7 @@ def _parse_key(raw: str) -> str:
 
 
 SETTINGS: Settings = {
-    "DATABASE_URL": Setting(_parse_url, URL_HINT, "", URL_EXAMPLE, secret=True),
+    "DATABASE_URL": Setting(check_url, URL_HINT, "", URL_EXAMPLE, secret=True),
     "SECRET_KEY": Setting(_parse_key, KEY_HINT, "", KEY_EXAMPLE, secret=True),
     "SECRET_KEY_FALLBACKS": Setting(
         lambda raw: [_parse_key(key) for key in split(raw)],

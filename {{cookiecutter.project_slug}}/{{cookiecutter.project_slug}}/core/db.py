@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache, partial, partialmethod
-from threading import Lock
+from threading import RLock
 from time import monotonic
 from typing import Any, Protocol, Self, cast
 from weakref import finalize
@@ -15,12 +15,13 @@ import psycopg2
 from flask import Flask, current_app, g
 from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
 from psycopg2.extensions import STATUS_BEGIN, connection, cursor, parse_dsn
+from psycopg2.extensions import STATUS_READY as READY
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR as IN_ERROR
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS as IN_TRANSACTION
 from werkzeug.exceptions import BadRequest, ServiceUnavailable
 
-from .config import Settings, number_setting
+from .config import URL_HINT, Settings, check_url, number_setting
 
 SETTINGS: Settings = {"SLOW_QUERY": number_setting(0.5)}  # seconds
 
@@ -40,7 +41,10 @@ REFUSED = re.compile("client_connection_check|startup param|command-line opt", r
 
 # PostgreSQL's text holds neither NUL nor half of an emoji that a client has cut.
 # In production, the message of a query's error has only its SQLSTATE.
-UNSTORABLE = re.compile(r"NUL \(0x00\)|surrogates not|Unicode escape|SQLSTATE 22P05")
+UNSTORABLE = re.compile(
+    r"NUL \(0x00\)|surrogates not|Unicode escape|SQLSTATE 22P05"
+    r'|surrogate must|Token "-?(NaN|Infinity)"'
+)
 
 # The methods of a cursor that send a query.
 QUERIES = ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to")
@@ -73,7 +77,11 @@ class Connection(connection):
     def cursor(self, name: Any = None, cursor_factory: Any = None, **rest: Any) -> Any:  # type: ignore[override]
         """Open a cursor."""
         default: Any = self.cursor_factory
-        factory = _logged(cursor_factory or default or cursor)
+        factory = cursor_factory or default or cursor
+        if isinstance(factory, type):  # It may be a function.
+            factory = _logged(factory)
+        if rest.get("withhold"):
+            self.as_opened = ()  # It may outlive this context, so `clean` fails.
         return super().cursor(name, cursor_factory=factory, **rest)
 
     def commit(self) -> None:
@@ -99,6 +107,12 @@ class Connection(connection):
         if self._on_commit:
             del self._on_commit[self._committed :]
 
+    def reset(self) -> None:
+        """Roll back, and reset the session, which stays in autocommit."""
+        self.rollback()
+        super().reset()
+        self.autocommit = self._on_commit is None
+
     def __enter__(self) -> Self:
         if self._on_commit is not None:
             message = "In a transaction already: use `get_db()` without another `with`."
@@ -116,9 +130,12 @@ class Connection(connection):
             self.examine(error[1])  # The FETCH of a server-side cursor raised it.
         try:
             super().__exit__(*error)
+        except psycopg2.Error:
+            if error[1] is None:  # Otherwise the error of the block says why.
+                raise
         finally:
             callbacks, self._on_commit = self._on_commit or [], None
-            if not self.closed:
+            if not self.closed and self.status == READY:
                 self.autocommit = self._autocommit_outside
         with ExitStack() as stack:  # This calls all functions, even if one raises.
             for callback in reversed(callbacks):
@@ -130,7 +147,7 @@ class Connection(connection):
         self.notices, self.notifies = [], []
         self.string_types.clear()
         self.binary_types.clear()
-        if self.get_transaction_status() == IDLE:
+        if self.get_transaction_status() == IDLE and self.status == READY:
             self.autocommit, self.cursor_factory = True, self.default_factory
         return self.state() == self.as_opened
 
@@ -156,7 +173,7 @@ class Connection(connection):
         """Return the state that a context may change, without the server's settings."""
         session = self.isolation_level, self.readonly, self.deferrable
         own = self.autocommit, self.encoding, self.is_outdated, self._on_commit
-        return self.get_transaction_status(), *session, *own
+        return self.get_transaction_status(), self.status, *session, *own
 
 
 class Pool(Protocol):
@@ -192,8 +209,9 @@ def get_db() -> Connection:
     """
     context: Any = g._get_current_object()  # The proxy is too slow for each query.
     db: Connection | None = context.get("db")
-    if db is None or db.is_lost() and db._on_commit is None:
-        with context.setdefault("db_lock", Lock()):
+    if db is None or (db.closed or db.is_outdated) and db._on_commit is None:
+        # A handler of the log, which this writes to, may also store its lines.
+        with context.setdefault("db_lock", RLock()):
             if context.get("db") is db:  # No other thread was faster.
                 close_db()
                 _check_out(context)
@@ -254,7 +272,11 @@ def connection_parameters() -> dict[str, Any]:
     those of the project, and override them where both set the same.
     """
     url = current_app.config["DATABASE_URL"]
-    given = parse_dsn(url() if callable(url) else url)  # `dev.py` sets a function.
+    url = url() if callable(url) else url  # `dev.py` sets a function.
+    try:
+        given = parse_dsn(check_url(url))
+    except ValueError:  # libpq's own message may quote the password.
+        raise DatabaseUnavailable(f"DATABASE_URL is invalid: {URL_HINT}") from None
     defaults = {"fallback_application_name": current_app.name}
     if "service" not in given and "PGSERVICE" not in os.environ:
         defaults |= {
@@ -308,7 +330,8 @@ def _translate_error(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except (DatabaseUnavailable, psycopg2.Error, ValueError) as error:
         reason = " ".join(str(error).split())
-        if UNSTORABLE.search(reason):
+        detail = getattr(getattr(error, "diag", None), "message_detail", None)
+        if UNSTORABLE.search(f"{reason} {detail}"):
             message = "The text has a character that the database cannot store."
             raise BadRequest(message) from error
         if isinstance(error, psycopg2.Error):
@@ -335,23 +358,26 @@ def _check_out(context: Any) -> None:
     pool = get_pool()
     conn = pool.getconn()
     seconds = monotonic() - began
-    # In development, the time may include the start of PostgreSQL.
-    if seconds > SLOW_CHECKOUT and not current_app.debug:
-        message = "It took %d ms to get a connection (connections: %s)"
-        current_app.logger.warning(message, 1000 * seconds, pool.stats())
     # A thread may call `get_db` after the context has ended. The connection returns to
     # the pool when nothing refers to `g` any more.
     context.return_db = finalize(context, pool.putconn, conn)
     # Returning it at exit would wait for a query that still runs.
     context.return_db.atexit = False
     context.db = conn
+    # In development, the time may include the start of PostgreSQL.
+    if seconds > SLOW_CHECKOUT and not current_app.debug:
+        message = "It took %d ms to get a connection (connections: %s)"
+        current_app.logger.warning(message, 1000 * seconds, pool.stats())
 
 
 def _watch(self: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     conn: Connection = getattr(self, "connection", self)
     began = monotonic()
     try:
-        return method(self, *args, **kwargs)
+        result = method(self, *args, **kwargs)
+        if conn._on_commit and getattr(self, "statusmessage", "") == "COMMIT":
+            conn._committed = len(conn._on_commit)
+        return result
     except psycopg2.Error as error:
         conn.examine(error)
         raise

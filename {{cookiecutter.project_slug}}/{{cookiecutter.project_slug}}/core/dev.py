@@ -6,7 +6,7 @@ import secrets
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import click
@@ -40,7 +40,7 @@ def init_app(app: Flask) -> None:
         app.config["SECRET_KEY"] = _secret_key(Path(app.instance_path) / "secret_key")
     url = app.config["DATABASE_URL"]
     if app.debug or not url:
-        app.config["DATABASE_URL"] = partial(_resolve_url, app, url, Lock())
+        app.config["DATABASE_URL"] = partial(_resolve_url, app, url, RLock())
         app.extensions["problem"] = _find_problem
     if not url:
         app.extensions["prepare"] = app.config["DATABASE_URL"]
@@ -63,7 +63,7 @@ def _find_problem() -> str:
         return find_problem(conn)
 
 
-def _resolve_url(app: Flask, url: str, lock: Lock) -> str:
+def _resolve_url(app: Flask, url: str, lock: Any) -> str:
     """Return `url`, or that of the embedded PostgreSQL. Warn of pending migrations."""
     with lock:  # Several first requests may come at once.
         if not url:

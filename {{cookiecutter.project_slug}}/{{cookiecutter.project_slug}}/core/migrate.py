@@ -29,8 +29,9 @@ BLOCK = "DO $do_{mark}$BEGIN EXECUTE $_{mark}${sql}\n;SELECT$_{mark}$; END$do_{m
 # PostgreSQL 17 and later have transaction_timeout.
 UNLIMITED = """SELECT set_config(name, '0', false) FROM pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout')"""
-# A file's settings, such as its search_path, must not affect the next one.
-RECORD = "RESET ROLE; RESET ALL; INSERT INTO schema_migrations VALUES (%s, %s)"
+# A file's settings and temporary tables must not affect the next one.
+RECORD = """RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP;
+    DEALLOCATE ALL; CLOSE ALL; INSERT INTO schema_migrations VALUES (%s, %s)"""
 
 # A file that raises these needs to run outside of a transaction.
 OUTSIDE = errors.ActiveSqlTransaction, errors.InvalidTransactionTermination
@@ -55,16 +56,16 @@ def migrate(
     stay applied.
     """
     own, *others = folders or _folders()
-    with conn.cursor() as cursor:
-        _lock(cursor)
-        applied = _applied(cursor)
+    with cursor(conn) as plain:  # `conn.cursor()` would log a slow file.
+        _lock(plain)
+        applied = _applied(plain)
         # A newer version of a library may have changed its files.
         _reject_edited(_paths(own), applied)
         paths = [path for path in _paths(own, *others) if path.name not in applied]
         if paths and not applied:
-            cursor.execute(TABLE)
+            plain.execute(TABLE)
         for path in paths:
-            _apply(cursor, path)
+            _apply(plain, path)
             report(path.name)
     return [path.name for path in paths]
 
@@ -170,7 +171,7 @@ def _apply(cursor: cursor, path: Path) -> None:
     sql, checksum = _read(path)
     if not BLANK.sub("", sql):
         raise MigrationError(f"{path.name} has no statement: write one or delete it.")
-    outside = sql.startswith("-- no transaction")
+    outside = re.match(r"-- no transaction\b", sql)
     # Limits of the role are meant for requests. CREATE INDEX CONCURRENTLY has to wait.
     limit = 0 if outside else int(1000 * LOCK_TIMEOUT)
     cursor.execute(f"{UNLIMITED}; SET lock_timeout = {limit}")
@@ -190,7 +191,8 @@ def _apply(cursor: cursor, path: Path) -> None:
     except psycopg2.Error as error:
         reason = error.diag.message_primary or str(error).partition("\n")[0]
         hint = "drop what it left behind" if outside else "nothing of it is applied"
-        if error.diag.source_function == "exec_stmt_dynexecute":
+        is_dynamic = error.diag.source_function == "exec_stmt_dynexecute"
+        if is_dynamic and "COPY" not in reason:
             hint += ": leave out BEGIN, COMMIT, ROLLBACK and SAVEPOINT"
         if isinstance(error, errors.LockNotAvailable):
             hint += ": end the transaction that holds a lock, and try again"
@@ -199,8 +201,8 @@ def _apply(cursor: cursor, path: Path) -> None:
         if cursor.connection.closed:
             hint = "`flask migrate --status` tells whether it is applied"
         where = f"{path.name}{_line_number(sql, error.diag)}"
-        advice = error.diag.message_hint or ""
-        raise MigrationError(f"{where}: {reason}; {hint}. {advice}".strip()) from error
+        parts = f"{reason}; {hint}.", error.diag.message_detail, error.diag.message_hint
+        raise MigrationError(f"{where}: {' '.join(filter(None, parts))}") from error
 
 
 def _line_number(sql: str, diag: Any) -> str:
