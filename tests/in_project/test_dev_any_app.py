@@ -381,18 +381,6 @@ def test_save_while_the_server_is_stopped_is_not_lost(
     site.wait_for(site.is_new, "response")
 
 
-SLOW_PACKAGE = """
-import os, time
-if "_FLASK_DEV" not in os.environ:  # in the supervisor
-    time.sleep(9)
-"""
-IMPORT_AS_PACKAGE = """
-import flask_devserver.child
-flask_devserver.child.is_library = lambda path: path.endswith("slow.py")
-import slow
-"""
-
-
 SLOW_IN_SUPERVISOR = """
 import os, time
 if "_FLASK_DEV" not in os.environ:
@@ -404,12 +392,11 @@ if "_FLASK_DEV" not in os.environ:
 def test_interrupt_while_packages_are_imported_ends_at_once(
     site: Site, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    slow = tmp_path_factory.mktemp("slow") / "slow.py"
-    slow.write_text(SLOW_IN_SUPERVISOR)
-    site.put_on_path(slow.parent)
-    site.write(
-        "import flask_devserver.child as child\nchild.is_library = bool\nimport slow"
-    )
+    packages = tmp_path_factory.mktemp("environment") / "site-packages"
+    packages.mkdir()
+    (packages / "slow.py").write_text(SLOW_IN_SUPERVISOR)
+    site.put_on_path(packages)
+    site.write("import slow\n")
     site.start()
     site.wait_for_line("importing")
     start = time.monotonic()
@@ -529,6 +516,71 @@ def test_end_with_the_shell_is_explained(site: Site) -> None:
     site.process.kill()
     site.wait_for_line("The parent of flask dev has exited")
     site.wait_for(lambda: not site.get("/version"), "end")
+
+
+@BOTH
+def test_options_of_the_interpreter_stay(site: Site, options: tuple[str, ...]) -> None:
+    site.write(
+        "import sys\n@app.get('/flags')\n"
+        "def flags(): return f'{sys.flags.optimize} {sys._xoptions} {sys.warnoptions}'"
+    )
+    site.prefix = [sys.executable, "-c", RUN_WITH_OPTIONS]
+    site.start(*options)
+    for _ in range(2):
+        assert site.get("/flags") == "1 {'utf8': True} ['ignore']"
+        site.reload()
+
+
+RUN_WITH_OPTIONS = """
+import os, sys
+options = ["-O", "-X", "utf8", "-W", "ignore"]
+os.execv(sys.executable, [sys.executable, *options, *sys.argv[2:]])
+"""
+
+
+INTERRUPTED = """
+import glob, signal
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, .0005, .0005)
+for name in glob.glob("data/*"):
+    open(name).close()
+"""
+
+
+@BOTH
+def test_signals_may_interrupt_a_long_message(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    (site.folder / "data").mkdir()
+    for number in range(1500):
+        (site.folder / "data" / f"{number:0100}.cfg").touch()
+    site.write(INTERRUPTED)
+    site.start(*options)
+    site.reload()
+
+
+LAZY = """
+import sys
+from types import ModuleType
+
+class Lazy(ModuleType):
+    def __getattr__(self, name):
+        raise ImportError(name)
+
+sys.modules["lazy"] = Lazy("lazy")
+"""
+
+
+@BOTH
+def test_module_may_fail_when_it_is_inspected(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write(LAZY)
+    site.start(*options)
+    site.check_stays(1)  # Meanwhile it inspects all modules.
+    (site.folder / "part.py").write_text("")
+    assert site.reloads_after("part.py", "1")
+    assert "Traceback" not in site.log
 
 
 def test_options_are_those_of_flask_run(site: Site) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import flask_devserver
 import pytest
-from flask_devserver.files import Files
+from flask_devserver.files import LOOP, LOOP_SAVES, Files
 
 from .core.reload_server import _free_port
 from .dev_site import BOTH, Site
@@ -322,6 +323,160 @@ def test_folder_named_packages_is_no_library(
     assert "starting again" not in site.log
 
 
+# Packages, and modules that have the value 1 when they use these.
+PACKAGES = {
+    "needs_the_application": (
+        "try:\n    from setting import VALUE\nexcept ImportError:\n    VALUE = 0\n",
+        "import package, setting\nVALUE = package.VALUE\n",
+    ),
+    "is_another_one": (
+        "VALUE = 0\n",
+        "import sys\nsys.path.insert(0, 'site-packages')\nimport package\n"
+        "VALUE = package.VALUE\n",
+    ),
+    "changes_the_path": (
+        "import os, sys\nsys.path.append(os.path.dirname(__file__) + '/vendored')\n",
+        "import package\nwith open('count', 'a') as file: file.write('1')\n"
+        "if os.path.getsize('count') > 1: from late import VALUE\nelse: VALUE = 1\n",
+    ),
+    "has_a_temporary_folder": (
+        "import tempfile\nFOLDER = tempfile.TemporaryDirectory()\n",
+        "import package\nVALUE = int(os.path.exists(package.FOLDER.name))\n",
+    ),
+    "starts_a_thread": (
+        "import _thread, time\nCOUNT = []\n"
+        "def run():\n    while True:\n        COUNT.append(1); time.sleep(.01)\n"
+        "_thread.start_new_thread(run, ())\n",
+        "import package, time\ntime.sleep(.1)\nVALUE = int(len(package.COUNT) > 3)\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_package_is_the_same_after_a_reload(
+    site: Site, packages: Path, name: str
+) -> None:
+    import click
+
+    ours = [Path(click.__file__).parents[1], Path(flask_devserver.__file__).parents[1]]
+    (packages / "others.pth").write_text("\n".join(map(str, ours)))
+    package, module = PACKAGES[name]
+    (packages / "package.py").write_text(package)
+    (packages / "vendored").mkdir()
+    (packages / "vendored" / "late.py").write_text("VALUE = 1\n")
+    (packages / "marker.py").write_text("print('imported')\n")
+    (site.folder / "setting.py").write_text("VALUE = 1\n")
+    (site.folder / "site-packages").mkdir()
+    (site.folder / "site-packages" / "package.py").write_text("VALUE = 1\n")
+    # The last one that is imported is the first one that the parent imports.
+    site.write(f"import os, marker\n{module}" + VALUE.replace("VALUE = os", "_ = os"))
+    site.start()
+    site.wait_for(lambda: site.log.count("imported") == 2, "import for the next fork")
+    for _ in range(2):
+        site.reload()
+        assert site.get("/value") == "1"
+    if name == "needs_the_application":
+        (site.folder / "setting.py").write_text("VALUE = 2\n")
+        site.wait_for(has_value(site, "2"), "value")
+        assert "starting again" not in site.log  # The parent has not imported it.
+
+
+@BOTH
+def test_program_that_writes_data_does_not_delay_a_save(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    (site.folder / "static").mkdir()
+    append = "while :; do echo x >> static/live.ts; sleep 0.05; done"
+    with subprocess.Popen(["sh", "-c", append], cwd=site.folder) as program:
+        try:
+            site.start(*options)
+            site.reload()
+        finally:
+            program.kill()
+
+
+@BOTH
+def test_data_that_changed_often_counts_once_it_rests(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    (site.folder / "static").mkdir()
+    data = site.folder / "static" / "a.bin"
+    data.touch()
+    site.start(*options)
+    save = partial(site.reloads_after, "static/a.bin", seconds=3)
+    for number in range(LOOP_SAVES):
+        save(str(number))
+    assert "a.bin changes again and again" in site.log
+    time.sleep(LOOP)
+    assert save("rested")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "line", [b"A=caf\xe9", b"FLASK_RUN_CERT=none.pem", b"FLASK_DEV_DEADLINE=1s"]
+)
+def test_invalid_environment_is_named_until_it_is_mended(
+    site: Site, options: tuple[str, ...], line: bytes
+) -> None:
+    site.write(VALUE)
+    (site.folder / ".flaskenv").touch()
+    site.start(*options)
+    (site.folder / ".flaskenv").write_bytes(line)
+    site.wait_for_line("cannot start again")
+    site.reload()
+    (site.folder / ".flaskenv").write_text("VALUE=1\n")
+    site.wait_for(has_value(site, "1"), "value")
+
+
+@BOTH
+def test_program_that_is_missing_for_a_moment_ends_nothing(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    program = site.folder / "flask"
+    program.write_text("from flask.cli import main\nmain()\n")
+    site.prefix = [sys.executable, "-c", RUN_PROGRAM, str(program)]
+    (site.folder / ".flaskenv").touch()
+    site.start(*options)
+    program.rename(site.folder / "moved")
+    (site.folder / ".flaskenv").write_text("VALUE=1\n")
+    site.wait_for_line("can't open file")
+    (site.folder / "moved").rename(program)
+    site.wait_for(has_value(site, "1"), "value")
+
+
+# The command after the name of a program, which takes the place of `python -m flask`.
+RUN_PROGRAM = """
+import os, sys
+_, program, _, _, _, *arguments = sys.argv
+os.execv(sys.executable, [sys.executable, program, *arguments])
+"""
+
+
+@BOTH
+def test_module_in_an_archive_is_watched(
+    site: Site, options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    archive = tmp_path_factory.mktemp("elsewhere") / "library.zip"
+    site.put_on_path(archive)
+    site.write(LIBRARY)
+    for value in "01":
+        with ZipFile(archive, "w") as file:
+            file.writestr("library.py", f"VALUE = {value}\n")
+        if not site.process:
+            site.start(*options)
+        site.wait_for(has_value(site, value), "value")
+
+
+@BOTH
+def test_folders_may_be_nested_deeply(site: Site, options: tuple[str, ...]) -> None:
+    deep = "/".join("a" * 1100)
+    subprocess.run(["mkdir", "-p", deep], cwd=site.folder, check=True)
+    site.start(*options)
+    site.reload()
+    site.kill()
+    subprocess.run(["rm", "-r", "a"], cwd=site.folder, check=True)
+
+
 @BOTH
 def test_saved_tests_reload_nothing(site: Site, options: tuple[str, ...]) -> None:
     (site.folder / "tests").mkdir()
@@ -539,7 +694,7 @@ def test_module_that_the_application_writes_reloads_nothing(
 # the message that says so.
 LATE = """
 import os, time
-from flask_devserver.files import Files
+from flask_devserver.files import LOOP, LOOP_SAVES, Files
 
 def add(self, paths, since, original=Files.add):
     is_message = bool(self.modules)

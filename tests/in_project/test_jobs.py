@@ -46,7 +46,7 @@ VISIBILITY = 4  # seconds
 SOON = {"CELERY_VISIBILITY_TIMEOUT": "2", "STALLED_AFTER": "5"}
 RABBITMQ = os.environ.get("BROKER") == "rabbitmq"
 
-# What a database holds after the job's worker was killed nine times.
+# A job whose worker was killed nine times.
 INTERRUPTED = (
     "INSERT INTO procrastinate_events (job_id, type)"
     " SELECT id, 'aborted' FROM procrastinate_jobs, generate_series(1, 9) RETURNING id"

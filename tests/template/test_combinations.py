@@ -25,6 +25,7 @@ ALWAYS = """
     devserver/flask_devserver/__init__.py devserver/flask_devserver/browser.py
     devserver/flask_devserver/child.py devserver/flask_devserver/cli.py
     devserver/flask_devserver/embedded.py devserver/flask_devserver/files.py
+    devserver/flask_devserver/packages.py
     devserver/flask_devserver/postgres.py devserver/flask_devserver/processes.py
     devserver/flask_devserver/reload.js devserver/flask_devserver/server.py
     devserver/flask_devserver/shutdown.py devserver/flask_devserver/supervisor.py

@@ -26,7 +26,7 @@ from werkzeug.wsgi import get_host
 
 from . import say, shutdown
 from .browser import BrowserReload
-from .files import Signature, is_library, module_files, signature
+from .files import Signature, module_files, signature
 from .server import RequestHandler, Server
 from .welcome import Welcome
 
@@ -75,7 +75,6 @@ class Child:
 
     def run(self) -> NoReturn:
         """Run until SIGTERM, and exit."""
-        sys.path[:] = self.path
         self._prepare()
         if self.command:
             self._run_command()
@@ -149,8 +148,10 @@ class Child:
                 self._send(written=path)
 
     def _send(self, **message: object) -> None:
+        line = json.dumps(message).encode() + b"\n"
         with suppress(OSError), self.lock:
-            os.write(self.status_pipe, json.dumps(message).encode() + b"\n")
+            while line:  # A signal may interrupt a long one.
+                line = line[os.write(self.status_pipe, line) :]
 
     def _notify_ready(self) -> None:
         self._send(ready=True)
@@ -166,11 +167,8 @@ class Child:
                 count = len(sys.modules)
                 new = [found for found in module_files() if found not in known]
                 known.update(new)
-                # Modules that import others come first. A private one comes with its
-                # owner: asyncio would not work with an `_asyncio` imported before it.
-                used = [(n, p) for n, p in reversed(new) if "._" not in f".{n}"]
-                names = [n for n, p in used if is_library(p) or "flask_devserver." in n]
-                self._send(modules=names, files={path: () for _, path in new})
+                # Modules that import others come first.
+                self._send(modules=dict(reversed(new)))
 
     def _run_command(self) -> NoReturn:
         # SIGINT stays blocked: at Ctrl-C, Celery would shut down twice.
@@ -334,4 +332,6 @@ def _exit(code: Any, requests: Iterable[str] = ()) -> NoReturn:
 
 
 if __name__ == "__main__":
-    Child(**json.loads(os.environ.pop("_FLASK_DEV_CHILD"))).run()
+    child = Child(**json.loads(os.environ.pop("_FLASK_DEV_CHILD")))
+    sys.path[:] = child.path
+    child.run()

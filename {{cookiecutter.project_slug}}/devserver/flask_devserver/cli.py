@@ -61,7 +61,9 @@ def dev(info: ScriptInfo, /, **options: Any) -> None:
     if not options["host"].startswith(("127.", "localhost", "::1", "unix:")):
         warning = " * Others on the network can use the application and its debugger."
         click.secho(warning, err=True, fg="yellow")
-    Supervisor(info.app_import_path, CREATED, options).run()
+    supervisor = Supervisor(info.app_import_path, CREATED, options)
+    if "_FLASK_DEV_CHECK" not in os.environ:  # Otherwise the options were all there is.
+        supervisor.run()
 
 
 def _option_of_run(option: click.Parameter) -> click.Parameter:

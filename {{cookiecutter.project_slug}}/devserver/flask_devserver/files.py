@@ -38,7 +38,7 @@ IGNORED = ("__pycache__", "node_modules")
 IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build", "tests")
 IGNORED_KINDS = ("~", ".pyc", ".tmp", ".log", ".pid", ".lock", "-journal")
 
-MAX_FOLDERS = 5000  # to watch
+MAX_FOLDERS, MAX_DEPTH = 5000, 200  # to watch
 
 SETTLE = 0.001  # seconds from an event to the scan, so that a file is complete
 SCAN_INTERVAL = 1.0  # seconds between two scans without an event
@@ -73,6 +73,7 @@ class Files:
         self.written: dict[str, float] = {}  # by the application, at a monotonic time
         self.changes: dict[str, list[float]] = {}  # at these monotonic times
         self.contents: dict[str, bytes] = {}  # of files that change often
+        self.named: set[str] = set()  # data that changes often
         self.modules: set[str] = set()
         self.folders: set[str] = set()
         self.known: dict[str, Signature] = {}
@@ -145,7 +146,7 @@ class Files:
 
     def _may_change(self, path: str) -> bool:
         """Return whether a file that was read may change during work on a project."""
-        if path.endswith((".py", ".so")):
+        if path.endswith((".py", ".so", ".zip", ".egg")):
             return bool(_is_installed(path)) or not is_library(path)
         data = path.startswith(self.root) and not path.endswith(IGNORED_KINDS)
         return data and not is_library(path)
@@ -170,8 +171,9 @@ class Files:
         if self.is_source(path) or not often:
             # A program that the application starts may write the same file each time.
             return often and self._is_unchanged(path)
-        say(f" * {path} changes again and again: flask dev ignores it from now on.")
-        self.written[path] = now
+        if path not in self.named:
+            say(f" * {path} changes again and again, so it reloads nothing for now.")
+            self.named.add(path)
         return True
 
     def _is_unchanged(self, path: str) -> bool:
@@ -193,7 +195,8 @@ class Files:
 
     def _walk(self, folder: str, whole: bool, seen: set[str]) -> Iterator[str]:
         """Yield the sources in `folder`, and all files where a package keeps data."""
-        if folder in self.folders or len(self.folders) >= MAX_FOLDERS:
+        full = len(self.folders) >= MAX_FOLDERS or folder.count(os.sep) > MAX_DEPTH
+        if folder in self.folders or full:
             return
         try:
             entries = list(os.scandir(folder))
@@ -265,9 +268,10 @@ class Events:
 def module_files() -> Iterator[tuple[str, str]]:
     """Yield name and file of each module of this process that has a file."""
     for name, module in list(sys.modules.items()):
-        path = getattr(module, "__file__", None)
-        if isinstance(path, str):
-            yield name, path if os.path.isabs(path) else os.path.abspath(path)
+        with suppress(Exception):  # A lazy module may fail.
+            path = getattr(module.__loader__, "archive", module.__file__)
+            if isinstance(path, str):
+                yield name, path if os.path.isabs(path) else os.path.abspath(path)
 
 
 def is_library(path: str) -> bool:

@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import termios
 import time
@@ -12,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from selectors import EVENT_READ, BaseSelector
-from typing import Any
+from typing import Any, cast
 
 from . import say
 from .child import Child
@@ -83,7 +84,9 @@ class Runner:
         environ = os.environ | {"_FLASK_DEV_CHILD": json.dumps(asdict(self.child))}
         # A `calendar.py` in this folder must not take the place of Python's own (-P).
         # Without a buffer (-u), a killed child loses no output.
-        command = [sys.executable, "-Pu", "-m", "flask_devserver.child", *sys.argv[1:]]
+        flags = cast(Any, subprocess)._args_from_interpreter_flags()
+        module = ["-Pu", "-m", "flask_devserver.child"]
+        command = [sys.executable, *flags, *module, *sys.argv[1:]]
         blocked = [signal.SIGINT]  # until the child handles it
         return os.posix_spawn(command[0], command, environ, setsigmask=blocked)
 

@@ -5,6 +5,7 @@ failing. It imports third-party packages, which forked children inherit, but nev
 application.
 """
 
+import _thread
 import gc
 import os
 import shutil
@@ -13,12 +14,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
+import weakref
 from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 from importlib.util import cache_from_source
 from io import TextIOWrapper
 from pathlib import Path
@@ -31,6 +30,7 @@ from werkzeug.serving import BaseWSGIServer, make_ssl_devcert
 from . import say
 from .child import Child, Waker
 from .files import SETTINGS, Files, module_files
+from .packages import Packages
 from .processes import Processes, Runner, Terminal, send_signal
 
 if sys.platform == "win32":
@@ -40,9 +40,11 @@ if sys.platform == "win32":
 BURST_WINDOW = 0.5  # seconds between two saves of a burst, at most
 DEBOUNCE = 0.2  # seconds without a save that end a burst
 DATA_DELAY = 1.0  # seconds without a change of data, which a request may be writing
+MAX_DELAY = 5.0  # seconds, if a program does not stop writing
 
 LAST_DEADLINE = 0.4  # seconds for requests when the server stops
 RESTART_DELAY = 5.0  # seconds until a child that failed at once starts again
+RETRY_DELAY = 1.0  # seconds until flask dev tries to start again
 SHOWN_FILES = 5  # in the line of a reload
 KILL_MARGIN = 0.3  # seconds after the deadline, for a child to name the blockers
 
@@ -81,11 +83,11 @@ class Supervisor:
         self.files: Files | None = None
         self.changed: set[str] = set()  # files that no child has been started for
         self.reloaded: set[str] = set()  # files that this child was started for
-        self.saved, self.reload_at = 0.0, float("inf")
+        self.saved, self.burst_ends, self.reload_at = 0.0, 0.0, float("inf")
         self.draining: set[int] = set()  # children that finish their requests
         # The application has started, and failed, while another one was draining.
         self.beside = self.failed_beside = False
-        self.to_import: deque[str] = deque()
+        self.packages = Packages()
         self.loaded = {path for _, path in module_files()}
         self.processes = Processes()
         self.ending = self.hurry = self.importing = False
@@ -93,6 +95,7 @@ class Supervisor:
         self.parent = os.getppid()
         self.environ = _own_environment()
         self.terminal = Terminal()
+        self.reexec_at, self.said = float("inf"), ""
 
     def run(self) -> None:
         """Run children until a signal."""
@@ -112,6 +115,8 @@ class Supervisor:
             # A scan may see a file before this process has read who wrote it.
             if time.monotonic() >= self.reload_at:
                 self._reload()
+            if time.monotonic() >= self.reexec_at:
+                self._reexec()
             if self.failed_beside and not self.draining:
                 self._start_again()  # A port, for example, is free now.
             self._start_children()
@@ -137,7 +142,7 @@ class Supervisor:
         dying = self.processes.dying.values()
         times = [self.reload_at, *(due for due, *_ in dying)]
         times += [self.files.scan_at] if self.files else []
-        return 0 if self.to_import else min(0.5, min(times) - time.monotonic())
+        return 0 if self.packages.waiting else min(0.5, min(times) - time.monotonic())
 
     def _catch_signals(self) -> None:
         for number in self.handled:
@@ -195,12 +200,18 @@ class Supervisor:
     def _scan(self) -> None:
         if self.files and time.monotonic() >= self.files.scan_at:
             if changed := self.files.scan():
-                now = time.monotonic()
+                now, is_source = time.monotonic(), self.files.is_source
+                if not self.changed:
+                    self.burst_ends = now + MAX_DELAY
                 delay = DEBOUNCE if now - self.saved < BURST_WINDOW else 0
-                self.saved = now
+                if any(map(is_source, changed)):
+                    self.saved = now
+                elif any(map(is_source, self.changed)):
+                    delay = self.reload_at - now  # Data does not delay code.
+                else:
+                    delay = DATA_DELAY
                 self.changed |= changed
-                code = any(map(self.files.is_source, self.changed))
-                self.reload_at = now + (delay if code else DATA_DELAY)
+                self.reload_at = min(now + delay, self.burst_ends)
 
     def _on_message(self, runner: Runner, message: dict[str, Any]) -> None:
         if "ready" in message:
@@ -211,10 +222,12 @@ class Supervisor:
             self._on_draining(runner)
         if "written" in message and self.files:
             self.files.written[message["written"]] = time.monotonic()
-        if "files" in message and self.files:
-            self.files.add(message["files"], runner.started)
-        names = message.get("modules", []) if self.fork else []
-        self.to_import.extend(name for name in names if name not in sys.modules)
+        modules = message.get("modules", {})
+        read = message.get("files", {}) | dict.fromkeys(modules.values(), ())
+        if self.files and read:
+            self.files.add(read, runner.started)
+        if self.fork:
+            self.packages.add(modules)
 
     def _on_ready(self, runner: Runner) -> None:
         if runner is self.web and runner.child.first:
@@ -239,18 +252,18 @@ class Supervisor:
 
     def _import_next(self) -> None:
         """Import one of the packages that the application uses, for the next fork."""
-        if not self.to_import or self.ending:
+        if not self.packages.waiting or self.ending:
             return
-        with suppress(BaseException):  # The application's own import shows the error.
+        with suppress(KeyboardInterrupt):
             self.importing = True
-            import_module(self.to_import.popleft())
+            self.packages.import_next()
         self.importing = False
         self._catch_signals()  # The package may have handlers of its own.
         if hasattr(os.waitpid, "__code__"):  # as after gevent's monkey.patch_all()
             say(" * A package replaces functions of Python: no more forks.")
             self.fork = False
             self._reexec("--no-fork")
-        if not self.to_import:
+        if not self.packages.waiting:
             self.loaded = {path for _, path in module_files()}
             gc.freeze()  # A fork can then tell its own objects from these.
 
@@ -265,7 +278,7 @@ class Supervisor:
         self.reloaded |= changed
         settings = any(path.endswith(SETTINGS) for path in self.reloaded)
         if settings or self.loaded & self.reloaded:
-            self._reexec()
+            self._reexec()  # If this fails, the next version has the former packages.
         self._start_again()
 
     def _start_again(self) -> None:
@@ -277,7 +290,7 @@ class Supervisor:
             self._stop(runner)
 
     def _start_children(self) -> None:
-        if self.fork and threading.active_count() > 1:
+        if self.fork and cast(Any, _thread)._count():
             self.fork = False
             say(" * A package starts a thread when it is imported: no more forks.")
         # A program of the previous version may still have a port that this one needs.
@@ -295,6 +308,9 @@ class Supervisor:
 
     def _close_in_fork(self) -> None:
         os.close(self.waker.writing)
+        # Temporary folders that packages made in this process belong to it.
+        for each in list(cast(Any, weakref.finalize)._registry):
+            each.atexit = False
         for number in self.handled:
             signal.signal(number, signal.SIG_DFL)
         for key in list(self.selector.get_map().values()):
@@ -319,29 +335,28 @@ class Supervisor:
         if "_pydevd_bundle" in sys.modules:  # The debugger's connection would be lost.
             say(" * Packages or settings have changed: restart the debugger.")
             return
-        say(" * Packages or settings have changed: starting again.")
-        self._stop_children()
-        # An installer may have removed a package for a moment.
-        said = ""
-        while not self.ending and (error := _import_error()):
-            if error != said:
-                say(f" * flask dev cannot start, and tries again: {error}")
-            said = error
-            self._wait(1)
-        if self.ending:
-            return
-        created = time.time()
-        # The next process considers every save before this time as read.
-        for path in self.reloaded | (self.files.scan() if self.files else set()):
-            _forget_bytecode(path)
         os.set_inheritable(self.listener.fileno(), True)
         host, port = self.options["host"], self.options["port"]
         environ = self.environ | {
-            "_FLASK_DEV_CREATED": str(created),
             "_FLASK_DEV_FOLDER": self.folder,
             "_FLASK_DEV_LISTENER": f"{self.listener.fileno()} {host} {port}",
         }
         python = [sys.executable, *sys.orig_argv[1:], *options]
+        # A setting may be invalid, or an installer has removed a package for a moment.
+        self.reexec_at = float("inf")
+        if error := _start_error(python, environ, self.listener.fileno()):
+            if error != self.said:
+                say(f" * flask dev cannot start again, but tries to: {error}")
+            self.said, self.reexec_at = error, time.monotonic() + RETRY_DELAY
+            return
+        say(" * Packages or settings have changed: starting again.")
+        self._stop_children()
+        if self.ending:
+            return
+        environ["_FLASK_DEV_CREATED"] = str(time.time())
+        # The next process considers every save before this time as read.
+        for path in self.reloaded | (self.files.scan() if self.files else set()):
+            _forget_bytecode(path)
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
 
     def _url(self) -> str:
@@ -378,11 +393,13 @@ def _own_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if read.get(k) != v}
 
 
-def _import_error() -> str:
-    """Return why a new process could not import this module, or an empty string."""
-    command = [sys.executable, "-P", "-c", f"import {__name__}"]
+def _start_error(command: list[str], environ: dict[str, str], listener: int) -> str:
+    """Return why the command would fail at once, or an empty string."""
+    environ = environ | {"_FLASK_DEV_CHECK": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=environ, pass_fds=[listener], capture_output=True, text=True
+        )
     except OSError as error:
         return str(error)
     return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
