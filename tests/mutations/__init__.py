@@ -288,8 +288,8 @@ DEFECTS = [
     Defect(
         words="A save is lost while a version starts",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old="                self.reload_at = now + (delay if code else DATA_DELAY)\n",
-        new="                self.reload_at = now + (delay if code else DATA_DELAY)\n"
+        old="                self.reload_at = min(now + delay, self.burst_ends)\n",
+        new="                self.reload_at = min(now + delay, self.burst_ends)\n"
         "                if not self.web.ready:\n"
         '                    self.reload_at = float("inf")\n',
         test="tests/test_dev.py"
