@@ -13,6 +13,7 @@ import click
 from celery import beat, signals
 from celery.app.trace import trace_task
 from celery.exceptions import SecurityWarning
+from celery.worker import state
 from flask import Flask
 from kombu.exceptions import KombuError
 from kombu.transport import redis
@@ -22,15 +23,12 @@ from redis.exceptions import ReadOnlyError
 from .db import get_db
 from .health import check_readiness
 from .jobs import FlaskCelery, get_celery
+from .serve import end_forks_at_signals
 
 logger = logging.getLogger(__name__)
 
 EngineError = KombuError
 REPLY_TIMEOUT = 0.5  # seconds that workers have to respond
-
-# When Kombu loses the connection, it restores the unacknowledged jobs over the same
-# connection. The error would stop the worker.
-redis.QoS.restore_at_shutdown = False
 
 # In a thread, `--beat` ends with its worker. A process would outlive a worker that is
 # killed, and enqueue each job a second time.
@@ -42,7 +40,10 @@ redis.Transport.connection_errors += (ReadOnlyError,)
 # Take a job and note that it is not acknowledged, in one step.
 TAKE = """
 local function reserve(job)
-    local found = cjson.decode(job)
+    local valid, found = pcall(cjson.decode, job)
+    if not valid then  -- An argument may have half of an emoji.
+        found = cjson.decode((job:gsub('\\\\(.)', {u = 'u'})))
+    end
     local headers, properties = found.headers, found.properties
     assert(type(found.body) == 'string' and (headers.id or not headers.task))
     local tag, sent = properties.delivery_tag, properties.delivery_info
@@ -71,6 +72,12 @@ MAX_WAIT = 0.1  # seconds until a worker checks its other queues and priorities
 
 class QoS(redis.QoS):
     """Leave the record of unacknowledged jobs to the script."""
+
+    @property
+    def restore_at_shutdown(self) -> bool:
+        # If the connection is lost, Kombu would restore the jobs over this connection.
+        # The error would stop the worker.
+        return bool(state.should_stop is not None or state.should_terminate)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         super(redis.QoS, self).append(message, delivery_tag)
@@ -144,6 +151,9 @@ class Worker:
     def get_ready(self) -> FlaskCelery:
         """Return the Celery application, ready for workers and Celery's commands."""
         redis.Transport.Channel = Channel
+        sentinel = type("SentinelChannel", (Channel, redis.SentinelChannel), {})
+        redis.SentinelTransport.Channel = sentinel
+        end_forks_at_signals()
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_signal, weak=False)
         celery = get_celery()
@@ -251,7 +261,6 @@ class Worker:
 
     def _on_signal(self, **_: object) -> None:
         self._stopping = True
-        redis.QoS.restore_at_shutdown = True
         Thread(target=self._force_exit, daemon=True).start()
 
     def _force_exit(self) -> None:
@@ -279,8 +288,9 @@ def _add_routed_queues(celery: FlaskCelery) -> None:
     """Let a worker without `--queues` run the jobs of every queue."""
     celery.loader.import_default_modules()
     for name in list(celery.tasks):
-        if queue := celery.amqp.router.route({}, name).get("queue"):
-            celery.amqp.queues.select_add(queue)
+        with suppress(Exception):  # A function may route by the arguments.
+            if queue := celery.amqp.router.route({}, name).get("queue"):
+                celery.amqp.queues.select_add(queue)
 
 
 def _next_message(celery: FlaskCelery, channel: Any) -> Any:
@@ -301,6 +311,7 @@ def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:
         return {"waiting": waiting}
     oldest = [channel.client.lindex(queue.name, -1) for queue in queues]
     now = time.time()
-    sent = [loads(job)["headers"].get("sent_at", now) for job in oldest if job]
-    status = {"waiting": waiting, "oldest_seconds": int(now - min(sent, default=now))}
+    found = [re.search(rb'"sent_at": ?([\d.]+)', job or b"") for job in oldest]
+    sent = min((float(match[1]) for match in found if match), default=now)
+    status = {"waiting": waiting, "oldest_seconds": int(now - sent)}
     return status | {"unacknowledged": channel.client.hlen(channel.unacked_key)}

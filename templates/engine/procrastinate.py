@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from .db import DatabaseUnavailable, connect, connection_parameters, get_db
 from .jobs import ContextConnector, queue
 from .log import request_id
 from .migrate import find_problem
+from .serve import end_forks_at_signals
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ STALLED_AFTER = 15.0  # seconds without a heartbeat until others requeue a worke
 MAX_INTERRUPTIONS = 6  # killed workers, after which their job counts as failed
 RECONNECT_DELAY = 3.0  # seconds
 CONNECTION_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError)
+ENDS = (StopIteration, asyncio.CancelledError, CancelledError)
 
 in_job: ContextVar[bool] = ContextVar("in_job", default=False)
 
@@ -216,6 +218,7 @@ class WorkerQueue(procrastinate.App):
         """Stop the worker at SIGTERM and SIGINT, which may come twice."""
         for number in (SIGINT, SIGTERM):
             signal(number, self._on_signal)
+        end_forks_at_signals()
 
     def _on_signal(self, *_: object) -> None:
         Thread(target=self._force_exit, daemon=True).start()
@@ -248,6 +251,11 @@ class WorkerQueue(procrastinate.App):
         try:
             with self.flask_app.app_context():
                 yield
+        except ENDS as error:
+            if self.stopping.is_set() or context.should_abort():
+                raise
+            # asyncio would take these for its own, and this job would never end.
+            raise RuntimeError(f"The task raised {error!r}") from error
         except Exception as error:
             # The engine logs only the last failure above INFO.
             if context.task.get_retry_exception(error, job):

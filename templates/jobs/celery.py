@@ -7,14 +7,17 @@ cannot join a transaction: a process that dies right after the commit loses its 
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
-from inspect import iscoroutinefunction, signature
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from inspect import signature
 from pathlib import Path
 from threading import Lock
+from traceback import format_exception_only
 from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, overload
 from urllib.parse import urlsplit
 
@@ -39,6 +42,8 @@ from .migrate import add_folder
 P = ParamSpec("P")
 R = TypeVar("R")
 
+OTHER_FUNCTIONS = isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+
 TASKS = f"{__name__.partition('.')[0]}.tasks"
 
 logger = logging.getLogger(__name__)
@@ -48,8 +53,10 @@ URL_EXAMPLE = "redis://localhost:6379/0"
 
 def _is_broker(url: str) -> bool:
     parts = urlsplit(url)
-    is_whole = "@" not in parts.path + parts.query  # else part of a password
-    return parts.scheme in TRANSPORT_ALIASES and parts.port != 0 and is_whole
+    # Otherwise a part of the password is taken for the rest of the URL.
+    is_whole = "@" not in parts.path + parts.query and not parts.fragment
+    transport = parts.scheme.removesuffix("+socket")
+    return transport in TRANSPORT_ALIASES and parts.port != 0 and is_whole
 
 
 def _parse_url(raw: str) -> str:
@@ -67,6 +74,8 @@ SETTINGS: Settings = {
 }
 
 CONNECTION_ERRORS = (DatabaseUnavailable, InterfaceError, OperationalError)
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+OUTAGE = re.compile("08|57P|25P03")
 MAX_RETRY_DELAY = 60  # seconds between two attempts while PostgreSQL is away
 MAX_REDELIVERIES = 5  # times that a job is restarted after its worker was killed
 BROKER_TIMEOUT = 2.0  # seconds without a response, at each of three attempts
@@ -110,7 +119,7 @@ class Task(CeleryTask[P, R]):
             with _limit_redeliveries(app, request), app.app_context():
                 return self.run(*args, **kwargs)
         except CONNECTION_ERRORS as error:
-            if request.is_eager:
+            if request.is_eager or not _is_outage(error):
                 raise
             self._send_again(error)
         except BaseException as error:
@@ -124,7 +133,7 @@ class Task(CeleryTask[P, R]):
         request: Any = self.request
         losses = request.headers.get("connection_losses", 0) + 1
         delay = min(2**losses, MAX_RETRY_DELAY)
-        logger.warning("Retrying job in %d s: %s", delay, error)
+        logger.warning("Retrying a job of %s in %d s: %s", self.name, delay, error)
         again = self.signature_from_request(
             retries=request.retries,
             countdown=delay,
@@ -135,6 +144,13 @@ class Task(CeleryTask[P, R]):
         except KombuError as broker_error:  # The broker is unavailable, too.
             raise Reject(broker_error, requeue=True) from error
         raise Ignore
+
+
+def _is_outage(error: Any) -> bool:
+    """Return whether PostgreSQL was unavailable, instead of rejecting a query."""
+    if code := getattr(error, "pgcode", None):
+        return bool(OUTAGE.match(code))
+    return "cursor" not in str(error)
 
 
 _suspect = Lock()
@@ -185,9 +201,9 @@ def task(function: Any = None, /, **options: Any) -> Any:
     if function is None:
         return partial(task, **options)
     name = function.__qualname__
-    if iscoroutinefunction(function):
-        message = f"Task {name} is a coroutine, which Celery does not await"
-        raise TypeError(f"{message}: write it with `def`.")
+    if any(is_other(function) for is_other in OTHER_FUNCTIONS):
+        message = f"Task {name} is a coroutine or generator, which Celery does not run"
+        raise TypeError(f"{message}: write a plain function.")
     if limits := {"time_limit", "soft_time_limit"} & options.keys():
         message = f"Task {name} has {min(limits)}, but nothing can stop a thread"
         raise TypeError(f"{message}: set timeouts on what the task waits for.")
@@ -229,7 +245,7 @@ def _note_failed(
     sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any
 ) -> None:
     # PostgreSQL does not accept every character of a message.
-    error = f"{type(exception).__name__}: {str(exception)!r:.500}"
+    error = f"{''.join(format_exception_only(exception)).strip()!r:.500}"
     _note(sender.app, task_id, sender.name, args, kwargs, error)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, update_wrapper
 from importlib.util import find_spec
-from inspect import Parameter, signature
+from inspect import Parameter, isasyncgenfunction, isgeneratorfunction, signature
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
@@ -135,6 +135,9 @@ def task(function: Any = None, /, **options: Any) -> Any:
     """
     if function is None:
         return partial(task, **options)
+    if isgeneratorfunction(function) or isasyncgenfunction(function):
+        message = f"Task {function.__qualname__} is a generator, which nobody runs"
+        raise TypeError(f"{message}: write a plain function.")
     parameters = list(signature(function).parameters.values())
     for each in parameters[bool(options.get("pass_context")) :]:
         if each.kind in (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL):

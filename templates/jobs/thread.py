@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from functools import partial, update_wrapper
-from inspect import iscoroutinefunction, signature
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from inspect import signature
 from queue import Full, Queue
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
@@ -30,6 +31,8 @@ from .log import request_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+OTHER_FUNCTIONS = isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 
 SETTINGS: Settings = {
     "WORKER_QUEUE_SIZE": number_setting(1000),
@@ -90,9 +93,9 @@ def task(function: Callable[P, R] | None = None, /, **options: Any) -> Task[P, R
     if function is None:
         message = f"@task has {', '.join(options)}, but a thread has no options"
         raise TypeError(f"{message}: write @task alone.")
-    if iscoroutinefunction(function):
-        message = f"Task {function.__qualname__} is a coroutine, which nobody awaits"
-        raise TypeError(f"{message}: write it with `def`.")
+    if any(is_other(function) for is_other in OTHER_FUNCTIONS):
+        message = f"Task {function.__qualname__} is a coroutine or generator"
+        raise TypeError(f"{message}, which nobody runs: write a plain function.")
     return Task(function)
 
 

@@ -233,10 +233,15 @@ def on_commit(function: Callable[[], object]) -> None:
 
     It is not called after a rollback, unless that is to a savepoint. Outside of a
     transaction, it is called at once. The `with` block raises its errors, but the
-    transaction stays committed.
+    transaction stays committed. Raises `ProgrammingError` in a transaction that was not
+    begun by a `with` block.
     """
-    callbacks = getattr(g.get("db"), "_on_commit", None)
+    db: Connection | None = g.get("db")
+    callbacks = getattr(db, "_on_commit", None)
     if callbacks is None:
+        if db and db.get_transaction_status() != IDLE:
+            message = "A transaction without a block is open: use `with get_db()`."
+            raise psycopg2.ProgrammingError(message)
         function()
     else:
         callbacks.append(function)

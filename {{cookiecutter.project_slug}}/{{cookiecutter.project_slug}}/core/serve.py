@@ -54,11 +54,9 @@ def serve_command(
         reason = str(error.strerror).partition(" (")[0]  # The rest is the address.
         message = f"Cannot listen on {address}, port {port}: {reason}."
         raise click.ClickException(message) from error
-    if sys.platform != "win32":
-        # Until granian handles SIGTERM in a worker, a fork has the handler of its
-        # parent, which would lose the signal.
-        reset = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
-        os.register_at_fork(after_in_child=reset)
+    # Until granian handles SIGTERM in a worker, the handler of its parent would lose the
+    # signal.
+    end_forks_at_signals()
     # granian's advice on the number of threads is for code that computes, not waits.
     logging.getLogger("_granian").addFilter(_is_not_about_threads)
     Granian(
@@ -80,6 +78,14 @@ def serve_command(
         # The root logger's handler writes granian's lines, as the application's.
         log_dictconfig={"loggers": {"_granian": {}}},
     ).serve(target_loader=_load_app)
+
+
+def end_forks_at_signals() -> None:
+    """Let SIGTERM and SIGINT end forked processes, instead of running our handlers."""
+    if sys.platform != "win32":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            reset = partial(signal.signal, number, signal.SIG_DFL)
+            os.register_at_fork(after_in_child=reset)
 
 
 def _is_not_about_threads(record: logging.LogRecord) -> bool:
