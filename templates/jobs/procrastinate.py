@@ -7,7 +7,7 @@ once: write tasks that have the same effect when they run twice.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, update_wrapper
 from importlib.util import find_spec
 from inspect import Parameter, isasyncgenfunction, isgeneratorfunction, signature
@@ -19,7 +19,7 @@ from flask import Flask
 from procrastinate import tasks
 from procrastinate.contrib.psycopg2 import Psycopg2Connector
 from procrastinate.exceptions import UniqueViolation
-from psycopg2 import InterfaceError, OperationalError, errors
+from psycopg2 import InterfaceError, OperationalError, ProgrammingError, errors
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 from psycopg2.extras import RealDictCursor
 
@@ -58,7 +58,9 @@ class ContextConnector(Psycopg2Connector):
                 rows = cursor.fetchall() if cursor.description else []
         for job, row in zip(jobs, rows, strict=False):
             parts = {"job_id": row["id"], "task": job.task_name}
-            on_commit(partial(logger.info, "Enqueued job %(job_id)d: %(task)s", parts))
+            log = partial(logger.info, "Enqueued job %(job_id)d: %(task)s", parts)
+            with suppress(ProgrammingError):  # It was started without a `with` block.
+                on_commit(log)
         return rows
 
     # A coroutine, such as a view, may await the engine's `defer_async`.

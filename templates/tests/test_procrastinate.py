@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 from unittest.mock import Mock
@@ -150,6 +150,18 @@ def test_delay_rejects_arguments_that_do_not_fit(
     assert worker.status()["waiting"] == 0
 
 
+def test_job_joins_a_transaction_without_a_block(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    for end in ("ROLLBACK", "COMMIT"):
+        with get_db().cursor() as cursor:
+            cursor.execute("BEGIN")
+            add.delay(1, 2)
+            cursor.execute(end)
+    assert worker.status()["waiting"] == 1
+    assert "Enqueued" not in caplog.text
+
+
 def test_delay_keeps_other_keyword_arguments(run_jobs: Callable[[], None]) -> None:
     collect.delay(1, b=2)
     run_jobs()
@@ -165,6 +177,21 @@ def test_task_gets_its_context(run_jobs: Callable[[], None]) -> None:
 @pytest.mark.parametrize("function", [lambda *numbers: 0, lambda a, /: a])
 def test_parameter_without_a_name_is_rejected(function: Callable[..., Any]) -> None:
     with pytest.raises(TypeError, match="so give each one a name"):
+        task(function)
+
+
+def count() -> Iterator[int]:
+    yield 1
+
+
+async def count_slowly() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [count, count_slowly])
+def test_generator_is_rejected(function: Callable[..., Any]) -> None:
+    message = f"^Task {function.__name__} is a generator, which nobody runs: write a"
+    with pytest.raises(TypeError, match=message):
         task(function)
 
 

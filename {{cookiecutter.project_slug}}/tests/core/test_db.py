@@ -111,6 +111,30 @@ def test_callback_is_dropped_with_the_transaction(app: Flask) -> None:
         assert found == [2]
 
 
+def test_callback_is_rejected_in_a_transaction_without_a_block(app: Flask) -> None:
+    found: list[int] = []
+    message = "without a block is open: use `with get_db"
+    for autocommit, query in ((True, "BEGIN"), (False, "SELECT 1")):
+        with app.app_context():
+            get_db().autocommit = autocommit
+            run(get_db(), query)
+            with pytest.raises(psycopg2.ProgrammingError, match=message):
+                on_commit(lambda: found.append(1))
+    assert found == []
+
+
+@pytest.mark.parametrize("end", [close_db, lambda: get_db().close()])
+def test_callback_is_called_at_once_after_the_connection(
+    app: Flask, end: Callable[[], None]
+) -> None:
+    found: list[int] = []
+    with app.app_context():
+        add_item(get_db())
+        end()
+        on_commit(lambda: found.append(1))
+        assert found == [1]
+
+
 def test_transaction_is_rolled_back_on_an_error(app: Flask, db: connection) -> None:
     with app.app_context():
         with pytest.raises(RuntimeError), get_db() as conn:

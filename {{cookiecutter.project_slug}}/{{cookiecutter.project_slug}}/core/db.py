@@ -233,13 +233,13 @@ def on_commit(function: Callable[[], object]) -> None:
 
     It is not called after a rollback, unless that is to a savepoint. Outside of a
     transaction, it is called at once. The `with` block raises its errors, but the
-    transaction stays committed. Raises `ProgrammingError` in a transaction that was not
-    begun by a `with` block.
+    transaction stays committed. Raises `ProgrammingError` in a transaction that `BEGIN`
+    or `autocommit = False` started.
     """
     db: Connection | None = g.get("db")
     callbacks = getattr(db, "_on_commit", None)
     if callbacks is None:
-        if db and db.get_transaction_status() != IDLE:
+        if db and db.get_transaction_status() in (IN_TRANSACTION, IN_ERROR):
             message = "A transaction without a block is open: use `with get_db()`."
             raise psycopg2.ProgrammingError(message)
         function()
