@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import signature
 from queue import Queue
 from tempfile import SpooledTemporaryFile
@@ -104,12 +104,23 @@ def test_option_is_rejected() -> None:
         task(time_limit=5)
 
 
-def test_coroutine_is_rejected() -> None:
-    async def wait() -> None:
-        pass
+async def wait() -> None:
+    pass
 
-    with pytest.raises(TypeError, match="wait is a coroutine, which nobody awaits"):
-        task(wait)
+
+def count() -> Iterator[int]:
+    yield 1
+
+
+async def count_slowly() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [wait, count, count_slowly])
+def test_function_that_is_not_plain_is_rejected(function: Callable[..., Any]) -> None:
+    message = f"^Task {function.__name__} is a coroutine or generator.*: write a plain"
+    with pytest.raises(TypeError, match=message):
+        task(function)
 
 
 def test_task_starts_once_the_transaction_is_committed(app: Flask) -> None:
