@@ -70,14 +70,18 @@ SELECT id, concat_ws(
 MAX_WAIT = 0.1  # seconds until a worker checks its other queues and priorities
 
 
+def _is_stopping() -> bool:
+    return state.should_stop is not None or state.should_terminate is not None
+
+
 class QoS(redis.QoS):
     """Leave the record of unacknowledged jobs to the script."""
 
     @property
-    def restore_at_shutdown(self) -> bool:
-        # If the connection is lost, Kombu would restore the jobs over this connection.
+    def restore_at_shutdown(self) -> bool:  # type: ignore[override]
+        # If the connection is lost, Kombu would restore the jobs over the same one.
         # The error would stop the worker.
-        return bool(state.should_stop is not None or state.should_terminate)
+        return _is_stopping()
 
     def append(self, message: Any, delivery_tag: str) -> None:
         super(redis.QoS, self).append(message, delivery_tag)
@@ -136,6 +140,10 @@ class Channel(redis.Channel):
         return found
 
 
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same channel, to the Redis that Sentinel names."""
+
+
 class Worker:
     """Run the jobs, each in an application context of its own, and manage them.
 
@@ -145,14 +153,12 @@ class Worker:
     def __init__(self, app: Flask) -> None:
         self.app = app
         self._consumer: Any = None
-        self._stopping = False
         logging.getLogger("celery.worker.consumer.consumer").addFilter(_drop_message)
 
     def get_ready(self) -> FlaskCelery:
         """Return the Celery application, ready for workers and Celery's commands."""
         redis.Transport.Channel = Channel
-        sentinel = type("SentinelChannel", (Channel, redis.SentinelChannel), {})
-        redis.SentinelTransport.Channel = sentinel
+        redis.SentinelTransport.Channel = SentinelChannel
         end_forks_at_signals()
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_signal, weak=False)
@@ -175,7 +181,7 @@ class Worker:
         if self.app.debug:  # Otherwise each reload would warn of the user root.
             warnings.simplefilter("ignore", SecurityWarning)
         celery.worker_main(["--quiet", "worker", *options, *arguments])
-        if not self._stopping:
+        if not _is_stopping():
             raise click.ClickException("No signal stopped the worker: see the log.")
 
     def run_waiting(self) -> None:
@@ -260,7 +266,6 @@ class Worker:
                 channel.basic_reject(tag, requeue=True)
 
     def _on_signal(self, **_: object) -> None:
-        self._stopping = True
         Thread(target=self._force_exit, daemon=True).start()
 
     def _force_exit(self) -> None:
@@ -311,7 +316,7 @@ def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:
         return {"waiting": waiting}
     oldest = [channel.client.lindex(queue.name, -1) for queue in queues]
     now = time.time()
-    found = [re.search(rb'"sent_at": ?([\d.]+)', job or b"") for job in oldest]
-    sent = min((float(match[1]) for match in found if match), default=now)
+    found = [re.search(rb'"sent_at": (\d+)', job or b"") for job in oldest]
+    sent = min((int(match[1]) for match in found if match), default=now)
     status = {"waiting": waiting, "oldest_seconds": int(now - sent)}
     return status | {"unacknowledged": channel.client.hlen(channel.unacked_key)}

@@ -13,8 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
-from inspect import signature
+from inspect import (
+    isasyncgenfunction,
+    iscoroutinefunction,
+    isgeneratorfunction,
+    signature,
+)
 from pathlib import Path
 from threading import Lock
 from traceback import format_exception_only
@@ -55,8 +59,8 @@ def _is_broker(url: str) -> bool:
     parts = urlsplit(url)
     # Otherwise a part of the password is taken for the rest of the URL.
     is_whole = "@" not in parts.path + parts.query and not parts.fragment
-    transport = parts.scheme.removesuffix("+socket")
-    return transport in TRANSPORT_ALIASES and parts.port != 0 and is_whole
+    is_known = parts.scheme in {*TRANSPORT_ALIASES, "redis+socket"}
+    return is_known and parts.port != 0 and is_whole
 
 
 def _parse_url(raw: str) -> str:
@@ -74,8 +78,9 @@ SETTINGS: Settings = {
 }
 
 CONNECTION_ERRORS = (DatabaseUnavailable, InterfaceError, OperationalError)
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-OUTAGE = re.compile("08|57P|25P03")
+# Failures of connections, rollbacks of the server (such as a deadlock), no resources,
+# shutdowns: https://www.postgresql.org/docs/current/errcodes-appendix.html
+OUTAGE = re.compile("08|40|53[123]|57P")
 MAX_RETRY_DELAY = 60  # seconds between two attempts while PostgreSQL is away
 MAX_REDELIVERIES = 5  # times that a job is restarted after its worker was killed
 BROKER_TIMEOUT = 2.0  # seconds without a response, at each of three attempts
@@ -147,10 +152,10 @@ class Task(CeleryTask[P, R]):
 
 
 def _is_outage(error: Any) -> bool:
-    """Return whether PostgreSQL was unavailable, instead of rejecting a query."""
+    """Return whether the job may succeed once PostgreSQL is available."""
     if code := getattr(error, "pgcode", None):
         return bool(OUTAGE.match(code))
-    return "cursor" not in str(error)
+    return not isinstance(error, InterfaceError) or "connection" in str(error)
 
 
 _suspect = Lock()

@@ -1,5 +1,6 @@
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import celery
@@ -7,7 +8,9 @@ import pytest
 from celery.contrib.testing.worker import start_worker
 from celery.utils.log import get_task_logger
 from flask import Flask, current_app
+from kombu.utils.json import dumps
 
+from {{ cookiecutter.project_slug }}.core.config import ConfigError
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.engine import Worker
 from {{ cookiecutter.project_slug }}.core.jobs import get_celery, task
@@ -72,6 +75,33 @@ def fail_once(self: Any) -> None:
 @task
 def fail(value: object) -> None:
     raise RuntimeError("on purpose")
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@task
+def raise_unprintable() -> None:
+    raise Unprintable
+
+
+@task
+def use_closed_cursor() -> None:
+    cursor = get_db().cursor()
+    cursor.close()
+    cursor.execute("SELECT 1")
+
+
+@task
+def query_slowly() -> None:
+    get_db().cursor().execute("SET statement_timeout = 1; SELECT pg_sleep(1)")
+
+
+@task
+def lose_a_deadlock() -> None:
+    get_db().cursor().execute("DO $$BEGIN RAISE 'no' USING ERRCODE = '40P01'; END$$")
 
 
 @pytest.fixture(autouse=True)
@@ -169,12 +199,23 @@ def test_delay_copies_the_arguments(run_jobs: Callable[[], None]) -> None:
     assert results == [3]
 
 
-def test_coroutine_is_rejected() -> None:
-    async def wait() -> None:
-        pass
+async def wait() -> None:
+    pass
 
-    with pytest.raises(TypeError, match="is a coroutine, which Celery does not await"):
-        task(wait)
+
+def count() -> Iterator[int]:
+    yield 1
+
+
+async def count_slowly() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [wait, count, count_slowly])
+def test_function_that_is_not_plain_is_rejected(function: Callable[..., Any]) -> None:
+    message = f"^Task {function.__name__} is a coroutine or generator.*: write a plain"
+    with pytest.raises(TypeError, match=message):
+        task(function)
 
 
 @pytest.mark.parametrize("option", ["time_limit", "soft_time_limit", "queue"])
@@ -273,11 +314,38 @@ def test_failed_job_is_listed_and_can_be_sent_again(
     [(id, call)] = worker.failed().items()
     assert id == job
     assert f"{__name__}.fail [" in call
-    assert call.startswith("20") and call.endswith(" RuntimeError: 'on purpose'")
+    assert call.startswith("20") and call.endswith(" 'RuntimeError: on purpose'")
     assert len(call) < 400
     retried = app.test_cli_runner().invoke(args=["worker", "--retry", id])
     assert retried.output == f"Job {id} waits again\n"
     assert (waiting(), worker.failed()) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("job", "error"),
+    [
+        (raise_unprintable, "<exception str() failed>"),
+        (use_closed_cursor, "cursor already closed"),
+        (query_slowly, "due to statement timeout"),
+    ],
+)
+def test_error_that_is_not_an_outage_is_listed(
+    worker: Worker, job: Any, error: str
+) -> None:
+    job.delay()
+    with start_worker(get_celery(), perform_ping_check=False):
+        [call] = poll(worker.failed).values()
+    assert error in call
+
+
+def test_deadlock_is_retried_without_limit(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    lose_a_deadlock.delay()
+    line = f"Retrying a job of {lose_a_deadlock.name} in 2 s: "
+    with start_worker(get_celery(), perform_ping_check=False):
+        assert poll(lambda: line in caplog.text)
+    assert worker.failed() == {}
 
 
 def test_run_jobs_runs_a_retry(run_jobs: Callable[[], None]) -> None:
@@ -314,6 +382,15 @@ def test_worker_runs_every_routed_queue(app: Flask, worker: Worker) -> None:
     assert {*queues.consume_from} == {app.name, "slow"}
     queues.select(["slow"])
     assert {*queues.consume_from} == {"slow"}
+
+
+def test_router_that_needs_arguments_does_not_stop_the_worker(worker: Worker) -> None:
+    def route(name: str, args: list[int], *rest: object, **options: object) -> str:
+        return f"queue{args[0]}"
+
+    get_celery().conf.update(task_routes=[route])
+    assert {*worker.get_ready().amqp.queues.consume_from} == {current_app.name}
+    assert worker.status()["waiting"] == 0
 
 
 def test_retry_names_the_error_in_the_log(
@@ -359,6 +436,47 @@ def test_status_counts_a_message_without_a_time(worker: Worker) -> None:
         queue.put({})
         queue.close()
     assert worker.status() | {"waiting": 1, "failed": 0} == worker.status()
+
+
+@pytest.mark.parametrize(
+    ("entry", "seconds"),
+    [
+        (b"\xff", 0),
+        (b"7", 0),
+        (b"{}", 0),
+        (b'{"sent_at": 1.2.3}', int(time.time())),
+        (dumps({"headers": {"sent_at": time.time() - 60}}), 60),
+    ],
+    ids=["bytes", "number", "empty", "broken", "job"],
+)
+def test_status_accepts_an_entry_that_is_not_a_job(
+    worker: Worker, entry: object, seconds: int
+) -> None:
+    with get_celery().connection_for_write() as conn:
+        channel: Any = conn.default_channel
+        channel.client.lpush(current_app.name, entry)
+    status = worker.status()
+    assert status["waiting"] == 1
+    assert seconds <= status["oldest_seconds"] <= seconds + 60
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:12#34@host/0", "redis://:12?34@host/0", "other+socket:///34.sock"]
+)
+def test_invalid_url_of_the_broker_is_not_quoted(database_url: str, url: str) -> None:
+    settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": url}
+    with pytest.raises(ConfigError) as caught:
+        create_app({"TESTING": True, **settings})
+    assert "CELERY_BROKER_URL is invalid" in str(caught.value)
+    assert "12" not in str(caught.value) and "34" not in str(caught.value)
+
+
+def test_broker_may_listen_on_a_unix_socket(database_url: str) -> None:
+    url = "redis+socket:///tmp/x.sock"
+    settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": url}
+    app = create_app({"TESTING": True, **settings})
+    with app.app_context(), get_celery().connection_for_write() as conn:
+        assert conn.as_uri() == url
 
 
 def test_command_does_not_show_the_password_of_the_broker(database_url: str) -> None:
