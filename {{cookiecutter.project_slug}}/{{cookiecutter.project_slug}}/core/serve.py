@@ -54,8 +54,8 @@ def serve_command(
         reason = str(error.strerror).partition(" (")[0]  # The rest is the address.
         message = f"Cannot listen on {address}, port {port}: {reason}."
         raise click.ClickException(message) from error
-    # Until granian handles SIGTERM in a worker, the handler of its parent would lose the
-    # signal.
+    # Until granian handles SIGTERM in a worker, the handler of its parent would lose
+    # the signal.
     end_forks_at_signals()
     # granian's advice on the number of threads is for code that computes, not waits.
     logging.getLogger("_granian").addFilter(_is_not_about_threads)
@@ -83,9 +83,15 @@ def serve_command(
 def end_forks_at_signals() -> None:
     """Let SIGTERM and SIGINT end forked processes, instead of running our handlers."""
     if sys.platform != "win32":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, numbers)
+        unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, numbers)
+        # A signal that reached the child before the reset would be lost.
+        os.register_at_fork(before=block, after_in_parent=unblock)
+        for number in numbers:
             reset = partial(signal.signal, number, signal.SIG_DFL)
             os.register_at_fork(after_in_child=reset)
+        os.register_at_fork(after_in_child=unblock)
 
 
 def _is_not_about_threads(record: logging.LogRecord) -> bool:
