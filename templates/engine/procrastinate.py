@@ -43,7 +43,8 @@ STALLED_AFTER = 15.0  # seconds without a heartbeat until others requeue a worke
 MAX_INTERRUPTIONS = 6  # killed workers, after which their job counts as failed
 RECONNECT_DELAY = 3.0  # seconds
 CONNECTION_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError)
-ENDS = (StopIteration, asyncio.CancelledError, CancelledError)
+# asyncio would take these errors of a thread for its own, and the job would never end.
+ASYNCIO_ERRORS = (StopIteration, asyncio.CancelledError, CancelledError)
 
 in_job: ContextVar[bool] = ContextVar("in_job", default=False)
 
@@ -234,13 +235,21 @@ class WorkerQueue(procrastinate.App):
 
     def _run(self, run: Callable[[], Any], context: JobContext, _: object) -> Any:
         with self._job_context(context):
-            return run()
+            try:
+                return run()
+            except ASYNCIO_ERRORS as error:
+                raise RuntimeError(f"The task raised {error!r}") from error
 
     async def _run_async(
         self, run: Callable[[], Awaitable[Any]], context: JobContext, _: object
     ) -> Any:
         with self._job_context(context):
-            return await run()
+            try:
+                return await run()
+            except asyncio.CancelledError as error:
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise  # The job is aborted.
+                raise RuntimeError(f"The task raised {error!r}") from error
 
     @contextmanager
     def _job_context(self, context: JobContext) -> Iterator[None]:
@@ -251,11 +260,6 @@ class WorkerQueue(procrastinate.App):
         try:
             with self.flask_app.app_context():
                 yield
-        except ENDS as error:
-            if self.stopping.is_set() or context.should_abort():
-                raise
-            # asyncio would take these for its own, and this job would never end.
-            raise RuntimeError(f"The task raised {error!r}") from error
         except Exception as error:
             # The engine logs only the last failure above INFO.
             if context.task.get_retry_exception(error, job):

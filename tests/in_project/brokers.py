@@ -58,6 +58,28 @@ class Redis(Broker):
         return [self.program, *address, *keep, "--dir", str(self.folder)]
 
 
+class Sentinel(Redis):
+    """A Sentinel that names the Redis of another `port` as its primary."""
+
+    def __init__(self, folder: Path, primary: int) -> None:
+        watch = f"sentinel monitor mymaster 127.0.0.1 {primary} 1\n"
+        (folder / "sentinel.conf").write_text(watch)
+        super().__init__(folder)
+
+    @property
+    def url(self) -> str:
+        return f"sentinel://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        address = ["--bind", "127.0.0.1", "--port", str(self.port)]
+        return [
+            self.program,
+            str(self.folder / "sentinel.conf"),
+            "--sentinel",
+            *address,
+        ]
+
+
 class RabbitMQ(Broker):
     """A RabbitMQ that runs as the user of the tests."""
 

@@ -1,5 +1,6 @@
-"""Tasks with a retry strategy, which only procrastinate has."""
+"""Coroutines and tasks with a retry strategy, which only procrastinate has."""
 
+import asyncio
 import os
 import time
 
@@ -24,4 +25,13 @@ def fail_slowly(number: int, failures: int) -> None:
     time.sleep(600)
 
 
-__all__ = ["create_app", "fail_slowly"]
+@task
+async def cancel(number: int, seconds: float) -> None:
+    """Record the run, wait and raise what a coroutine that is aborted raises."""
+    with get_db().cursor() as cursor:
+        cursor.execute("INSERT INTO runs (number) VALUES (%s)", [number])
+    await asyncio.sleep(seconds)
+    raise asyncio.CancelledError
+
+
+__all__ = ["cancel", "create_app", "fail_slowly"]

@@ -21,10 +21,19 @@ from flask_devserver import postgres
 from flask_devserver.welcome import Welcome
 from werkzeug.test import Client
 
-from .brokers import Broker, RabbitMQ, Redis
+from .brokers import Broker, RabbitMQ, Redis, Sentinel
 from .core.reload_server import ROOT, poll
 from .test_faults import SETTINGS, Database
-from .working import TABLES, create_app, fail, fail_with, kill_worker, work
+from .working import (
+    TABLES,
+    create_app,
+    fail,
+    fail_with,
+    fork,
+    kill_worker,
+    record_last_character,
+    work,
+)
 
 JOBS = int(os.environ.get("JOBS", "1000"))
 CELERY = not hasattr(work, "defer")
@@ -455,7 +464,16 @@ def test_saves_during_a_long_job_do_not_fail_it(
 
 
 @pytest.mark.parametrize(
-    "error", ["SystemExit", "KeyboardInterrupt", "MemoryError", "GeneratorExit"]
+    "error",
+    [
+        "SystemExit",
+        "KeyboardInterrupt",
+        "MemoryError",
+        "GeneratorExit",
+        "StopIteration",
+        "asyncio.CancelledError",
+        "concurrent.futures.CancelledError",
+    ],
 )
 def test_job_fails_with_any_error_and_the_worker_goes_on(
     app: Flask, database: Database, workers: Workers, error: str
@@ -469,6 +487,51 @@ def test_job_fails_with_any_error_and_the_worker_goes_on(
     assert poll(lambda: status(app)["failed"] == 4)
     worker.terminate()
     assert worker.wait(10) == 0
+
+
+@procrastinate
+def test_coroutine_that_raises_cancelled_error_fails(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    from .retrying import cancel  # Only such a project can import it.
+
+    worker = workers.start("flask", "--app", "tests.retrying", "worker")
+    with app.app_context():
+        cancel.delay(1, 0.0)
+    assert poll(lambda: status(app)["failed"] == 1)
+    worker.terminate()
+    assert worker.wait(10) == 0
+
+
+@procrastinate
+def test_running_coroutine_is_aborted(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    from app.core.jobs import queue  # Only such a project has it.
+
+    from .retrying import cancel
+
+    workers.start("flask", "--app", "tests.retrying", "worker")
+    with app.app_context():
+        job = cancel.delay(1, 60.0)
+        assert poll(lambda: count(database, "runs") == 1)
+        queue.job_manager.cancel_job_by_id(job, abort=True)
+    aborted = "procrastinate_jobs WHERE status = 'aborted'"
+    assert poll(lambda: count(database, aborted) == 1, 20)
+
+
+def test_process_that_a_job_forks_ends_at_sigterm(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start()
+    give(app, 1, 6.0)
+    assert poll(lambda: count(database, "runs") == 1)
+    with app.app_context():
+        fork.delay(2)
+    # The handler of the worker would end it after the deadline, which is 10 seconds.
+    assert poll(lambda: count(database, "effects WHERE number = 2") == 1, 5)
+    assert poll(lambda: all_done(app, database, jobs=2))
+    assert count(database, "runs") == 2
 
 
 @procrastinate
@@ -557,6 +620,28 @@ def test_job_that_a_killed_worker_has_just_taken_is_not_lost(
 
 
 @celery
+@pytest.mark.skipif(RABBITMQ, reason="Sentinel is for Redis")
+def test_job_that_a_killed_worker_took_by_sentinel_is_not_lost(
+    app: Flask, broker: Broker, database: Database, tmp_path: Path, workers: Workers
+) -> None:
+    sentinel = Sentinel(tmp_path, broker.port)
+    command = ["flask", "--app", "tests.watched", "worker"]
+    try:
+        worker = workers.start(*command, CELERY_BROKER_URL=sentinel.url)
+        give(app, 1, 0.0)
+        assert poll(lambda: count(database, "effects") == 1)
+        psutil.Process(worker.pid).suspend()
+        give(app, 2, 0.0)
+        time.sleep(0.3)  # in which Redis responds to the worker
+        workers.kill()
+        workers.start(*command, CELERY_BROKER_URL=sentinel.url)
+        assert poll(lambda: count(database, "effects") == 2)
+    finally:
+        workers.kill()
+        sentinel.stop()
+
+
+@celery
 def test_worker_that_stops_without_a_signal_fails(
     app: Flask, database: Database, workers: Workers
 ) -> None:
@@ -631,6 +716,17 @@ def test_entry_that_is_not_a_job_is_put_aside(
 
 
 @celery
+def test_argument_with_half_of_an_emoji_is_accepted(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start()
+    with app.app_context():
+        record_last_character.delay('\\u \\\\ " caf\ud83d')
+    assert poll(lambda: count(database, "effects WHERE number = 55357") == 1)
+    assert all_done(app, database, jobs=1)
+
+
+@celery
 @pytest.mark.skipif(RABBITMQ, reason="it has no limit of its memory")
 def test_job_is_kept_while_neither_its_broker_nor_the_database_accepts_it(
     app: Flask, database: Database, workers: Workers
@@ -642,7 +738,9 @@ def test_job_is_kept_while_neither_its_broker_nor_the_database_accepts_it(
         client = conn.default_channel.client
         client.config_set("maxmemory", "1mb")
         database.stop()
-        assert poll(lambda: "Retrying job in" in workers.log.read_text())
+        assert poll(
+            lambda: "Retrying a job of tests.working.work in" in workers.log.read_text()
+        )
         time.sleep(4)  # until the worker has given up its attempts
         client.config_set("maxmemory", "0")
     database.start()
@@ -721,6 +819,22 @@ def test_job_for_later_keeps_its_time_when_its_worker_stops(
     assert worker.wait(10) == 0
     workers.start(**hour)
     assert poll(lambda: count(database, "effects") == 2)
+
+
+@celery
+def test_job_for_later_keeps_its_time_when_its_worker_gets_sighup(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    hour = {"CELERY_VISIBILITY_TIMEOUT": "3600"}
+    worker = start_working(app, database, workers, **hour)
+    with app.app_context():
+        work.apply_async([2, 0.0], countdown=6)
+    assert poll(lambda: status(app)["waiting"] == 0)
+    worker.send_signal(signal.SIGHUP)
+    worker.wait(20)  # Celery restarts only a worker that was started by a script.
+    workers.start(**hour)
+    assert poll(lambda: count(database, "effects") == 2)
+    assert "No signal stopped the worker" not in workers.log.read_text()
 
 
 @celery

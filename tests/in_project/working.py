@@ -1,9 +1,11 @@
 """Tasks for the tests of workers. Running a job twice has the effect of one run."""
 
-import builtins
 import os
 import signal
 import time
+from multiprocessing import get_context
+from pydoc import locate
+from typing import Any
 
 from app import create_app
 from app.core import engine
@@ -51,8 +53,34 @@ def fail(thing: object) -> None:
 
 @task
 def fail_with(error: str) -> None:
-    """Fail with a built-in error."""
-    raise getattr(builtins, error)("on purpose")
+    """Fail with an error of Python."""
+    found: Any = locate(error)
+    raise found("on purpose")
 
 
-__all__ = ["create_app", "fail", "fail_with", "kill_worker", "work"]
+@task
+def fork(number: int) -> None:
+    """Start a process and terminate it at once, and record the effect."""
+    # mypy knows this context only on systems that fork.
+    process = getattr(get_context("fork"), "Process")(target=time.sleep, args=(60,))  # noqa: B009
+    process.start()
+    process.terminate()
+    process.join()
+    work(number, 0.0)
+
+
+@task
+def record_last_character(text: str) -> None:
+    """Record the number of the last character."""
+    work(ord(text[-1]), 0.0)
+
+
+__all__ = [
+    "create_app",
+    "fail",
+    "fail_with",
+    "fork",
+    "kill_worker",
+    "record_last_character",
+    "work",
+]
