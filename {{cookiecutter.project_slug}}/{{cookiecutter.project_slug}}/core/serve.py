@@ -8,7 +8,8 @@ import socket
 import sys
 from functools import partial
 from multiprocessing import parent_process, util
-from threading import Thread
+from threading import Thread, get_ident
+from typing import Any
 
 import click
 from flask import Flask
@@ -21,6 +22,8 @@ MAX_CONNECTIONS = 65536  # per process, unless the system allows fewer open file
 IDLE_TIMEOUT = 650
 MAX_HEADERS = 65536  # bytes; Werkzeug takes seconds to parse some of 400 KB
 STOP_TIMEOUT = 30  # seconds that requests have to finish when the server stops
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 _option = partial(click.option, show_envvar=True)
 
@@ -83,15 +86,22 @@ def serve_command(
 def end_forks_at_signals() -> None:
     """Let SIGTERM and SIGINT end forked processes, instead of running our handlers."""
     if sys.platform != "win32":
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, numbers)
-        unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, numbers)
-        # A signal that reached the child before the reset would be lost.
-        os.register_at_fork(before=block, after_in_parent=unblock)
-        for number in numbers:
-            reset = partial(signal.signal, number, signal.SIG_DFL)
-            os.register_at_fork(after_in_child=reset)
-        os.register_at_fork(after_in_child=unblock)
+        masks: dict[int, Any] = {}  # by thread
+
+        def block() -> None:  # Otherwise a signal before the reset would be lost.
+            masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+        def unblock() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
+
+        def reset() -> None:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_DFL)
+            unblock()
+
+        os.register_at_fork(
+            before=block, after_in_parent=unblock, after_in_child=reset
+        )
 
 
 def _is_not_about_threads(record: logging.LogRecord) -> bool:
