@@ -99,9 +99,7 @@ def end_forks_at_signals() -> None:
                 signal.signal(number, signal.SIG_DFL)
             unblock()
 
-        os.register_at_fork(
-            before=block, after_in_parent=unblock, after_in_child=reset
-        )
+        os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 def _is_not_about_threads(record: logging.LogRecord) -> bool:
