@@ -522,13 +522,16 @@ def test_lost_connection_is_replaced_in_the_same_context(
 def test_error_of_a_block_is_not_replaced_by_that_of_its_rollback(
     app: Flask, db: connection
 ) -> None:
+    found: list[int] = []
     with app.app_context(), pytest.raises(ValueError, match="mine"), get_db() as conn:
         run(conn, "SELECT 1")
+        on_commit(lambda: found.append(1))
         run(db, f"SELECT pg_terminate_backend({conn.info.backend_pid}, 5000)")
         raise ValueError("mine")
     with app.app_context(), pytest.raises(ValueError, match="mine"), get_db() as conn:
         conn.tpc_begin("a")
         raise ValueError("mine")
+    assert found == []
 
 
 def test_lost_connection_is_not_replaced_in_a_transaction(

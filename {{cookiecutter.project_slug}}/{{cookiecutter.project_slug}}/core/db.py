@@ -101,11 +101,11 @@ class Connection(connection):
 
     def rollback(self) -> None:
         """Roll back, and drop the functions of `on_commit` since the last commit."""
+        if self._on_commit:
+            del self._on_commit[self._committed :]
         super().rollback()
         if self.info.transaction_status != IDLE:
             self.cursor().execute("ROLLBACK")
-        if self._on_commit:
-            del self._on_commit[self._committed :]
 
     def reset(self) -> None:
         """Roll back, and reset the session, which stays in autocommit."""
