@@ -293,7 +293,8 @@ def _add_routed_queues(celery: FlaskCelery) -> None:
     """Let a worker without `--queues` run the jobs of every queue."""
     celery.loader.import_default_modules()
     for name in list(celery.tasks):
-        with suppress(Exception):  # A function may route by the arguments.
+        # A function may route by the arguments.
+        with suppress(AttributeError, IndexError, TypeError):
             if queue := celery.amqp.router.route({}, name).get("queue"):
                 celery.amqp.queues.select_add(queue)
 

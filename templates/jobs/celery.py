@@ -6,6 +6,7 @@ more than once: write tasks that have the same effect when they run twice. A bro
 cannot join a transaction: a process that dies right after the commit loses its jobs.
 """
 
+import inspect
 import logging
 import re
 import time
@@ -13,12 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
-from inspect import (
-    isasyncgenfunction,
-    iscoroutinefunction,
-    isgeneratorfunction,
-    signature,
-)
 from pathlib import Path
 from threading import Lock
 from traceback import format_exception_only
@@ -46,7 +41,11 @@ from .migrate import add_folder
 P = ParamSpec("P")
 R = TypeVar("R")
 
-OTHER_FUNCTIONS = isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+OTHER_FUNCTIONS = (
+    inspect.isasyncgenfunction,
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+)
 
 TASKS = f"{__name__.partition('.')[0]}.tasks"
 
@@ -102,9 +101,10 @@ class Task(CeleryTask[P, R]):
         Outside of a transaction, it is sent at once. The job keeps its arguments as
         JSON. Raises `TypeError` if the task does not accept the arguments, or if JSON
         cannot hold them. If the broker does not respond, the `with` block raises
-        kombu's `OperationalError`, but stays committed.
+        kombu's `OperationalError`, but stays committed. Raises `ProgrammingError` in a
+        transaction that was started without a block.
         """
-        signature(self.run).bind(*args, **kwargs)
+        inspect.signature(self.run).bind(*args, **kwargs)
         call = loads(dumps([args, kwargs]))  # a copy of the arguments
         task: Any = get_celery().tasks[self.name]
         job: AsyncResult[R] = task.AsyncResult(uuid())
@@ -155,6 +155,8 @@ def _is_outage(error: Any) -> bool:
     """Return whether the job may succeed once PostgreSQL is available."""
     if code := getattr(error, "pgcode", None):
         return bool(OUTAGE.match(code))
+    if isinstance(error.__context__, OperationalError):  # The error is its consequence.
+        return _is_outage(error.__context__)
     return not isinstance(error, InterfaceError) or "connection" in str(error)
 
 

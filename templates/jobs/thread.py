@@ -81,7 +81,7 @@ class Task(Generic[P, R]):
         one, with a copy of the arguments. Raises `TypeError` if the task does not
         accept them, or if one cannot be copied. If the queue stays full for
         `WORKER_TIMEOUT` seconds, the `with` block raises `QueueFull`, but stays
-        committed.
+        committed. Raises `ProgrammingError` in a transaction without a block.
         """
         signature(self.function).bind(*args, **kwargs)
         try:

@@ -104,6 +104,15 @@ def lose_a_deadlock() -> None:
     get_db().cursor().execute("DO $$BEGIN RAISE 'no' USING ERRCODE = '40P01'; END$$")
 
 
+@task
+def lose_the_connection() -> None:
+    cursor = get_db().cursor()
+    try:
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    finally:
+        cursor.execute("SELECT 1")  # It raises that the cursor is closed.
+
+
 @pytest.fixture(autouse=True)
 def context(app: Flask) -> Iterator[None]:
     results.clear()
@@ -338,11 +347,12 @@ def test_error_that_is_not_an_outage_is_listed(
     assert error in call
 
 
-def test_deadlock_is_retried_without_limit(
-    worker: Worker, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("job", [lose_a_deadlock, lose_the_connection])
+def test_outage_is_retried_without_limit(
+    worker: Worker, caplog: pytest.LogCaptureFixture, job: Any
 ) -> None:
-    lose_a_deadlock.delay()
-    line = f"Retrying a job of {lose_a_deadlock.name} in 2 s: "
+    job.delay()
+    line = f"Retrying a job of {job.name} in 2 s: "
     with start_worker(get_celery(), perform_ping_check=False):
         assert poll(lambda: line in caplog.text)
     assert worker.failed() == {}

@@ -540,7 +540,8 @@ os.execv(sys.executable, [sys.executable, *options, *sys.argv[2:]])
 
 INTERRUPTED = """
 import glob, signal
-signal.signal(signal.SIGALRM, lambda *_: None)
+numbers = iter(range(10**9))
+signal.signal(signal.SIGALRM, lambda *_: open(f"log.{next(numbers)}", "w").close())
 signal.setitimer(signal.ITIMER_REAL, .0005, .0005)
 for name in glob.glob("data/*"):
     open(name).close()

@@ -429,6 +429,33 @@ def test_invalid_environment_is_named_until_it_is_mended(
 
 
 @BOTH
+def test_host_may_change_while_the_port_stays(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.port_option = ()
+    environ = site.folder / ".flaskenv"
+    environ.write_text(f"FLASK_RUN_PORT={site.port}\n")
+    site.start(*options)
+    environ.write_text(f"FLASK_RUN_PORT={site.port}\nFLASK_RUN_HOST=0.0.0.0\n")
+    site.wait_for_line(" * Others on the network can use")
+    site.reload()
+
+
+@BOTH
+def test_command_beside_the_server_needs_no_valid_environment(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    site.write("import time\n@app.cli.command()\ndef rest(): time.sleep(60)\n")
+    site.start(*options, "--with", "rest")
+    (site.folder / ".env").write_bytes(b"A=caf\xe9")
+    site.wait_for_line("cannot start again")
+    site.reload()
+    site.wait_for_line("Reloaded in")
+    site.check_stays()
+    assert "flask rest exited" not in site.log
+
+
+@BOTH
 def test_program_that_is_missing_for_a_moment_ends_nothing(
     site: Site, options: tuple[str, ...]
 ) -> None:
@@ -461,6 +488,7 @@ def test_module_in_an_archive_is_watched(
     site.write(LIBRARY)
     for value in "01":
         with ZipFile(archive, "w") as file:
+            file.writestr("other.py", "1" * 5000 * int(value))  # another layout
             file.writestr("library.py", f"VALUE = {value}\n")
         if not site.process:
             site.start(*options)
@@ -694,7 +722,7 @@ def test_module_that_the_application_writes_reloads_nothing(
 # the message that says so.
 LATE = """
 import os, time
-from flask_devserver.files import LOOP, LOOP_SAVES, Files
+from flask_devserver.files import Files
 
 def add(self, paths, since, original=Files.add):
     is_message = bool(self.modules)

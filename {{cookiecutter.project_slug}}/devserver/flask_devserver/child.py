@@ -4,6 +4,7 @@ import _thread
 import atexit
 import ctypes
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,6 +78,7 @@ class Child:
     def run(self) -> NoReturn:
         """Run until SIGTERM, and exit."""
         self._prepare()
+        importlib.invalidate_caches()  # An archive on the path may have changed.
         if self.command:
             self._run_command()
         self._serve()
@@ -100,6 +103,8 @@ class Child:
         self.read: dict[str, Signature] = {}
         self.written: set[str] = set()
         self.loaded = False
+        self.unsent: deque[bytes] = deque()
+        self.sending = False
         self.lock = threading.RLock()
         sys.addaudithook(self._on_audit)
         shutdown.exit_with_parent(self.parent)
@@ -148,10 +153,16 @@ class Child:
                 self._send(written=path)
 
     def _send(self, **message: object) -> None:
-        line = json.dumps(message).encode() + b"\n"
+        self.unsent.append(json.dumps(message).encode() + b"\n")
         with suppress(OSError), self.lock:
-            while line:  # A signal may interrupt a long one.
-                line = line[os.write(self.status_pipe, line) :]
+            if self.sending:  # A signal handler has interrupted another message.
+                return
+            self.sending = True
+            while self.unsent:
+                sent = os.write(self.status_pipe, self.unsent[0])
+                if rest := self.unsent.popleft()[sent:]:
+                    self.unsent.appendleft(rest)
+            self.sending = False
 
     def _notify_ready(self) -> None:
         self._send(ready=True)
@@ -175,7 +186,8 @@ class Child:
         os.close(self.listener)
         self.listener = -1
         self._notify_ready()
-        info = ScriptInfo(app_import_path=self.app)
+        # The parent has read .env, which may be invalid by now.
+        info = ScriptInfo(app_import_path=self.app, load_dotenv_defaults=False)
         try:
             info.load_app()
         except BaseException as error:

@@ -62,7 +62,8 @@ def dev(info: ScriptInfo, /, **options: Any) -> None:
         warning = " * Others on the network can use the application and its debugger."
         click.secho(warning, err=True, fg="yellow")
     supervisor = Supervisor(info.app_import_path, CREATED, options)
-    if "_FLASK_DEV_CHECK" not in os.environ:  # Otherwise the options were all there is.
+    # A trial only checks the options, the settings and the address.
+    if "_FLASK_DEV_CHECK" not in os.environ:
         supervisor.run()
 
 

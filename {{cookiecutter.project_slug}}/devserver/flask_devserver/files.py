@@ -269,7 +269,8 @@ def module_files() -> Iterator[tuple[str, str]]:
     """Yield name and file of each module of this process that has a file."""
     for name, module in list(sys.modules.items()):
         with suppress(Exception):  # A lazy module may fail.
-            path = getattr(module.__loader__, "archive", module.__file__)
+            loader = getattr(module, "__loader__", None)
+            path = getattr(loader, "archive", module.__file__)
             if isinstance(path, str):
                 yield name, path if os.path.isabs(path) else os.path.abspath(path)
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import PathFinder
 from typing import Any
@@ -21,6 +22,7 @@ class Packages:
     def __init__(self) -> None:
         self.files: dict[str, str] = {}  # of all modules, by name
         self.waiting: deque[str] = deque()
+        self.failed: set[str] = set()  # Each fork imports these itself.
 
     def add(self, modules: Mapping[str, str]) -> None:
         """Let packages wait for their import. `modules` are files by name."""
@@ -33,31 +35,33 @@ class Packages:
     def import_next(self) -> None:
         """Import one of them, if that succeeds."""
         name = self.waiting.popleft()
+        parts = name.split(".")
+        owners = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        if self.failed.intersection(owners):
+            return
         before = set(sys.modules)
         sys.meta_path.insert(0, self)
         try:
             import_module(name)
         except BaseException:  # The application's own import shows the error.
-            for other in sys.modules.keys() - before:
-                if _root(other) not in sys.modules:
+            for other in sorted(sys.modules.keys() - before):
+                owner = other.rpartition(".")[0]
+                if owner and owner not in sys.modules:
                     del sys.modules[other]
-            if _root(name) not in sys.modules:
-                others = [n for n in self.waiting if _root(n) != _root(name)]
-                self.waiting = deque(others)
+            self.failed |= {n for n in owners if n not in sys.modules}
         finally:
-            sys.meta_path.remove(self)
+            with suppress(ValueError):  # A package may replace the list.
+                sys.meta_path.remove(self)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         """Stop the import of a module that is another one for the application."""
         if file := self.files.get(name):
             spec = PathFinder.find_spec(name, path)
             place = os.path.abspath(spec.origin) if spec and spec.origin else file
-            if place != file or not self._is_package(name):
-                raise KeyboardInterrupt  # A package may catch any other error.
+            # Some files have another name in their module, or are in an archive.
+            same = place.startswith((file, os.path.join(os.path.dirname(file), "")))
+            if not same or not self._is_package(name):
+                raise KeyboardInterrupt  # Packages catch other errors.
 
     def _is_package(self, name: str) -> bool:
         return is_library(self.files[name]) or name.startswith("flask_devserver.")
-
-
-def _root(name: str) -> str:
-    return name.partition(".")[0]

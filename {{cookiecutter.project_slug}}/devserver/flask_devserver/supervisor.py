@@ -40,11 +40,12 @@ if sys.platform == "win32":
 BURST_WINDOW = 0.5  # seconds between two saves of a burst, at most
 DEBOUNCE = 0.2  # seconds without a save that end a burst
 DATA_DELAY = 1.0  # seconds without a change of data, which a request may be writing
-MAX_DELAY = 5.0  # seconds, if a program does not stop writing
+MAX_DELAY = 5.0  # seconds, if a program does not stop writing code
 
 LAST_DEADLINE = 0.4  # seconds for requests when the server stops
 RESTART_DELAY = 5.0  # seconds until a child that failed at once starts again
-RETRY_DELAY = 1.0  # seconds until flask dev tries to start again
+RETRY_DELAY = 3.0  # seconds until flask dev tries to start again
+START_TIMEOUT = 10.0  # seconds for the trial of that
 SHOWN_FILES = 5  # in the line of a reload
 KILL_MARGIN = 0.3  # seconds after the deadline, for a child to name the blockers
 
@@ -69,7 +70,7 @@ class Supervisor:
         self.folder = os.environ.pop("_FLASK_DEV_FOLDER", "")  # for the certificate
         if options["cert"] == "adhoc":
             # Users accept a certificate once, so each child uses the same one.
-            if not self.folder:
+            if not self.folder and "_FLASK_DEV_CHECK" not in os.environ:
                 self.folder = tempfile.mkdtemp()
                 make_ssl_devcert(f"{self.folder}/dev", options["host"])
             options["cert"] = f"{self.folder}/dev.crt", f"{self.folder}/dev.key"
@@ -201,7 +202,7 @@ class Supervisor:
         if self.files and time.monotonic() >= self.files.scan_at:
             if changed := self.files.scan():
                 now, is_source = time.monotonic(), self.files.is_source
-                if not self.changed:
+                if not any(map(is_source, self.changed)):
                     self.burst_ends = now + MAX_DELAY
                 delay = DEBOUNCE if now - self.saved < BURST_WINDOW else 0
                 if any(map(is_source, changed)):
@@ -343,8 +344,12 @@ class Supervisor:
         }
         python = [sys.executable, *sys.orig_argv[1:], *options]
         # A setting may be invalid, or an installer has removed a package for a moment.
-        self.reexec_at = float("inf")
-        if error := _start_error(python, environ, self.listener.fileno()):
+        self.reexec_at, error = float("inf"), ""
+        if not options:  # Otherwise gevent would wait for the process.
+            error = _start_error(python, environ, self.listener.fileno())
+        if self.ending:
+            return
+        if error:
             if error != self.said:
                 say(f" * flask dev cannot start again, but tries to: {error}")
             self.said, self.reexec_at = error, time.monotonic() + RETRY_DELAY
@@ -376,6 +381,8 @@ def _listen(host: str, port: int) -> socket.socket:
         if address == f"{host} {port}":
             return listener
         listener.close()  # .flaskenv has another address now.
+        if "_FLASK_DEV_CHECK" in os.environ and address.endswith(f" {port}"):
+            port = 0  # The parent still has the port.
     listener = BaseWSGIServer(host, port, cast(Any, None)).socket
     if sys.platform == "linux" and listener.family != socket.AF_UNIX:
         # A connection stays in the kernel until it has a request, so a child that exits
@@ -398,9 +405,15 @@ def _start_error(command: list[str], environ: dict[str, str], listener: int) -> 
     environ = environ | {"_FLASK_DEV_CHECK": "1"}
     try:
         done = subprocess.run(
-            command, env=environ, pass_fds=[listener], capture_output=True, text=True
+            command,
+            env=environ,
+            pass_fds=[listener],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT,
         )
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
 

@@ -75,6 +75,9 @@ def test_url_of_a_function_is_validated(app: Flask) -> None:
             get_db()
         assert str(error.value).startswith("DATABASE_URL is invalid: write a")
         assert error.value.__suppress_context__
+    app.config["DATABASE_URL"] = lambda: "postgresql://host/a?schema=b"
+    with app.app_context(), pytest.raises(DatabaseUnavailable, match="leave out schem"):
+        get_db()
 
 
 def test_statement_takes_effect_at_once(app: Flask, db: connection) -> None:
@@ -182,6 +185,10 @@ def test_cursor_that_is_held_is_closed_with_its_context(app: Flask) -> None:
         with app.app_context():
             cursor = get_db().cursor("held", withhold=True)
             cursor.execute("SELECT 1")
+            with get_db() as conn:
+                cursor = conn.cursor("later")
+                cursor.withhold = True
+                cursor.execute("SELECT 1")
 
 
 def test_cursors_may_come_from_a_function(app: Flask) -> None:
@@ -409,6 +416,39 @@ def test_callbacks_of_a_commit_by_hand_outlive_a_later_rollback(
         add_item(conn)
         raise RuntimeError
     assert found == [1]
+
+
+def test_callbacks_of_a_commit_by_hand_outlive_a_later_failure(app: Flask) -> None:
+    found: list[int] = []
+    with app.app_context(), pytest.raises(InFailedSqlTransaction), get_db() as conn:
+        on_commit(lambda: found.append(1))
+        add_item(conn)
+        conn.commit()
+        on_commit(lambda: found.append(2))
+        with suppress(DivisionByZero):
+            run(conn, "SELECT 1 / 0")
+    assert found == [1]
+
+
+def test_transaction_may_be_ended_by_queries(app: Flask, db: connection) -> None:
+    found: list[int] = []
+    with app.app_context(), pytest.raises(RuntimeError), get_db() as conn:
+        on_commit(lambda: found.append(1))
+        add_item(conn)
+        run(conn, "ROLLBACK")
+        add_item(conn)
+        on_commit(lambda: found.append(2))
+        run(conn, "COMMIT")
+        add_item(conn)
+        on_commit(lambda: found.append(3))
+        raise RuntimeError
+    assert (count_items(db), found) == (1, [2])
+    with app.app_context(), get_db() as conn:
+        add_item(conn)
+        run(conn, "COMMIT")
+        add_item(conn)
+        on_commit(lambda: found.append(4))
+    assert (count_items(db), found) == (3, [2, 4])
 
 
 def test_callbacks_follow_a_transaction_without_queries(app: Flask) -> None:

@@ -170,7 +170,14 @@ def test_settings_of_a_file_end_with_it(empty: connection, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "sql",
-    ["CREATE TEMP TABLE a AS SELECT 1 AS b", "PREPARE a AS SELECT 1"],
+    [
+        "CREATE TEMP TABLE a AS SELECT 1 AS b",
+        "PREPARE a AS SELECT 1",
+        "CREATE TEMP TABLE t AS SELECT 1 AS b; DECLARE c CURSOR FOR SELECT * FROM t",
+        "CREATE TEMP TABLE p (i int PRIMARY KEY); CREATE TEMP TABLE r (i int REFERENCES"
+        " p DEFERRABLE INITIALLY DEFERRED); INSERT INTO p VALUES (1);"
+        " INSERT INTO r VALUES (1)",
+    ],
 )
 def test_session_of_a_file_ends_with_it(
     empty: connection, tmp_path: Path, sql: str
@@ -267,6 +274,13 @@ def test_other_refusal_says_nothing_of_transactions(
         migrate(empty, tmp_path)
     (tmp_path / "0001_a.sql").write_text("COPY a FROM stdin")
     with pytest.raises(MigrationError, match="COPY .*; nothing of it is applied.$"):
+        migrate(empty, tmp_path)
+
+
+def test_refusal_quotes_no_data(empty: connection, tmp_path: Path) -> None:
+    run(empty, "CREATE TABLE a (b text); INSERT INTO a VALUES ('mine'), ('mine')")
+    (tmp_path / "0001_a.sql").write_text("CREATE UNIQUE INDEX ON a (b)")
+    with pytest.raises(MigrationError, match="; nothing of it is applied.$"):
         migrate(empty, tmp_path)
 
 

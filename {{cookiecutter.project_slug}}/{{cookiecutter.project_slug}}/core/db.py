@@ -60,8 +60,8 @@ class DatabaseUnavailable(Exception):
 class Connection(connection):
     """psycopg2's connection, in autocommit, whose transactions never fail silently.
 
-    Every cursor logs the queries that take longer than `SLOW_QUERY`, without their
-    parameters. Their errors do not quote the parameters either.
+    Every cursor, unless a function makes it, logs the queries that take longer than
+    `SLOW_QUERY`, without their parameters. Their errors do not quote these either.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,15 +80,13 @@ class Connection(connection):
         factory = cursor_factory or default or cursor
         if isinstance(factory, type):  # It may be a function.
             factory = _logged(factory)
-        if rest.get("withhold"):
-            self.as_opened = ()  # It may outlive this context, so `clean` fails.
         return super().cursor(name, cursor_factory=factory, **rest)
 
     def commit(self) -> None:
         """Commit. Raises `InFailedSqlTransaction` if a query has failed."""
         state = self.info.transaction_status
         if self.status == STATUS_BEGIN and state != IN_TRANSACTION:
-            self.rollback()  # A query failed, or was a ROLLBACK.
+            self.rollback()  # A query failed.
         if state == IN_ERROR:
             message = "A query failed, so the transaction was rolled back"
             hint = "let its error leave the `with` block, or use a savepoint."
@@ -134,12 +132,13 @@ class Connection(connection):
             if error[1] is None:  # Otherwise the error of the block says why.
                 raise
         finally:
-            callbacks, self._on_commit = self._on_commit or [], None
+            callbacks = (self._on_commit or [])[: self._committed]
+            self._on_commit = None
             if not self.closed and self.status == READY:
                 self.autocommit = self._autocommit_outside
-        with ExitStack() as stack:  # This calls all functions, even if one raises.
-            for callback in reversed(callbacks):
-                stack.callback(callback)
+            with ExitStack() as stack:  # This calls all functions, even if one raises.
+                for callback in reversed(callbacks):
+                    stack.callback(callback)
 
     def clean(self) -> bool:
         """Reset psycopg2's own state. Return whether all else is as it was opened."""
@@ -280,8 +279,9 @@ def connection_parameters() -> dict[str, Any]:
     url = url() if callable(url) else url  # `dev.py` sets a function.
     try:
         given = parse_dsn(check_url(url))
-    except ValueError:  # libpq's own message may quote the password.
-        raise DatabaseUnavailable(f"DATABASE_URL is invalid: {URL_HINT}") from None
+    except ValueError as error:  # libpq's own message may quote the password.
+        hint = str(error) if type(error) is ValueError and error.args else URL_HINT
+        raise DatabaseUnavailable(f"DATABASE_URL is invalid: {hint}") from None
     defaults = {"fallback_application_name": current_app.name}
     if "service" not in given and "PGSERVICE" not in os.environ:
         defaults |= {
@@ -320,9 +320,10 @@ def _tear_down(tear_down: Any, *args: Any) -> None:
 def _leave_to_parent() -> None:
     """Let the context of a forked process open a connection of its own."""
     # Two processes on one connection read each other's responses.
-    if g and g.pop("db", None):
-        g.pop("return_db").detach()
-        g.pop("db_lock")  # A thread of the parent may hold it.
+    if g:
+        g.pop("db_lock", None)  # A thread of the parent may hold it.
+        if g.pop("db", None):
+            g.pop("return_db").detach()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork.
@@ -380,8 +381,13 @@ def _watch(self: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     began = monotonic()
     try:
         result = method(self, *args, **kwargs)
-        if conn._on_commit and getattr(self, "statusmessage", "") == "COMMIT":
-            conn._committed = len(conn._on_commit)
+        if getattr(self, "withhold", False):
+            conn.as_opened = ()  # It may outlive this context, so `clean` fails.
+        if conn._on_commit is not None and conn.status == STATUS_BEGIN:
+            if getattr(self, "statusmessage", "") == "COMMIT":
+                conn._committed = len(conn._on_commit)
+            if conn.info.transaction_status == IDLE:
+                conn.rollback()  # psycopg2 does not know that the query ended it.
         return result
     except psycopg2.Error as error:
         conn.examine(error)

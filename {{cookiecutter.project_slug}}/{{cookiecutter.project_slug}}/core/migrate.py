@@ -30,8 +30,9 @@ BLOCK = "DO $do_{mark}$BEGIN EXECUTE $_{mark}${sql}\n;SELECT$_{mark}$; END$do_{m
 UNLIMITED = """SELECT set_config(name, '0', false) FROM pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout')"""
 # A file's settings and temporary tables must not affect the next one.
-RECORD = """RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP;
-    DEALLOCATE ALL; CLOSE ALL; INSERT INTO schema_migrations VALUES (%s, %s)"""
+RECORD = """RESET SESSION AUTHORIZATION; RESET ROLE; SET CONSTRAINTS ALL IMMEDIATE;
+    RESET ALL; CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP;
+    INSERT INTO schema_migrations VALUES (%s, %s)"""
 
 # A file that raises these needs to run outside of a transaction.
 OUTSIDE = errors.ActiveSqlTransaction, errors.InvalidTransactionTermination
@@ -201,7 +202,10 @@ def _apply(cursor: cursor, path: Path) -> None:
         if cursor.connection.closed:
             hint = "`flask migrate --status` tells whether it is applied"
         where = f"{path.name}{_line_number(sql, error.diag)}"
-        parts = f"{reason}; {hint}.", error.diag.message_detail, error.diag.message_hint
+        # The detail of these quotes data.
+        quotes = isinstance(error, psycopg2.DataError | psycopg2.IntegrityError)
+        detail = "" if quotes else error.diag.message_detail
+        parts = f"{reason}; {hint}.", detail, error.diag.message_hint
         raise MigrationError(f"{where}: {' '.join(filter(None, parts))}") from error
 
 
