@@ -288,10 +288,10 @@ DEFECTS = [
     Defect(
         words="A save is lost while a version starts",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old="                self.reload_at = min(now + delay, self.burst_ends)\n",
-        new="                self.reload_at = min(now + delay, self.burst_ends)\n"
-        "                if not self.web.ready:\n"
-        '                    self.reload_at = float("inf")\n',
+        old="                    self.reload_at = min(now + delay, self.burst_ends)\n",
+        new="                    self.reload_at = min(now + delay, self.burst_ends)\n"
+        "                    if not self.web.ready:\n"
+        '                        self.reload_at = float("inf")\n',
         test="tests/test_dev.py"
         "::test_save_while_the_previous_version_starts_is_not_lost[dev]",
         sign="no answer of the last version",

@@ -158,11 +158,13 @@ class Child:
             if self.sending:  # A signal handler has interrupted another message.
                 return
             self.sending = True
-            while self.unsent:
-                sent = os.write(self.status_pipe, self.unsent[0])
-                if rest := self.unsent.popleft()[sent:]:
-                    self.unsent.appendleft(rest)
-            self.sending = False
+            try:
+                while self.unsent:
+                    line = self.unsent.popleft()
+                    if rest := line[os.write(self.status_pipe, line) :]:
+                        self.unsent.appendleft(rest)
+            finally:
+                self.sending = False
 
     def _notify_ready(self) -> None:
         self._send(ready=True)

@@ -202,17 +202,16 @@ class Supervisor:
         if self.files and time.monotonic() >= self.files.scan_at:
             if changed := self.files.scan():
                 now, is_source = time.monotonic(), self.files.is_source
-                if not any(map(is_source, self.changed)):
-                    self.burst_ends = now + MAX_DELAY
-                delay = DEBOUNCE if now - self.saved < BURST_WINDOW else 0
+                pending = any(map(is_source, self.changed))
                 if any(map(is_source, changed)):
+                    delay = DEBOUNCE if now - self.saved < BURST_WINDOW else 0
+                    if not pending:
+                        self.burst_ends = now + MAX_DELAY
                     self.saved = now
-                elif any(map(is_source, self.changed)):
-                    delay = self.reload_at - now  # Data does not delay code.
-                else:
-                    delay = DATA_DELAY
+                    self.reload_at = min(now + delay, self.burst_ends)
+                elif not pending:  # Data does not delay code.
+                    self.reload_at = now + DATA_DELAY
                 self.changed |= changed
-                self.reload_at = min(now + delay, self.burst_ends)
 
     def _on_message(self, runner: Runner, message: dict[str, Any]) -> None:
         if "ready" in message:

@@ -491,8 +491,9 @@ def test_reset_makes_the_database_again(
         assert cursor.fetchone() == (None, "made")
         cursor.execute("SELECT to_regnamespace('other')")
         assert cursor.fetchone() == (None,)
-        cursor.execute("TABLE pg_largeobject_metadata; TABLE pg_publication")
-        assert cursor.fetchone() is None
+        for catalog in ("pg_largeobject_metadata", "pg_publication"):
+            cursor.execute(f"TABLE {catalog}")
+            assert cursor.fetchone() is None
 
 
 def test_reset_needs_no_schema(
