@@ -1,4 +1,4 @@
-"""Measure the template's workers, RQ, Dramatiq and Huey.
+"""Measure the template's workers, their engines alone, RQ, Dramatiq and Huey.
 
 A job records the time of its start. Each worker has 4 threads in one process, except
 for RQ, which has one process, and `thread`, which is one thread. In each round, the
@@ -49,6 +49,29 @@ app = create_app()
 app.app_context().push()
 note = task(write)
 enqueue = note.delay
+"""
+CELERY = """
+import os
+from celery import Celery
+from note import write
+app = Celery("alone", broker=os.environ["REDIS"])
+app.conf.update(task_default_queue="alone", task_acks_late=True)
+enqueue = app.task(write).delay
+"""
+PROCRASTINATE = """
+import os
+from note import write
+from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
+url = os.environ["DATABASE_URL"]
+app = App(connector=PsycopgConnector(conninfo=url))
+app.task(queue="alone")(write)
+sender = App(connector=SyncPsycopgConnector(conninfo=url))
+job = sender.configure_task("note.write", queue="alone")
+
+def enqueue(sent):
+    if not sent:
+        sender.open()
+    job.defer(sent=sent)
 """
 RQ = """
 from note import write
@@ -122,10 +145,21 @@ class Contender(NamedTuple):
 
 
 FLASK = ["flask", "--app", "contender", "worker"]
+ALONE = ["--concurrency=4", "--queues=alone", "--delete-jobs=successful"]
 CONTENDERS = {
     "this template, thread": Contender("thread", OURS, []),
     "this template, procrastinate": Contender("procrastinate", OURS, FLASK),
     "this template, celery (Valkey)": Contender("celery", OURS, FLASK),
+    "procrastinate alone": Contender(
+        "procrastinate",
+        PROCRASTINATE,
+        ["procrastinate", "--app=contender.app", "worker", *ALONE],
+    ),
+    "Celery alone (Valkey)": Contender(
+        "celery",
+        CELERY,
+        ["celery", "--app=contender", "worker", "--pool=threads", "--concurrency=4"],
+    ),
     "RQ (Valkey)": Contender(
         "others", RQ, ["rq", "worker", "--quiet", "--url", "REDIS"]
     ),

@@ -33,6 +33,12 @@ def url() -> str:
     return url_for("url", _external=True)
 
 
+@app.get("/environ")
+def environ() -> list[str]:
+    """Return the names of what the server says of this request."""
+    return list(request.environ)
+
+
 @app.get("/at-exit")
 def at_exit() -> str:
     """Print a line when the process exits."""

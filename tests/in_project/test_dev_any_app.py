@@ -541,8 +541,13 @@ os.execv(sys.executable, [sys.executable, *options, *sys.argv[2:]])
 INTERRUPTED = """
 import glob, signal
 numbers = iter(range(10**9))
-signal.signal(signal.SIGALRM, lambda *_: open(f"log.{next(numbers)}", "w").close())
-signal.setitimer(signal.ITIMER_REAL, .0005, .0005)
+
+def interrupt(*_):
+    open(f"log.{next(numbers)}", "w").close()
+    signal.setitimer(signal.ITIMER_REAL, .0005)  # later than a slow file
+
+signal.signal(signal.SIGALRM, interrupt)
+interrupt()
 for name in glob.glob("data/*"):
     open(name).close()
 """

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -30,6 +31,13 @@ from pathlib import Path
 from flask_devserver import postgres
 print(postgres.ensure_database(Path(sys.argv[1]), "app"), flush=True)
 sys.stdin.read()
+"""
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from flask_devserver import postgres
+os.setuid(65534)
+postgres.ensure_database(Path(sys.argv[1]), "app")
 """
 
 
@@ -144,13 +152,15 @@ def test_reaper_restarts_a_killed_server(folder: Path, start: StartClient) -> No
 
 def test_client_is_known_although_the_clock_has_changed(tmp_path: Path) -> None:
     server = postgres.PostgreSQL(tmp_path / "postgres")
-    client = tmp_path / "postgres" / "clients" / str(os.getpid())
+    process = psutil.Process()
+    client = tmp_path / "postgres" / "clients" / f"{process.pid}-{hash(process)}"
     client.parent.mkdir(parents=True)
     client.touch()
+    os.utime(client, (0, 0))
     assert server._has_client()
-    os.utime(client, (0, 0))  # At that time, another process had this id.
-    assert server._has_client()
-    assert not postgres.PostgreSQL(tmp_path / "postgres")._has_client()
+    client.rename(client.with_name(f"{process.pid}-0"))
+    assert not server._has_client()  # Another process had this id.
+    assert not list(client.parent.iterdir())
 
 
 def test_new_reaper_knows_the_clients_of_the_previous_one(
@@ -307,7 +317,7 @@ def test_other_users_can_neither_open_the_locks_nor_their_folder(
 
 def test_folder_of_an_older_version_is_named(folder: Path) -> None:
     (folder / "data").mkdir(parents=True)
-    with pytest.raises(ClickException, match="is from an older version: remove it"):
+    with pytest.raises(ClickException, match="is from an older version: move it"):
         postgres.ensure_database(folder, "app")
 
 
@@ -315,8 +325,22 @@ def test_folder_of_an_older_version_is_named(folder: Path) -> None:
 def test_root_uses_no_folder_of_another_user(folder: Path) -> None:
     folder.mkdir(parents=True)
     shutil.chown(folder, "nobody")
-    with pytest.raises(ClickException, match="is from an older version: remove it"):
+    with pytest.raises(ClickException, match="belongs to the user 65534: run"):
         postgres.ensure_database(folder, "app")
+
+
+@as_root
+def test_ordinary_user_uses_no_folder_of_root() -> None:
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        (Path(place) / "instance").mkdir(mode=0o700)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, f"{place}/instance/postgres"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    assert "instance is not writable: run this as its owner" in done.stderr
 
 
 @as_root
@@ -458,10 +482,20 @@ def test_server_starts_after_a_kill_while_it_wrote_its_link(
     assert (folder.resolve() / "link").read_text() == str(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PGSSLMODE", "require"),
+        ("PGSSLROOTCERT", "system"),
+        ("PGGSSENCMODE", "require"),
+        ("PGCHANNELBINDING", "require"),
+        ("PGTARGETSESSIONATTRS", "standby"),
+    ],
+)
 def test_settings_for_another_server_do_not_matter(
-    start: StartClient, monkeypatch: pytest.MonkeyPatch
+    start: StartClient, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    monkeypatch.setenv("PGSSLMODE", "require")
+    monkeypatch.setenv(name, value)
     assert query(start().url(), "SELECT 1") == 1
 
 

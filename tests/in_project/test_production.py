@@ -46,6 +46,12 @@ class InTerminal(Server):
     prefix = (sys.executable, "-c", spawn)
 
 
+class WithoutStandardError(Server):
+    """The application on the server, whose standard error is closed."""
+
+    prefix = ("sh", "-c", 'exec "$@" 2>&-', "sh")
+
+
 def test_invalid_settings_are_reported_together() -> None:
     url = f"mysql://user:{PASSWORD}@localhost/a"
     wrong = {"DATABASE_URL": url, "SECRET_KEY": "short", "MAX_CONTENT_LENGTH": "1 MB"}
@@ -108,6 +114,21 @@ def test_path_and_scheme_from_the_client_are_ignored(
     with Server(tmp_path, database_url) as server:
         _, url, _ = server.get("/url", **lies)
         assert url == f"http://127.0.0.1:{server.port}/url".encode()
+
+
+def test_environment_is_no_part_of_a_request(tmp_path: Path, database_url: str) -> None:
+    given = {"HTTP_ORIGIN": "https://other.example", "REMOTE_USER": "root"}
+    with Server(tmp_path, database_url, **given) as server:
+        _, names, _ = server.get("/environ")
+    assert "REQUEST_METHOD" in names
+    assert not {"DATABASE_URL", "SECRET_KEY", "PATH", *given} & set(names)
+
+
+def test_server_without_standard_error_responds(
+    tmp_path: Path, database_url: str
+) -> None:
+    with WithoutStandardError(tmp_path, database_url) as server:
+        assert server.get("/value/1")[0] == 200
 
 
 def test_development_packages_are_not_imported(database_url: str) -> None:

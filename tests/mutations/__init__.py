@@ -63,8 +63,8 @@ DEFECTS = [
     Defect(
         words="A transaction in which a query failed counts as committed",
         file=f"{PACKAGE}/core/db.py",
-        old="if state == IN_ERROR:",
-        new="if state is None:",
+        old="if self.info.transaction_status == IN_ERROR:",
+        new="if self.info.transaction_status is None:",
         test="tests/core/test_db.py::test_swallowed_error_is_not_taken_for_a_commit",
         sign="DID NOT RAISE",
     ),
@@ -299,8 +299,8 @@ DEFECTS = [
     Defect(
         words="A save during the start is lost",
         file=f"{PROJECT}/devserver/flask_devserver/files.py",
-        old="        return new and self.is_source(path)",
-        new="        return False",
+        old="STALE if new and self.is_source(path) else found",
+        new="found",
         test="tests/test_dev_files.py"
         "::test_environment_that_is_saved_during_the_start_is_read",
         sign="no value in",
@@ -308,8 +308,8 @@ DEFECTS = [
     Defect(
         words="Old bytecode is served after two saves within a second",
         file=f"{PROJECT}/devserver/flask_devserver/supervisor.py",
-        old="                    _forget_bytecode(path)\n",
-        new="                    pass\n",
+        old="                _forget_bytecode(self.reloaded)\n",
+        new="                pass\n",
         test="tests/test_dev.py::test_bytecode_of_the_previous_version_is_not_used[dev]",
         sign="no answer of the last version",
     ),

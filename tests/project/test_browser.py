@@ -69,6 +69,7 @@ def test_page_reloads_on_save_and_after_an_outage(
         module.write_text(good)
         expect(heading).to_have_text("Version 5")
         expect(notice).to_be_hidden()
+        browser_page.wait_for_load_state()  # With it come the scripts.
 
     expect(notice).to_have_text(re.compile("The server does not respond"))
     retitle(template, "Back")

@@ -1,14 +1,16 @@
 """The recipes in a project's README work when followed literally."""
 
 import re
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
 from ..support.answers import choices
-from ..support.commands import PROGRAMS, run
+from ..support.commands import PROGRAMS, clean_environment, run, wait_for
 from ..support.documents import Terminal, commands
 from ..support.projects import Bake, install
 from ..support.repository import commit, start_repository
@@ -50,8 +52,11 @@ AUDIT = """
 CREATE SCHEMA audit;
 CREATE TABLE audit.log (what text);
 CREATE TABLE audit.kinds (kind text);
+CREATE SEQUENCE audit.invoices;
+CREATE MATERIALIZED VIEW audit.lines AS SELECT what FROM audit.log;
 """
 TEST_AUDIT = """
+import psycopg2
 import pytest
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -59,7 +64,36 @@ def test_log(db, number):
     with db.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM audit.log")
         assert cursor.fetchone() == (0,)
+        cursor.execute("SELECT count(*) FROM audit.lines")
+        assert cursor.fetchone() == (0,)
+        cursor.execute("SELECT nextval('audit.invoices')")
+        assert cursor.fetchone() == (1,)
         cursor.execute("INSERT INTO audit.log VALUES ('test')")
+        cursor.execute("REFRESH MATERIALIZED VIEW audit.lines")
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_rejected_row(db, number):
+    with db.cursor() as cursor:
+        cursor.execute("SELECT pg_sequence_last_value('notes_id_seq')")
+        assert cursor.fetchone() == (None,)
+        with pytest.raises(psycopg2.IntegrityError):
+            cursor.execute("INSERT INTO notes (body) VALUES (NULL)")
+"""
+
+TEST_WAIT = """
+import time
+from pathlib import Path
+
+def test_wait(db):
+    Path(f"{db.info.dbname}.name").touch()
+    time.sleep(600)
+"""
+
+DATABASES = """
+import os, psycopg2
+cursor = psycopg2.connect(os.environ["DATABASE_URL"]).cursor()
+cursor.execute("SELECT datname FROM pg_database")
+print(cursor.fetchall())
 """
 
 PERIODIC = """
@@ -133,7 +167,38 @@ def test_each_test_starts_with_what_the_migrations_create(
     # This plugin gives a request to every test with the fixture `app`.
     plugin = [PROGRAMS / "uv", "pip", "install", "--quiet", "pytest-flask"]
     run(*plugin, cwd=project)
-    run(programs / "pytest", "tests", cwd=project, DATABASE_URL=server_url)
+    # An editor may load the settings of development from `.env`.
+    editor = {"TRUSTED_HOSTS": "myphone.local", "FLASK_SERVER_NAME": "example.com"}
+    run(programs / "pytest", "tests", cwd=project, DATABASE_URL=server_url, **editor)
+
+
+def test_databases_of_a_killed_run_are_dropped(bake: Bake, server_url: str) -> None:
+    project = bake(project_slug="app")
+    programs = install(project)
+    (project / "tests" / "test_wait.py").write_text(TEST_WAIT)
+    environ = {"DATABASE_URL": server_url}
+    command = [programs / "pytest", "tests/test_wait.py"]
+
+    @contextmanager
+    def waiting() -> Iterator[str]:
+        """Run a test until the end of the block, and yield the database's name."""
+        before = {*project.glob("*.name")}
+        env = clean_environment() | environ
+        with subprocess.Popen(command, cwd=project, env=env) as test:
+            try:
+                wait_for(lambda: {*project.glob("*.name")} - before, "database")
+                [name] = {*project.glob("*.name")} - before
+                yield name.stem
+            finally:
+                test.kill()
+
+    with waiting() as killed:
+        pass
+    with waiting() as running:
+        run(programs / "pytest", "tests/test_notes.py", cwd=project, **environ)
+        left = run(programs / "python", "-c", DATABASES, cwd=project, **environ)
+    assert running in left
+    assert killed not in left
 
 
 def test_periodic_task_does_not_run_in_the_reload_tests(

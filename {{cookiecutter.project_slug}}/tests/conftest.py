@@ -13,6 +13,7 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from psycopg2.extensions import connection, make_dsn
 
 from {{ cookiecutter.project_slug }} import create_app
+from {{ cookiecutter.project_slug }}.core import security
 from {{ cookiecutter.project_slug }}.core.cli import DROP_ALL
 from {{ cookiecutter.project_slug }}.core.db import get_pool
 {%- if cookiecutter.worker == 'thread' %}
@@ -30,12 +31,30 @@ SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
 WHERE datname = %s AND usename = current_user AND pid <> pg_backend_pid()
 """
 
-# The tables that have had rows since they were created or truncated.
+# The tables and materialized views with rows since they were created or truncated, and
+# the sequences that were used, even for rejected rows.
 USED = """
-SELECT oid::regclass::text FROM pg_class
-WHERE relkind = 'r' AND relnamespace::regnamespace::text !~ '^(pg_|information_schema)'
-AND pg_relation_size(oid) > 0
+SELECT oid::regclass::text, relkind FROM pg_class
+WHERE relnamespace::regnamespace::text !~ '^(pg_|information_schema)' AND (
+    relkind IN ('r', 'm') AND pg_relation_size(oid) > 0
+    OR relkind = 'S' AND pg_sequence_last_value(oid) IS NOT NULL
+)
 """
+RESTORE = {"S": "ALTER SEQUENCE {} RESTART", "m": "REFRESH MATERIALIZED VIEW {}"}
+
+# The databases of killed test runs. The others are locked.
+LEFT = """
+SELECT datname FROM pg_database WHERE starts_with(datname, %s)
+AND pg_get_userbyid(datdba) = current_user AND pg_try_advisory_lock(hashtext(datname))
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> None:
+    """Drop the settings of development, because an editor may load `.env`."""
+    for name in {*os.environ}:
+        if name.startswith("FLASK_") or name in security.SETTINGS:
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +79,10 @@ def migrated_url(server_url: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def filled(migrated_url: str) -> set[str]:
-    """The tables that migrations fill."""
+    """The tables, views and sequences that migrations fill or use."""
     with closing(connect(migrated_url)) as conn, conn.cursor() as cursor:
         cursor.execute(USED)
-        return {name for (name,) in cursor}
+        return {name for name, _ in cursor}
 
 
 @pytest.fixture
@@ -74,8 +93,11 @@ def database_url(migrated_url: str, filled: set[str]) -> str:
         if filled == {"schema_migrations"}:
             # This is much faster than the migrations, but empties all other tables.
             cursor.execute(USED)
-            if used := {name for (name,) in cursor} - filled:
-                cursor.execute(f"TRUNCATE {', '.join(used)} RESTART IDENTITY CASCADE")
+            used = {name: kind for name, kind in cursor if name not in filled}
+            if tables := [name for name, kind in used.items() if kind == "r"]:
+                cursor.execute(f"TRUNCATE {', '.join(tables)} CASCADE")
+            for name in used.keys() - tables:
+                cursor.execute(RESTORE[used[name]].format(name))
         else:
             cursor.execute(DROP_ALL)
             migrate(migrated_url)
@@ -166,8 +188,18 @@ def migrate(url: str) -> None:
 @contextmanager
 def scratch_database(server_url: str) -> Iterator[str]:
     """Create a database, yield its URL and drop it."""
-    name = f"test_{token_hex(8)}"
     with closing(connect(server_url)) as conn, conn.cursor() as cursor:
+        # Locks belong to this database.
+        cursor.execute(
+            "SELECT oid::text FROM pg_database WHERE datname = current_database()"
+        )
+        [[oid]] = cursor.fetchall()
+        cursor.execute(LEFT, [f"test_{oid}_"])
+        for (left,) in cursor.fetchall():
+            cursor.execute(DISCONNECT, [left])
+            cursor.execute(f"DROP DATABASE {left}")
+        name = f"test_{oid}_{token_hex(8)}"
+        cursor.execute("SELECT pg_advisory_lock(hashtext(%s))", [name])
         cursor.execute(f"CREATE DATABASE {name}")
         # Nothing here has to survive a crash.
         cursor.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")

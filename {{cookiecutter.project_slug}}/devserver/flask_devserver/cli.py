@@ -17,6 +17,8 @@ from flask.cli import ScriptInfo, pass_script_info, run_command
 from . import shutdown
 
 CREATED = time.time()
+FORK = "Fork a process that has imported the packages, or start a new Python."
+BROWSER = "Reload the pages in browsers when a new version responds."
 
 if os.environ.get("WERKZEUG_RUN_MAIN") == "true" and "run" in sys.argv:
     shutdown.guard()
@@ -24,16 +26,8 @@ if os.environ.get("WERKZEUG_RUN_MAIN") == "true" and "run" in sys.argv:
 
 @click.command("dev", context_settings={"show_default": True})
 @click.option("--deadline", default=1.0, help="Seconds that a process has to exit.")
-@click.option(
-    "--fork/--no-fork",
-    default=sys.platform == "linux",
-    help="Fork a process that has imported the packages, or start a new Python.",
-)
-@click.option(
-    "--browser-reload/--no-browser-reload",
-    default=True,
-    help="Reload the pages in browsers when a new version responds.",
-)
+@click.option("--fork/--no-fork", default=sys.platform == "linux", help=FORK)
+@click.option("--browser-reload/--no-browser-reload", default=True, help=BROWSER)
 @click.option("--watch", multiple=True, help="Also watch this file or folder.")
 @click.option(
     "--with",

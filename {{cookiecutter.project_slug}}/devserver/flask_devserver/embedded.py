@@ -41,7 +41,6 @@ class EmbeddedServer:
         lock, reaper_lock = map(server_dir.with_suffix, (".lock", ".reaper.lock"))
         self.lock = FileLock(lock, mode=0o600)  # held while the server starts or stops
         self.reaper_lock = FileLock(reaper_lock, mode=0o600)  # held by the reaper
-        self.clients: dict[str, psutil.Process] = {}  # by the names of their files
 
     def join(self) -> None:
         """Start the server if it does not run, and keep it running for this process.
@@ -50,9 +49,9 @@ class EmbeddedServer:
         it. The caller holds `lock`. Raises `ClickException` if it does not start.
         """
         reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
-        client = os.getppid() if reloaded else os.getpid()
+        client = psutil.Process(os.getppid() if reloaded else os.getpid())
         (self.home / "clients").mkdir(mode=0o700, exist_ok=True)
-        (self.home / "clients" / str(client)).touch()
+        (self.home / "clients" / _file_name(client)).touch()
         with suppress(Timeout):  # Then the reaper runs already.
             self.reaper_lock.acquire(blocking=False).lock.release()
             self._start_reaper()
@@ -117,9 +116,7 @@ class EmbeddedServer:
 
     def _stop(self, server: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess):
-            # Windows has no signals: the server recovers at its next start.
-            windows = sys.platform == "win32"
-            server.send_signal(signal.SIGTERM if windows else self.stop_signal)
+            server.send_signal(self.stop_signal)
         kill_after(STOP_TIMEOUT, [server])  # The next client waits for its end.
 
     def _processes(self) -> list[psutil.Process]:
@@ -145,23 +142,18 @@ class EmbeddedServer:
         return any([self._runs(file) for file in (self.home / "clients").glob("*")])
 
     def _runs(self, file: Path) -> bool:
-        """Return whether the process whose id is the name of `file` runs.
-
-        A process that started after the file was written only has the same id. Remove
-        the file of a process that has exited.
-        """
-        client = self.clients.pop(file.name, None)
-        with suppress(psutil.NoSuchProcess, FileNotFoundError):
-            # The clock may have changed since the file was written.
-            if not (client and is_running(client)):
-                client = psutil.Process(int(file.name))
-                if client.create_time() > file.stat().st_mtime + 1:
-                    raise psutil.NoSuchProcess(client.pid)
-            if is_running(client):
-                self.clients[file.name] = client
+        """Return whether the client of `file` runs. If it has exited, remove `file`."""
+        with suppress(psutil.NoSuchProcess):
+            client = psutil.Process(int(file.name.partition("-")[0]))
+            if _file_name(client) == file.name and is_running(client):
                 return True
         file.unlink(missing_ok=True)
         return False
+
+
+def _file_name(client: psutil.Process) -> str:
+    # The hash tells a later process with the same id, even if the clock has changed.
+    return f"{client.pid}-{hash(client)}"
 
 
 def free_port(wish: int) -> int:

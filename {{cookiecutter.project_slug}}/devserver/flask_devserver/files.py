@@ -15,11 +15,11 @@ from errno import EACCES, ENOENT, ENOTDIR
 from fnmatch import fnmatch
 from glob import escape, iglob
 from pathlib import Path
-from sysconfig import get_path
 
 from . import say
 
 Signature = tuple[int, ...]  # empty for a file that does not exist
+STALE: Signature = (0,)  # unlike that of any file
 
 # The packages and the environment depend on these. Installers write RECORD last.
 SETTINGS = (".env", ".flaskenv", "pyproject.toml", f"dist-info{os.sep}RECORD")
@@ -31,7 +31,7 @@ SOURCES = (
     *SETTINGS,
 )
 
-_STANDARD_LIBRARY = get_path("stdlib")
+_STANDARD_LIBRARY = os.path.dirname(os.__file__)
 _is_installed = re.compile(r"[/\\](site|dist)-packages[/\\]").search
 
 IGNORED = ("__pycache__", "node_modules")
@@ -47,7 +47,6 @@ LOOP, LOOP_SAVES = 15.0, 5  # Five saves within 15 seconds come from a program.
 SCAN_SHARE = 20  # Scans without an event take at most a 20th of the time.
 EVENT_SHARE = 2  # Scans after events take at most a third of the time.
 
-IN_NONBLOCK, IN_CLOEXEC = 0o4000, 0o2000000
 EVENTS = 0x10003CC  # something in a folder is written, moved, created or removed
 
 
@@ -77,31 +76,22 @@ class Files:
         self.modules: set[str] = set()
         self.folders: set[str] = set()
         self.known: dict[str, Signature] = {}
-        self.installed: dict[str, Signature] = {}
-        self._differing(self.known, self._sources())
+        self._learn(self._sources(), since)
         if len(self.folders) >= MAX_FOLDERS:  # as in / or in somebody's home
             say(f" * {root} has too many folders: only loaded modules are watched.")
             self.walked = ()
             self.known.clear()
-        self._differing(self.installed, _distributions())
-        self.missed = {p for p in self.known if self._is_newer(p, since)}
+        self._learn(_distributions(), since)
 
     def add(self, paths: Mapping[str, Signature], since: float) -> None:
         """Watch modules and other files that were read after the time `since`.
 
         With each comes its signature at that moment, or an empty one if it is unknown.
         """
-        known = {*self.known, *self.installed}
-        if new := set(filter(self._may_change, paths)) - known:
-            installed = set(filter(_is_installed, new))
-            self.modules |= new - installed
-            read = {p: tuple(paths[p]) for p in new - installed if paths[p]}
-            self.known |= read
-            known |= read.keys()
-            found = self._differing(self.installed, installed)
-            found |= self._differing(self.known, self._sources())
-            # Other files are new to `known`, but existed before.
-            self.missed |= {p for p in found if p in known or self._is_newer(p, since)}
+        if new := set(filter(self._may_change, paths)) - self.known.keys():
+            self.modules |= {p for p in new if not _is_installed(p)}
+            self.known |= {p: tuple(paths[p]) for p in new if paths[p]}
+            self._learn({*new, *self._sources()}, since)
         self.scan_at = time.monotonic()
 
     def on_event(self) -> None:
@@ -114,11 +104,11 @@ class Files:
         """Return the files that have changed since the last scan."""
         began = time.process_time()  # A slow file system costs time, but no processor.
         self.events.watch(self.folders)
-        found = self.missed | self._differing(self.known, self._sources())
-        self.missed = set()
+        installed = set(filter(_is_installed, self.known))
+        found = self._differing({*self.known, *self._sources()} - installed)
         # Installed packages are many and seldom change, so no reload waits for them.
         found = set(filter(self._counts, found))
-        found = found or self._differing(self.installed, _distributions())
+        found = found or self._differing({*installed, *_distributions()})
         now, cost = time.monotonic(), time.process_time() - began
         self.scan_at = now + max(self.events.interval, SCAN_SHARE * cost)
         self.rested_at = now + EVENT_SHARE * cost
@@ -129,14 +119,23 @@ class Files:
         now = time.monotonic()
         return {p for p in changed if self._counts(p) and not self._is_noise(p, now)}
 
-    def _differing(self, old: dict[str, Signature], found: Iterable[str]) -> set[str]:
-        """Update `old` with the files `found`, and return those that differ."""
-        new = {p: signature(p) for p in {*old, *found}}
+    def _learn(self, paths: Iterable[str], since: float) -> None:
+        """Add the files to `known`. The next scan finds those that are newer."""
+        for path in {*paths} - self.known.keys():
+            found = signature(path)
+            # Moving a file here changes its ctime. A time may be in the future.
+            new = any(since * 1e9 < t < time.time_ns() for t in found[:2])
+            # A program may write data at each start, so only sources count.
+            self.known[path] = STALE if new and self.is_source(path) else found
+
+    def _differing(self, paths: Iterable[str]) -> set[str]:
+        """Update `known` with the files, and return those that differ."""
+        new = {p: signature(p) for p in paths}
         # An editor may remove a file for a moment before it writes the new one.
         new = {p: s for p, s in new.items() if s or self.is_source(p)}
-        differing = {p for p, s in new.items() if s != old.get(p, ())}
-        differing = {p for p in differing if old.get(p) or self.is_source(p)}
-        old |= new
+        differing = {p for p, s in new.items() if s != self.known.get(p, ())}
+        differing = {p for p in differing if self.known.get(p) or self.is_source(p)}
+        self.known |= new
         return differing
 
     def is_source(self, path: str) -> bool:
@@ -150,11 +149,6 @@ class Files:
             return bool(_is_installed(path)) or not is_library(path)
         data = path.startswith(self.root) and not path.endswith(IGNORED_KINDS)
         return data and not is_library(path)
-
-    def _is_newer(self, path: str, since: float) -> bool:
-        # Moving a file here changes its ctime. A time may be in the future.
-        new = any(since * 1e9 < t < time.time_ns() for t in signature(path)[:2])
-        return new and self.is_source(path)  # A program may write data at each start.
 
     def _counts(self, path: str) -> bool:
         written = self.written.get(path) or self.written.get(path.rpartition("-")[0])
@@ -242,7 +236,7 @@ class Events:
         self.interval = POLL_INTERVAL
         if sys.platform == "linux":
             self.interval = SCAN_INTERVAL
-            self.descriptor = self.libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
+            self.descriptor = self.libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             self._check(self.descriptor)
 
     def watch(self, folders: Iterable[str]) -> None:

@@ -18,9 +18,10 @@ import tempfile
 import time
 from configparser import ConfigParser
 from contextlib import closing, suppress
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg2
 from click import ClickException
@@ -35,6 +36,14 @@ INSTALLED = (
     "opt/homebrew/opt/postgresql@*/bin/initdb",
     "Program Files/PostgreSQL/*/bin/initdb.exe",
 )
+# Of libpq's own variables, such as PGSSLMODE, these are for another server.
+LOCAL = {
+    "sslmode": "disable",
+    "sslrootcert": "",
+    "gssencmode": "disable",
+    "channel_binding": "disable",
+    "target_session_attrs": "any",
+}
 SERVICES = "pg_service.conf"  # for psql and other clients, with PGSERVICEFILE
 # A server in production usually has UTC; initdb would choose that of the machine.
 OPTIONS = "-c timezone=UTC -c listen_addresses=127.0.0.1 -c unix_socket_directories="
@@ -49,7 +58,11 @@ def ensure_database(server_dir: Path, name: str) -> str:
     For root, `server_dir` becomes a link to a folder that the user nobody can reach.
     Raises `ClickException` if this machine has no PostgreSQL, or if it does not start.
     """
-    server_dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = server_dir.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        problem = "is not writable: run this as its owner, or move it away."
+        raise ClickException(f"{folder} {problem}")
     server = PostgreSQL(server_dir)
     with server.lock:
         server.make_home()
@@ -67,12 +80,14 @@ class PostgreSQL(EmbeddedServer):
 
     program = "postgres"
     data = "data"
-    stop_signal = signal.SIGINT  # After it, PostgreSQL does not wait for clients.
+    # After SIGINT, PostgreSQL does not wait for clients. Windows has no signals: the
+    # server recovers at its next start.
+    stop_signal = signal.SIGTERM if sys.platform == "win32" else signal.SIGINT
 
     def make_home(self) -> None:
         """Make the folder of the server and, for root, a link to it."""
         self.home = self.server_dir.resolve()  # Another process may have made it.
-        if not _is_root():
+        if not _server_user():
             self.server_dir.mkdir(mode=0o700, exist_ok=True)
         elif not self.server_dir.exists() or self._is_copied():
             # The inode tells a new folder, which starts without data, from a moved one.
@@ -89,12 +104,13 @@ class PostgreSQL(EmbeddedServer):
             self.server_dir.unlink(missing_ok=True)  # a link to a removed folder
             self.server_dir.symlink_to(self.home)
         is_old = (self.home / "data").exists() and not (self.home / SERVICES).exists()
-        # In older versions, the folder belonged to the user nobody.
-        if is_old or (_is_root() and self.home.stat().st_uid):
-            hint = "remove it to start over"
-            message = f"{self.server_dir} is from an older version: {hint}."
-            raise ClickException(message)
-        if _is_root():
+        if is_old:
+            problem = "is from an older version: move it away to start over."
+            raise ClickException(f"{self.server_dir} {problem}")
+        if _server_user():
+            if uid := self.home.stat().st_uid:  # In older versions, it was nobody's.
+                problem = f"belongs to the user {uid}: run this as its owner"
+                raise ClickException(f"{self.server_dir} {problem}, or move it away.")
             draft = self.home / "link.draft"  # This process may be killed at any time.
             draft.write_text(str(self.server_dir))
             draft.replace(self.home / "link")
@@ -123,15 +139,14 @@ class PostgreSQL(EmbeddedServer):
             dev["dbname"] = name
             self._write_services(services)
         url = "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**dev)
-        return f"{url}?sslmode=disable"  # PGSSLMODE is for another server.
+        return f"{url}?{urlencode(LOCAL)}"
 
     def _connect(self) -> connection:
         end = time.monotonic() + 10
         while True:
-            options: dict[str, Any] = {**self._read_services()["admin"]}
+            options: dict[str, Any] = {**self._read_services()["admin"], **LOCAL}
             try:
-                options |= {"connect_timeout": 5, "sslmode": "disable"}
-                conn: connection = psycopg2.connect(**options)
+                conn: connection = psycopg2.connect(**options, connect_timeout=5)
             except psycopg2.OperationalError:  # It may be recovering from a crash.
                 if time.monotonic() > end:
                     raise
@@ -223,7 +238,7 @@ def _run_from(home: Path, program: str, *arguments: str) -> None:
 
 
 def _server_user() -> dict[str, Any]:
-    """Return the options with which `subprocess.run` drops root and its environment."""
+    """Return how `subprocess.run` drops root and its environment, if this is root."""
     if sys.platform == "win32" or os.geteuid():
         return {}
     import pwd  # Windows does not have it.
@@ -231,10 +246,6 @@ def _server_user() -> dict[str, Any]:
     nobody = pwd.getpwnam("nobody")
     ids = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     return {**ids, "env": {"PATH": os.defpath}}
-
-
-def _is_root() -> bool:
-    return sys.platform != "win32" and os.geteuid() == 0
 
 
 def _bin_dir() -> Path:
@@ -263,16 +274,13 @@ def _copy_programs() -> None:
 
 def _reachable() -> Path:
     """Return the copy of the programs that every user can reach, for root's servers."""
-    release = ""
-    with suppress(PackageNotFoundError):
-        release = version(WHEEL)
+    release = "".join(found.version for found in [*distributions(name=WHEEL)][:1])
     return Path("/var/lib", f"flask-devserver-programs-{release}")
 
 
 def _site_packages() -> list[Path]:
-    with suppress(PackageNotFoundError):
-        return [Path(str(distribution(WHEEL).locate_file("")))]
-    return []
+    found = [*distributions(name=WHEEL)][:1]
+    return [Path(str(each.locate_file(""))) for each in found]
 
 
 if __name__ == "__main__":

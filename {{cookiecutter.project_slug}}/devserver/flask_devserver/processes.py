@@ -60,23 +60,20 @@ class Runner:
         self.pipe, self.child.status_pipe = os.pipe()
         self.selector.register(self.pipe, EVENT_READ, self._read)
         self.ready, self.start_at = False, float("inf")
-        try:
-            self.pid = self._fork(close_in_fork) if close_in_fork else self._spawn()
-        except OSError as error:  # The user has too many processes, for example.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-            say(f" * {self.child.name} cannot start, and tries again: {error}")
-            self.start_at = time.monotonic() + 1
-        os.close(self.child.status_pipe)
-
-    def _fork(self, close: Callable[[], None]) -> int:
         # A signal must wait until the fork has its own handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        if pid := os.fork():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-            return pid
-        close()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        self.child.run()
+        try:
+            self.pid = os.fork() if close_in_fork else self._spawn()
+        except OSError as error:  # The user has too many processes, for example.
+            say(f" * {self.child.name} cannot start, and tries again: {error}")
+            self.start_at = time.monotonic() + 1
+        else:
+            if close_in_fork and not self.pid:
+                close_in_fork()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+                self.child.run()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        os.close(self.child.status_pipe)
 
     def _spawn(self) -> int:
         for fd in self.child.descriptors():
@@ -113,6 +110,9 @@ class Processes:
         self.named: set[int] = set()  # daemons whose names were printed
         if sys.platform == "linux":  # Orphans become children of this process.
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.settings: list[Any] = []  # of the terminal, if the standard input is one
+        with suppress(termios.error, OSError, ValueError):
+            self.settings = termios.tcgetattr(0)
 
     def end(self, pid: int, seconds: float, name: str) -> None:
         """Ask a process to exit, and kill it after that many `seconds`."""
@@ -139,7 +139,13 @@ class Processes:
         with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
+                self._restore_terminal()
                 yield pid, None if self.dying.pop(pid, None) else status
+
+    def _restore_terminal(self) -> None:
+        with suppress(termios.error, OSError):  # This process may be in the background.
+            if self.settings and os.tcgetpgrp(0) == os.getpgrp():
+                termios.tcsetattr(0, termios.TCSANOW, self.settings)
 
     def end_orphans(self, known: Iterable[int], successor: int) -> None:
         """Stop the children of this process that are not known.
@@ -148,20 +154,17 @@ class Processes:
         """
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         with suppress(OSError):
-            found = {int(pid) for pid in children.read_text().split()}
-            found -= {*known, *self.dying, *self.named}
-            limit = _start_time(successor) if found and successor else float("inf")
-            for pid in found:
-                if _start_time(pid) < limit:
+            found = set(map(int, children.read_text().split()))
+            for pid in found.difference(known, self.dying, self.named):
+                if _start_time(pid) < _start_time(successor):
                     self._end_orphan(pid)
 
     def _end_orphan(self, pid: int) -> None:
-        command = _command_line(pid)
+        command = os.fsdecode(_read(pid, "cmdline").replace(b"\0", b" ")).strip()
         name = f"{command} (pid {pid})"
         with suppress(ProcessLookupError):
             if os.getsid(pid) == os.getsid(0):
-                due = time.monotonic() + ORPHAN_DELAY
-                self.dying[pid] = (due, signal.SIGTERM, name)
+                self.dying[pid] = time.monotonic() + ORPHAN_DELAY, signal.SIGTERM, name
                 return
         # The process has left the session, as daemons do.
         self.named.add(pid)
@@ -170,38 +173,20 @@ class Processes:
             say(f" * Left running in its own session: {name}")
 
 
-class Terminal:
-    """Remember the settings of the terminal, if the standard input is one."""
-
-    def __init__(self) -> None:
-        self.settings: list[Any] = []
-        with suppress(termios.error, OSError, ValueError):
-            self.settings = termios.tcgetattr(0)
-
-    def restore(self) -> None:
-        """Restore the settings, unless this process is in the background."""
-        with suppress(termios.error, OSError):
-            if self.settings and os.tcgetpgrp(0) == os.getpgrp():
-                if termios.tcgetattr(0) != self.settings:
-                    termios.tcsetattr(0, termios.TCSADRAIN, self.settings)
-
-
 def send_signal(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process, if it still exists."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
 
-def _command_line(pid: int) -> str:
-    with suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return os.fsdecode(b" ".join(words)).strip()
-    return ""
-
-
 def _start_time(pid: int) -> float:
     """Return when a process has started, or infinity if it has exited."""
-    with suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return float("inf") if fields[0] == b"Z" else float(fields[19])
-    return float("inf")
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return float(fields[19]) if fields and fields[0] != b"Z" else float("inf")
+
+
+def _read(pid: int, name: str) -> bytes:
+    """Return what Linux says about a process, or nothing if it has exited."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""

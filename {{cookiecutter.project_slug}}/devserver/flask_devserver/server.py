@@ -38,10 +38,8 @@ class Server(ThreadedWSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.in_flight[request] = ""
-        if self.threads:
-            super().process_request(request, client_address)
-        else:
-            BaseWSGIServer.process_request(self, request, client_address)
+        kind = ThreadedWSGIServer if self.threads else BaseWSGIServer
+        kind.process_request(self, request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)

@@ -31,7 +31,7 @@ from . import say
 from .child import Child, Waker
 from .files import SETTINGS, Files, module_files
 from .packages import Packages
-from .processes import Processes, Runner, Terminal, send_signal
+from .processes import Processes, Runner, send_signal
 
 if sys.platform == "win32":
     raise ImportError("flask dev needs Linux or macOS.")
@@ -95,7 +95,6 @@ class Supervisor:
         self.interrupted = 0.0
         self.parent = os.getppid()
         self.environ = _own_environment()
-        self.terminal = Terminal()
         self.reexec_at, self.said = float("inf"), ""
 
     def run(self) -> None:
@@ -168,7 +167,6 @@ class Supervisor:
                 if runner.pid == pid:
                     self._on_end(runner, status)
             self.draining.discard(pid)
-            self.terminal.restore()
             known = [runner.pid for runner in self.runners]
             self.processes.end_orphans(known, self.web.pid)
 
@@ -301,8 +299,7 @@ class Supervisor:
             if due and not runner.pid and not self.ending:
                 with suppress(OSError):
                     os.chdir(self.root)  # It may be a new folder by now.
-                for path in self.reloaded:
-                    _forget_bytecode(path)
+                _forget_bytecode(self.reloaded)
                 self.beside = bool(self.draining)
                 runner.start(self._close_in_fork if self.fork else None)
 
@@ -359,8 +356,7 @@ class Supervisor:
             return
         environ["_FLASK_DEV_CREATED"] = str(time.time())
         # The next process considers every save before this time as read.
-        for path in self.reloaded | (self.files.scan() if self.files else set()):
-            _forget_bytecode(path)
+        _forget_bytecode(self.reloaded | (self.files.scan() if self.files else set()))
         os.execve(sys.executable, python, environ)  # noqa: S606  # its own command
 
     def _url(self) -> str:
@@ -417,7 +413,8 @@ def _start_error(command: list[str], environ: dict[str, str], listener: int) -> 
     return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
 
 
-def _forget_bytecode(path: str) -> None:
+def _forget_bytecode(paths: set[str]) -> None:
     # Python uses old bytecode if the file was saved twice within a second.
-    with suppress(OSError):  # There may be none, or another user may own it.
-        Path(cache_from_source(path)).unlink()
+    for path in paths:
+        with suppress(OSError):  # There may be none, or another user may own it.
+            Path(cache_from_source(path)).unlink()

@@ -13,7 +13,6 @@ import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, cast
 from urllib.parse import urlsplit
 
 from click import ClickException
@@ -52,17 +51,14 @@ class Valkey(EmbeddedServer):
 
     def _start(self) -> None:
         port, password = self._choose_address(self.home / "url")
+        # Other users can read the arguments of a process, but not this file.
+        config = self.home / "config"
+        config.touch(mode=0o600)
+        config.write_text(CONFIG.format(port=port, password=password))
         with (self.home / "log").open("wb") as log:
             server = subprocess.Popen(
-                [_find_program(), "-"],
-                cwd=self.home,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
+                [_find_program(), "config"], cwd=self.home, stdout=log, stderr=log
             )
-        # Other users can read the arguments of a process, but not its input.
-        with cast("IO[bytes]", server.stdin) as stdin:
-            stdin.write(CONFIG.format(port=port, password=password).encode())
         end = time.monotonic() + START_TIMEOUT
         while server.poll() is None and time.monotonic() < end:
             with suppress(OSError):

@@ -1,13 +1,10 @@
 """The welcome page of the development server, shown while `/` is not found."""
 
-import json
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, version
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +43,7 @@ class Welcome:
             # Another site can make its name lead here. This raises `SecurityError`.
             get_host(request.environ, self.app.config["TRUSTED_HOSTS"])
             figures = self._figures(connect=request.query_string == b"connect")
-            return Response(json.dumps(figures), mimetype="application/json")
+            return self.app.json.response(figures)
         return self.app
 
     def _show_page(self, response: Response) -> Response:
@@ -62,9 +59,9 @@ class Welcome:
             app=self.app,
             prefix=PREFIX,
             description=self._description(),
-            versions={"Flask": version("flask"), "Python": platform.python_version()},
+            versions={"Flask": version("flask"), "Python": sys.version.split()[0]},
             figures=self._figures(connect=True),
-            routes=sorted(self._routes(), key=itemgetter(1)),
+            routes=sorted(self._routes()),
         )
 
     def _description(self) -> str:
@@ -97,13 +94,13 @@ class Welcome:
         return {name: found for name, found in figures.items() if found}
 
     def _routes(self) -> Iterator[tuple[str, str, str]]:
-        """Yield methods, path and the first line of the docstring of each route."""
+        """Yield path, methods and the first line of the docstring of each route."""
         for rule in self.app.url_map.iter_rules():
             if rule.endpoint != "static":
                 methods = (rule.methods or set()) - {"HEAD", "OPTIONS"}
                 view = self.app.view_functions.get(rule.endpoint)
                 summary = getattr(view, "__doc__", "") or ""
-                yield " ".join(sorted(methods)), rule.rule, summary.partition("\n")[0]
+                yield rule.rule, " ".join(sorted(methods)), summary.partition("\n")[0]
 
 
 def _stats(extension: object) -> dict[str, object]:

@@ -5,9 +5,11 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO, StringIO, TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from flask.testing import FlaskClient
 from psycopg2.errors import QueryCanceled
 from psycopg2.extras import RealDictCursor, execute_values
 
+from {{ cookiecutter.project_slug }}.core import health, migrate
 from {{ cookiecutter.project_slug }}.core.db import get_db
 from {{ cookiecutter.project_slug }}.core.log import (
     TEXT,
@@ -51,6 +54,28 @@ def test_healthy_but_not_ready_without_a_database() -> None:
     client = create_app({"TESTING": True, "DATABASE_URL": url}).test_client()
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 503
+
+
+def test_checks_of_a_database_that_hangs_occupy_one_thread(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, begun = Event(), Event()
+
+    def hang(_: object) -> str:
+        begun.set()
+        ended.wait(30)
+        return ""
+
+    monkeypatch.setattr(migrate, "find_problem", hang)
+    monkeypatch.setattr(health, "CHECK_TIMEOUT", 0.1)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(app.test_client().get, "/readyz")
+        begun.wait(30)
+        later = app.test_client().get("/readyz")
+        ended.set()
+        assert (later.status_code, later.json) == (503, {"status": "not responding"})
+        assert first.result(30).status_code == 200
+    assert app.test_client().get("/readyz").status_code == 200
 
 
 def test_health_checks_need_no_login(app: Flask) -> None:

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,15 @@ def test_missing_setting_stops_the_start(name: str) -> None:
         create_app(PRODUCTION | {name: ""})
 
 
-@pytest.mark.parametrize("key", ["0123456789abcdef", "0123" * 8, config.KEY_EXAMPLE])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "0123456789abcdef",
+        "changeme" * 4,
+        config.KEY_EXAMPLE,
+        "the output of python -c 'import secrets; print(secrets.token_hex())'",
+    ],
+)
 def test_weak_key_stops_the_start(key: str) -> None:
     message = "^SECRET_KEY is (invalid|not set): set it to .*what `python"
     with pytest.raises(config.ConfigError, match=message):
@@ -165,6 +174,25 @@ def test_development_key_persists_and_is_private(tmp_path: Path) -> None:
             assert path.stat().st_mode & 0o077 == 0
 
 
+def test_folder_of_another_user_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Flask("app", instance_path=str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(config.ConfigError, match=f"^{tmp_path} is not writable"):
+        core.init_app(app, {"TESTING": True})
+
+
+def test_debug_without_a_database_and_its_package_is_a_503(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Flask("app", instance_path=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "flask_devserver", None)
+    core.init_app(app, {"TESTING": True})
+    response = app.test_client().get("/readyz")
+    assert (response.status_code, response.json) == (503, {"status": "unavailable"})
+
+
 def test_session_cookie_is_secure_unless_debug_is_overridden() -> None:
     secure = "SESSION_COOKIE_SECURE"
     assert create_app(PRODUCTION).config[secure]
@@ -201,6 +229,43 @@ def test_prefixed_variable_sets_any_setting_of_flask(
     assert found["MAX_CONTENT_LENGTH"] == 1000
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("0", False), ("no", False), ("FALSE", False), ("yes", True), ("", True)],
+)
+def test_prefixed_variable_for_a_boolean_becomes_one(
+    monkeypatch: pytest.MonkeyPatch, text: str, found: bool
+) -> None:
+    monkeypatch.setenv("FLASK_SESSION_COOKIE_SECURE", text)
+    app = create_app(PRODUCTION)
+    assert app.config["SESSION_COOKIE_SECURE"] is found
+    assert app.config["SESSION_COOKIE_NAME"].startswith("__Host-") is found
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SESSION_COOKIE_SECURE", "perhaps"),
+        ("MAX_FORM_MEMORY_SIZE", "2MB"),
+        ("MAX_FORM_PARTS", "x"),
+        ("PERMANENT_SESSION_LIFETIME", "31 days"),
+        ("SEND_FILE_MAX_AGE_DEFAULT", "1h"),
+    ],
+)
+def test_prefixed_variable_of_the_wrong_type_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setenv(f"FLASK_{name}", text)
+    with pytest.raises(config.ConfigError, match=f"^{name} is '{text}': set it to "):
+        create_app(PRODUCTION)
+
+
+def test_form_may_have_any_number_of_parts() -> None:
+    settings = PRODUCTION | {"MAX_FORM_PARTS": None, "MAX_COOKIE_SIZE": 0}
+    found = create_app(settings).config
+    assert (found["MAX_FORM_PARTS"], found["MAX_COOKIE_SIZE"]) == (None, 0)
+
+
 @pytest.mark.parametrize("text", ["0", "False", "no"])
 def test_debug_that_is_off_gives_no_default_of_development(
     monkeypatch: pytest.MonkeyPatch, text: str
@@ -234,7 +299,7 @@ def test_owner_declares_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "given, found", [(None, False), ("0", False), ("1", True), ("true", True)]
+    "given, found", [(None, False), ("0", False), ("1", True), ("on", True)]
 )
 def test_boolean_comes_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, given: str | None, found: bool
@@ -244,7 +309,7 @@ def test_boolean_comes_from_the_environment(
     assert read(bool_setting()) is found
 
 
-@pytest.mark.parametrize("value", ["yes", 2])
+@pytest.mark.parametrize("value", ["perhaps", 2])
 def test_invalid_boolean_stops_the_start(value: object) -> None:
     message = "^SIZE is .*: set it to 1 for yes, or to 0 for no[.]$"
     with pytest.raises(config.ConfigError, match=message):
@@ -254,6 +319,8 @@ def test_invalid_boolean_stops_the_start(value: object) -> None:
 def test_number_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIZE", "3")
     assert read(number_setting(8)) == 3
+    monkeypatch.setenv("SIZE", "5000000000")
+    assert read(number_setting(8)) == 5_000_000_000
 
 
 @pytest.mark.parametrize("value", ["abc", "0", "-1", "2.5", "nan", "inf"])

@@ -218,6 +218,19 @@ def test_unreachable_database_gives_503(caplog: pytest.LogCaptureFixture) -> Non
     assert "hunter2" not in caplog.text + response.text
 
 
+@pytest.mark.parametrize("hook", ["open_session", "after_request"])
+def test_unreachable_database_around_a_view_gives_503(hook: str) -> None:
+    url = "postgresql://127.0.0.1:1/none"
+    app = create_app({"TESTING": False, "DEBUG": True, "DATABASE_URL": url})
+    app.add_url_rule("/", view_func=lambda: "page")
+    if hook == "after_request":
+        app.after_request(lambda response: get_db() and response)
+    else:
+        app.session_interface.open_session = Mock(side_effect=lambda *_: get_db())  # type: ignore[method-assign]
+    response = app.test_client().get("/")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+
+
 def test_connection_lost_in_a_request_gives_503(
     app: Flask, db: connection, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,7 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from threading import Event
+from unittest.mock import Mock
 
+import click
 import psycopg2
 import pytest
 from flask import Flask
@@ -39,6 +41,16 @@ def app(empty_url: str, tmp_path: Path) -> Flask:
 
 def test_command_applies_pending_migrations_once(runner: FlaskCliRunner) -> None:
     assert "Applied 0001_made.sql\n" in runner.invoke(args=["migrate"]).output
+    assert runner.invoke(args=["migrate"]).output == "Nothing to apply\n"
+
+
+def test_closed_output_does_not_stop_the_migrations(
+    runner: FlaskCliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "migrations" / "0002_more.sql").write_text("CREATE TABLE more (a int)")
+    with monkeypatch.context() as patch:
+        patch.setattr(click, "echo", Mock(side_effect=BrokenPipeError))
+        assert runner.invoke(args=["migrate"]).exit_code == 0
     assert runner.invoke(args=["migrate"]).output == "Nothing to apply\n"
 
 

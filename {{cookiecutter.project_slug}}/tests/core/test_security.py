@@ -116,6 +116,24 @@ def test_view_can_accept_posts_from_other_sites(production: Flask) -> None:
         assert answer.status_code == status
 
 
+def test_trusted_origin_may_post(database_url: str) -> None:
+    mine = "https://app.example.com"
+    settings = PRODUCTION | {"DATABASE_URL": database_url, "TRUSTED_ORIGINS": mine}
+    app = create_app(settings)
+    app.add_url_rule("/", methods=["POST"], view_func=lambda: "page")
+    for origin, status in ((mine, 200), (mine + ".example.org", 403)):
+        headers = {"Sec-Fetch-Site": "same-site", "Origin": origin}
+        assert app.test_client().post("/", headers=headers).status_code == status
+
+
+def test_teardown_may_read_the_url_of_a_rejected_request(production: Flask) -> None:
+    urls: list[str] = []
+    production.teardown_request(lambda _: urls.append(request.url))
+    client = production.test_client()
+    assert client.get("/none", base_url="http://other.example").status_code == 400
+    assert urls == ["http://untrusted.invalid/none"]
+
+
 def test_response_with_a_session_is_private(
     production: Flask,
 ) -> None:

@@ -1,6 +1,6 @@
 """The project's commands for `flask`."""
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 
 import click
@@ -86,10 +86,10 @@ def _report(conn: extensions.connection, name: str) -> None:
     """Print the notices of a migration, and that it is applied."""
     notices, conn.notices = conn.notices, []
     # The migrations of libraries often say IF EXISTS.
-    for notice in notices:
-        if "WARNING" in notice or "skipping" not in notice:
-            click.echo(notice.strip())
-    click.echo(f"Applied {name}")
+    shown = [text for text in notices if "WARNING" in text or "skipping" not in text]
+    with suppress(BrokenPipeError):  # In `flask migrate | head`, the rest is applied.
+        for line in (*shown, f"Applied {name}"):
+            click.echo(line.strip())
 
 
 def init_app(app: Flask) -> None:

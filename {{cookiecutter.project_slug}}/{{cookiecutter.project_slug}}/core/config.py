@@ -13,7 +13,10 @@ from flask.cli import NoAppException
 from flask.helpers import get_debug_flag
 from psycopg2.extensions import parse_dsn
 
-BOOLEANS = {"0": False, "1": True, "false": False, "true": True}
+BOOLEANS = dict.fromkeys(["0", "false", "no", "off"], False)
+BOOLEANS |= dict.fromkeys(["1", "true", "yes", "on"], True)
+# Flask's own settings in seconds, for which its defaults are no numbers.
+SECONDS = {"PERMANENT_SESSION_LIFETIME": 2678400, "SEND_FILE_MAX_AGE_DEFAULT": 43200}
 URL_EXAMPLE = "postgresql://user:password@localhost:5432/name"
 URL_HINT = f"write a PostgreSQL URL like {URL_EXAMPLE}, without quotes; "
 URL_HINT += "percent-encode @ / : # ? %."
@@ -60,10 +63,11 @@ def number_setting(default: float) -> Setting:
     """
     kind = "a whole number" if isinstance(default, int) else "a number"
     range_ = "above 0" if default else "of 0 or more"
+    limit = 1e15 if isinstance(default, int) else 1e9  # Python cannot wait longer.
 
     def parse(raw: Any) -> float:
         value = type(default)(raw)
-        if not ((value > 0 or value == default) and value == float(raw) < 1e9):
+        if not ((value > 0 or value == default) and value == float(raw) < limit):
             raise ValueError
         return value
 
@@ -87,29 +91,28 @@ def split(raw: Any) -> list[str]:
 
 
 def check_url(url: str) -> str:
-    """Return a valid URL. Raises `ValueError` with a hint or nothing."""
+    """Return a valid URL. Raises `ValueError` with a hint."""
     if driver := re.match(r"\w+\+(\w+):", url):
         raise ValueError(f"write it without +{driver[1]}.")
-    # libpq's own message may quote the URL with the password. If a password contains @
-    # or /, libpq reads part of it as the host.
+    hint = URL_HINT
     try:
-        parts = parse_dsn(url)
-    except psycopg2.ProgrammingError as error:
-        # A password that contains a ? ends in the query, but no parameter has an @.
+        # libpq reads part of a password that contains @ or / as the host or the port.
+        parts = {"host": "", "dbname": "", "port": ""} | parse_dsn(url)
+        is_whole = "@" not in parts["host"][1:] + parts["dbname"]
+        if is_whole and re.fullmatch(r"[\d,]*", parts["port"]):
+            return url
+    except (psycopg2.ProgrammingError, ValueError) as error:
+        # libpq's own message may quote the URL with the password. A password that
+        # contains a ? ends in the query, but no parameter has an @.
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
-        if not unknown or "@" in url.partition("?")[2]:
-            raise ValueError from None
-        hint = f"leave out {unknown[1]}, which libpq does not know."
-        raise ValueError(hint) from None
-    if "@" in parts.get("host", "")[1:] + parts.get("dbname", ""):
-        raise ValueError
-    if not re.fullmatch(r"[\d,]*", parts.get("port", "")):  # part of the password
-        raise ValueError
-    return url
+        if unknown and "@" not in url.partition("?")[2]:
+            hint = f"leave out {unknown[1]}, which libpq does not know."
+    raise ValueError(hint)
 
 
 def _parse_key(raw: str) -> str:
-    if len(raw) < 32 or len(set(raw)) < 5:
+    # Texts such as "changeme" four times, or an example that was copied
+    if len(raw) < 32 or len(set(raw)) < 8 or " " in raw:
         raise ValueError
     return raw
 
@@ -137,22 +140,37 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=secure)
     # Applications on other ports or paths of the host must not replace the cookie.
     app.config["SESSION_COOKIE_NAME"] = app.name
+    defaults = app.config | SECONDS
     app.config.from_prefixed_env(loads=_load)
     app.config["DEBUG"] = get_debug_flag()  # Flask also reads "no" as False.
     app.config.update(given)
+    tables = (_flask_settings(app, defaults), SETTINGS, *tables)
+    settings = [item for table in tables for item in table.items()]
+    errors = [error for item in settings if (error := _set(app, given, *item))]
     cookie = app.config.get_namespace("SESSION_COOKIE_")
     # Browsers accept the prefix `__Host-` only on a cookie with these settings.
     own = {"name": app.name, "domain": None, "path": None, "secure": True}
     if own.items() <= cookie.items() and app.config["APPLICATION_ROOT"] == "/":
         # With this prefix, browsers let no other host set the cookie.
         app.config["SESSION_COOKIE_NAME"] = f"__Host-{app.name}"
-    settings = [item for table in (SETTINGS, *tables) for item in table.items()]
-    errors = [error for item in settings if (error := _set(app, given, *item))]
     by_flask = "FLASK_RUN_FROM_CLI" in os.environ or app.testing
     if app.debug and not by_flask and "DEBUG" not in given:
         errors.append(f"FLASK_DEBUG is on: unset it. {DEBUG_HINT}")
     if errors and "--help" not in sys.argv:
         raise ConfigError("\n".join(errors))
+
+
+def _flask_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
+    """Return those of Flask's own settings whose values have the wrong type."""
+    # They would only raise errors later, in each request.
+    found: dict[str, Setting] = {}
+    for name, default in defaults.items():
+        value, is_bool = app.config[name], isinstance(default, bool)
+        is_wrong = isinstance(value, str) or isinstance(value, bool) != is_bool
+        if isinstance(default, int) and is_wrong:
+            make: Any = bool_setting if is_bool else number_setting
+            found[name] = make(default)
+    return found
 
 
 def _load(raw: str) -> Any:

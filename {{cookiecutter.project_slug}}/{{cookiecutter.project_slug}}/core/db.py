@@ -21,7 +21,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_INERROR as IN_ERROR
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS as IN_TRANSACTION
 from werkzeug.exceptions import BadRequest, ServiceUnavailable
 
-from .config import URL_HINT, Settings, check_url, number_setting
+from .config import Settings, check_url, number_setting
 
 SETTINGS: Settings = {"SLOW_QUERY": number_setting(0.5)}  # seconds
 
@@ -71,8 +71,8 @@ class Connection(connection):
         self.is_outdated = False  # whether a failover made the server read-only
         self.opened, self.returned = monotonic(), float("inf")  # It was never idle.
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
-        self.as_opened: tuple[object, ...] = ()
         self.default_factory: Any = None
+        self.as_opened = self.state()
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, **rest: Any) -> Any:  # type: ignore[override]
         """Open a cursor."""
@@ -84,10 +84,8 @@ class Connection(connection):
 
     def commit(self) -> None:
         """Commit. Raises `InFailedSqlTransaction` if a query has failed."""
-        state = self.info.transaction_status
-        if self.status == STATUS_BEGIN and state != IN_TRANSACTION:
-            self.rollback()  # A query failed.
-        if state == IN_ERROR:
+        if self.info.transaction_status == IN_ERROR:
+            self.rollback()
             message = "A query failed, so the transaction was rolled back"
             hint = "let its error leave the `with` block, or use a savepoint."
             raise InFailedSqlTransaction(f"{message}: {hint}")
@@ -263,7 +261,6 @@ def connect() -> Connection:
                 current_app.logger.warning(message, STARTUP_OPTIONS, reason)
             return connect()
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
-    conn.as_opened = conn.state()
     conn.default_factory = conn.cursor_factory  # A tracing library may have set it.
     return conn
 
@@ -279,9 +276,8 @@ def connection_parameters() -> dict[str, Any]:
     url = url() if callable(url) else url  # `dev.py` sets a function.
     try:
         given = parse_dsn(check_url(url))
-    except ValueError as error:  # libpq's own message may quote the password.
-        hint = str(error) if type(error) is ValueError and error.args else URL_HINT
-        raise DatabaseUnavailable(f"DATABASE_URL is invalid: {hint}") from None
+    except ValueError as error:
+        raise DatabaseUnavailable(f"DATABASE_URL is invalid: {error}") from None
     defaults = {"fallback_application_name": current_app.name}
     if "service" not in given and "PGSERVICE" not in os.environ:
         defaults |= {
@@ -308,6 +304,7 @@ def init_app(app: Flask) -> None:
     app.do_teardown_appcontext = partial(_tear_down, app.do_teardown_appcontext)  # type: ignore[method-assign]
     app.preprocess_request = partial(_translate_error, app.preprocess_request)  # type: ignore[method-assign]
     app.dispatch_request = partial(_translate_error, app.dispatch_request)  # type: ignore[method-assign]
+    app.handle_exception = partial(_handle_late, app, app.handle_exception)  # type: ignore[method-assign]
 
 
 def _tear_down(tear_down: Any, *args: Any) -> None:
@@ -351,6 +348,21 @@ def _translate_error(function: Callable[..., Any], *args: Any) -> Any:
         current_app.logger.error("%s", reason)
         description = reason if current_app.debug else None
         raise ServiceUnavailable(description, retry_after=1) from error
+
+
+def _handle_late(app: Any, handle: Any, error: Exception) -> Any:
+    """Handle an error of a session or of a function of `after_request`."""
+
+    def fail() -> None:
+        raise error
+
+    try:
+        _translate_error(fail)
+    except (BadRequest, ServiceUnavailable) as http_error:
+        response = app.handle_user_exception(http_error)
+        return app.finalize_request(response, from_error_handler=True)
+    except Exception:
+        return handle(error)
 
 
 @lru_cache

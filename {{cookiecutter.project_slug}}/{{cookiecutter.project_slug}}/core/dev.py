@@ -15,6 +15,7 @@ from flask import Flask
 from werkzeug.exceptions import BadRequest
 from werkzeug.sansio.utils import host_is_trusted
 
+from .config import ConfigError
 from .db import DatabaseUnavailable, connect
 from .migrate import MigrationError, find_problem, migrate
 
@@ -82,9 +83,12 @@ def _start_database(app: Flask) -> str:
 
     If somebody has removed its folder since the last connection, start another one.
     """
-    # A project with a server of its own needs no `devserver`.
-    from flask_devserver import postgres
-
+    try:
+        from flask_devserver import postgres
+    except ModuleNotFoundError as error:
+        # A project with a server of its own needs no `devserver`.
+        message = "DATABASE_URL is not set, and flask-devserver is not installed."
+        raise DatabaseUnavailable(message) from error
     folder = Path(app.instance_path) / "postgres"
     if not folder.exists():
         app.logger.info("Creating a PostgreSQL in %s", folder)
@@ -112,6 +116,9 @@ def _is_migrating() -> bool:
 
 def _secret_key(path: Path) -> str:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        message = "is not writable: run this as its owner, or move it away."
+        raise ConfigError(f"{path.parent} {message}")
     if not path.exists():
         # Several processes may start together: the first link wins.
         draft = path.with_suffix(f".{os.getpid()}")

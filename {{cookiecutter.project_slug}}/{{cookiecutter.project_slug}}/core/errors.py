@@ -12,8 +12,7 @@ from werkzeug.wrappers import Response
 def wants_json() -> bool:
     """Return whether the client of this request sent JSON or prefers it to HTML."""
     after_this_request(_vary)
-    offered = ["text/html", "application/json"]
-    best = request.accept_mimetypes.best_match(offered)
+    best = request.accept_mimetypes.best_match(["text/html", "application/json"])
     return request.is_json or best == "application/json"
 
 

@@ -1,6 +1,7 @@
 """Health checks, with which a load balancer polls whether the process is ready."""
 
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import psycopg2
@@ -9,6 +10,11 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from . import migrate
 from .db import DatabaseUnavailable, get_db
+
+CHECK_TIMEOUT = 1.0  # seconds that a check waits for another one
+
+# If the database does not respond, checks must not occupy all threads.
+_one_check = Lock()
 
 
 def init_app(app: Flask) -> None:
@@ -38,13 +44,16 @@ def check_readiness() -> str:
 
     Log what is wrong otherwise.
     """
-    status, problem = "migrations pending", ""
-    try:
-        problem = migrate.find_problem(get_db())
-    except migrate.MigrationError as error:
-        status, problem = "migrations unreadable", str(error)
-    except (DatabaseUnavailable, psycopg2.Error) as error:
-        status, problem = "unavailable", str(error)
+    status, problem = "not responding", "Another check still waits for the database."
+    if _one_check.acquire(timeout=CHECK_TIMEOUT):
+        try:
+            status, problem = "migrations pending", migrate.find_problem(get_db())
+        except migrate.MigrationError as error:
+            status, problem = "migrations unreadable", str(error)
+        except (DatabaseUnavailable, psycopg2.Error) as error:
+            status, problem = "unavailable", str(error)
+        finally:
+            _one_check.release()
     if not problem:
         return "ok"
     current_app.logger.error("Not ready: %s", problem)

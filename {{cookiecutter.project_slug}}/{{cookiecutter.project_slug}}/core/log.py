@@ -59,8 +59,7 @@ class JsonFormatter(logging.Formatter):
         # Other packages may put secrets there, as Celery does with a job's arguments.
         is_ours = record.name.partition(".")[0] == PACKAGE
         if is_ours and isinstance(record.args, Mapping):
-            for name, value in record.args.items():
-                line.setdefault(name, value)
+            line |= {**record.args, **line}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
@@ -115,7 +114,7 @@ def _log_request(environ: dict[str, Any], status: str, began: float) -> None:
     is_enabled = not logger.filters and logger.isEnabledFor(logging.INFO)
     if is_enabled and kinds == [(logging.StreamHandler, JsonFormatter, 1, 0)]:
         # This is five times as fast as making, formatting and handling a record.
-        with suppress(OSError, ValueError):  # The stream may be closed.
+        with suppress(AttributeError, OSError, ValueError):  # There may be no stream.
             handlers[0].stream.write(LINE % parts)
             handlers[0].stream.flush()
     else:

@@ -25,6 +25,13 @@ def _parse_hosts(raw: Any) -> list[str] | None:
     return hosts
 
 
+def _parse_origins(raw: Any) -> list[str]:
+    origins = split(raw)
+    if not all(re.fullmatch(r"https?://[^\s/]+", origin) for origin in origins):
+        raise ValueError
+    return origins
+
+
 SETTINGS: Settings = {
     "TRUSTED_HOSTS": Setting(
         _parse_hosts,
@@ -32,6 +39,9 @@ SETTINGS: Settings = {
         # With any host, a site whose name leads to this machine could read its data.
         default=["localhost", ".localhost", "127.0.0.1"],
         example="the host names of the site, such as example.com",
+    ),
+    "TRUSTED_ORIGINS": Setting(
+        _parse_origins, "write origins like https://app.example.com.", default=[]
     ),
     "TRUSTED_PROXIES": number_setting(0),
     "MAX_CONTENT_LENGTH": number_setting(1024 * 1024),  # bytes
@@ -58,7 +68,7 @@ class SessionInterface(SecureCookieSessionInterface):
 
     def open_session(self, app: Flask, request: flask.Request) -> Any:
         """Return the session of the request."""
-        # Without a cookie, Flask would derive a key and verify nothing with it.
+        # Without a cookie, Flask would make a serializer that nothing uses.
         if "HTTP_COOKIE" not in request.environ:
             return self.session_class()
         return super().open_session(app, request)
@@ -123,6 +133,7 @@ def _dispatch(dispatch: Any, *args: Any) -> Any:
     error = request.routing_exception
     if isinstance(error, exceptions.BadRequest):
         # Flask builds no URL for an untrusted host, so no page responds either.
+        request.__dict__["host"] = "untrusted.invalid"  # for functions of teardown
         return error.get_response()
     if _is_cross_site():
         app: Any = current_app
@@ -134,9 +145,11 @@ def _dispatch(dispatch: Any, *args: Any) -> Any:
 def _is_cross_site() -> bool:
     # Browsers say which site a request comes from, so no token is needed. Other clients
     # need no protection: see https://words.filippo.io/csrf/.
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return False
     view = current_app.view_functions.get(request.endpoint or "")
     is_accepted = getattr(view, "accepts_cross_site", False)
-    if is_accepted or request.method in ("GET", "HEAD", "OPTIONS"):
+    if is_accepted or request.origin in current_app.config["TRUSTED_ORIGINS"]:
         return False
     if site := request.headers.get("Sec-Fetch-Site"):
         return site not in ("same-origin", "none")

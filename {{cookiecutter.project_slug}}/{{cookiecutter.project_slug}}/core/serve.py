@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from multiprocessing import parent_process, util
 from threading import Thread, get_ident
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -25,11 +26,11 @@ STOP_TIMEOUT = 30  # seconds that requests have to finish when the server stops
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
-_option = partial(click.option, show_envvar=True)
+_option = partial(click.option, show_default=True, show_envvar=True)
 
 
 @click.command("serve")
-@click.option("--host", help="127.0.0.1 by default, or all networks if PORT is set.")
+@click.option("--host", help="127.0.0.1 by default, or all interfaces if PORT is set.")
 @_option("--port", envvar="PORT", type=click.IntRange(1, 65535), default=8000)
 @_option("--workers", envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=2)
 @click.option("--threads", type=click.IntRange(1), help="POOL_SIZE by default, or 8.")
@@ -107,12 +108,17 @@ def _is_not_about_threads(record: logging.LogRecord) -> bool:
 
 
 def _load_app(path: str) -> Flask:
+    from granian import wsgi
+
     if sys.platform != "win32":
         # Ctrl-C must reach the parent alone: granian hangs in a worker that also gets
         # the parent's signal.
         os.setpgid(0, 0)
         # After `stty tostop`, a terminal stops a background process that writes.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    # granian would add the environment to what the application knows of a request. So
+    # error reports would contain secrets, and HTTP_ORIGIN would act as a header.
+    wsgi.os = SimpleNamespace(environ={})  # type: ignore[assignment, attr-defined]
     Thread(target=_stop_with_parent, daemon=True).start()
     app = ScriptInfo(path or None).load_app()
     # If the parent made `app`, Python 3.13 and later drop its exit handlers here.
