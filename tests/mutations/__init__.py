@@ -63,8 +63,8 @@ DEFECTS = [
     Defect(
         words="A transaction in which a query failed counts as committed",
         file=f"{PACKAGE}/core/db.py",
-        old="if self.info.transaction_status == IN_ERROR:",
-        new="if self.info.transaction_status is None:",
+        old="        if state == IN_ERROR:\n",
+        new="        if state is None:\n",
         test="tests/core/test_db.py::test_swallowed_error_is_not_taken_for_a_commit",
         sign="DID NOT RAISE",
     ),

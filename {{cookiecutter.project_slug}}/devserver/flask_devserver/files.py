@@ -126,7 +126,8 @@ class Files:
             # Moving a file here changes its ctime. A time may be in the future.
             new = any(since * 1e9 < t < time.time_ns() for t in found[:2])
             # A program may write data at each start, so only sources count.
-            self.known[path] = STALE if new and self.is_source(path) else found
+            if found or self.is_source(path):
+                self.known[path] = STALE if new and self.is_source(path) else found
 
     def _differing(self, paths: Iterable[str]) -> set[str]:
         """Update `known` with the files, and return those that differ."""

@@ -38,6 +38,7 @@ INSTALLED = (
 )
 # Of libpq's own variables, such as PGSSLMODE, these are for another server.
 LOCAL = {
+    "hostaddr": "127.0.0.1",
     "sslmode": "disable",
     "sslrootcert": "",
     "gssencmode": "disable",

@@ -260,6 +260,27 @@ def test_prefixed_variable_of_the_wrong_type_stops_the_start(
         create_app(PRODUCTION)
 
 
+def test_key_may_be_bytes_or_contain_spaces() -> None:
+    for key in (bytes(range(32)), "correct horse battery staple, and more"):
+        settings = PRODUCTION | {"SECRET_KEY": key, "SECRET_KEY_FALLBACKS": [key]}
+        assert create_app(settings).config["SECRET_KEY"] == key
+
+
+def test_owner_parses_a_setting_of_flask(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "PERMANENT_SESSION_LIFETIME"
+    monkeypatch.setenv(f"FLASK_{name}", "31 days")
+    app = Flask("app")
+    core.init_app(app, PRODUCTION, {name: Setting(len, "set it to days.")})
+    assert app.config[name] == 7
+
+
+def test_empty_prefixed_variable_keeps_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLASK_SEND_FILE_MAX_AGE_DEFAULT", "")
+    assert create_app(PRODUCTION).config["SEND_FILE_MAX_AGE_DEFAULT"] is None
+
+
 def test_form_may_have_any_number_of_parts() -> None:
     settings = PRODUCTION | {"MAX_FORM_PARTS": None, "MAX_COOKIE_SIZE": 0}
     found = create_app(settings).config

@@ -18,6 +18,7 @@ from flask import Flask, g, request
 from flask.testing import FlaskClient
 from psycopg2 import InterfaceError
 from psycopg2.errors import DivisionByZero, InFailedSqlTransaction
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 from psycopg2.extensions import connection, make_dsn, new_type, register_type
 from psycopg2.extras import Json, RealDictCursor
 
@@ -229,6 +230,46 @@ def test_unreachable_database_around_a_view_gives_503(hook: str) -> None:
         app.session_interface.open_session = Mock(side_effect=lambda *_: get_db())  # type: ignore[method-assign]
     response = app.test_client().get("/")
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+
+
+def test_handler_of_an_outage_may_fail_too() -> None:
+    url = "postgresql://127.0.0.1:1/none"
+    settings = {"DEBUG": True, "PROPAGATE_EXCEPTIONS": False}
+    app = create_app(settings | {"DATABASE_URL": url})
+    app.add_url_rule("/", view_func=lambda: "page")
+    app.after_request(lambda response: get_db() and response)
+    app.register_error_handler(503, lambda _: str(get_db()))
+    response = app.test_client().get("/")
+    assert response.status_code == 500
+    assert "Internal Server Error" in response.text
+
+
+@pytest.mark.parametrize("query", ["ROLLBACK; SELECT 1 / 0", "COMMIT"])
+def test_failed_end_of_a_transaction_drops_its_functions(
+    app: Flask, query: str
+) -> None:
+    called: list[str] = []
+    with app.app_context():
+        db = get_db()
+        run(db, "CREATE TEMPORARY TABLE pairs (a int UNIQUE DEFERRABLE)")
+        with db:
+            on_commit(lambda: called.append("function"))
+            run(db, "SET CONSTRAINTS ALL DEFERRED")
+            run(db, "INSERT INTO pairs VALUES (1), (1)")
+            with suppress(psycopg2.Error):
+                run(db, query)
+    assert called == []
+
+
+def test_commit_after_a_failed_query_ends_the_transaction(app: Flask) -> None:
+    with app.app_context():
+        db = get_db()
+        run(db, "BEGIN")
+        with suppress(psycopg2.Error):
+            run(db, "SELECT 1 / 0")
+        with pytest.raises(InFailedSqlTransaction, match="was rolled back"):
+            db.commit()
+        assert db.info.transaction_status == IDLE
 
 
 def test_connection_lost_in_a_request_gives_503(

@@ -15,8 +15,8 @@ from psycopg2.extensions import parse_dsn
 
 BOOLEANS = dict.fromkeys(["0", "false", "no", "off"], False)
 BOOLEANS |= dict.fromkeys(["1", "true", "yes", "on"], True)
-# Flask's own settings in seconds, for which its defaults are no numbers.
-SECONDS = {"PERMANENT_SESSION_LIFETIME": 2678400, "SEND_FILE_MAX_AGE_DEFAULT": 43200}
+# Flask's own settings that may be numbers of seconds.
+SECONDS = ("PERMANENT_SESSION_LIFETIME", "SEND_FILE_MAX_AGE_DEFAULT")
 URL_EXAMPLE = "postgresql://user:password@localhost:5432/name"
 URL_HINT = f"write a PostgreSQL URL like {URL_EXAMPLE}, without quotes; "
 URL_HINT += "percent-encode @ / : # ? %."
@@ -111,8 +111,8 @@ def check_url(url: str) -> str:
 
 
 def _parse_key(raw: str) -> str:
-    # Texts such as "changeme" four times, or an example that was copied
-    if len(raw) < 32 or len(set(raw)) < 8 or " " in raw:
+    # Texts such as "changeme" four times, or the command that was copied
+    if len(raw) < 32 or len(set(raw)) < 8 or "token_hex(" in str(raw):
         raise ValueError
     return raw
 
@@ -140,13 +140,14 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", SESSION_COOKIE_SECURE=secure)
     # Applications on other ports or paths of the host must not replace the cookie.
     app.config["SESSION_COOKIE_NAME"] = app.name
-    defaults = app.config | SECONDS
+    defaults = app.config.copy()
     app.config.from_prefixed_env(loads=_load)
     app.config["DEBUG"] = get_debug_flag()  # Flask also reads "no" as False.
     app.config.update(given)
-    tables = (_flask_settings(app, defaults), SETTINGS, *tables)
-    settings = [item for table in tables for item in table.items()]
-    errors = [error for item in settings if (error := _set(app, given, *item))]
+    settings = {**_flask_settings(app, defaults), **SETTINGS}
+    for table in tables:
+        settings |= table
+    errors = [error for item in settings.items() if (error := _set(app, given, *item))]
     cookie = app.config.get_namespace("SESSION_COOKIE_")
     # Browsers accept the prefix `__Host-` only on a cookie with these settings.
     own = {"name": app.name, "domain": None, "path": None, "secure": True}
@@ -164,12 +165,12 @@ def _flask_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
     """Return those of Flask's own settings whose values have the wrong type."""
     # They would only raise errors later, in each request.
     found: dict[str, Setting] = {}
-    for name, default in defaults.items():
-        value, is_bool = app.config[name], isinstance(default, bool)
-        is_wrong = isinstance(value, str) or isinstance(value, bool) != is_bool
-        if isinstance(default, int) and is_wrong:
-            make: Any = bool_setting if is_bool else number_setting
-            found[name] = make(default)
+    for name in app.default_config:
+        value, default = app.config[name], defaults[name]
+        if isinstance(default, bool) and not isinstance(value, bool | None):
+            found[name] = bool_setting(default)
+        elif isinstance(value, str) and (isinstance(default, int) or name in SECONDS):
+            found[name] = Setting(int, "set it to a whole number.", default)
     return found
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import lru_cache, partial, partialmethod
 from threading import RLock
 from time import monotonic
@@ -19,7 +19,7 @@ from psycopg2.extensions import STATUS_READY as READY
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR as IN_ERROR
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS as IN_TRANSACTION
-from werkzeug.exceptions import BadRequest, ServiceUnavailable
+from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 
 from .config import Settings, check_url, number_setting
 
@@ -71,8 +71,8 @@ class Connection(connection):
         self.is_outdated = False  # whether a failover made the server read-only
         self.opened, self.returned = monotonic(), float("inf")  # It was never idle.
         self._on_commit: list[Callable[[], object]] | None = None  # in a transaction
+        self.as_opened: tuple[object, ...] = ()
         self.default_factory: Any = None
-        self.as_opened = self.state()
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, **rest: Any) -> Any:  # type: ignore[override]
         """Open a cursor."""
@@ -84,8 +84,10 @@ class Connection(connection):
 
     def commit(self) -> None:
         """Commit. Raises `InFailedSqlTransaction` if a query has failed."""
-        if self.info.transaction_status == IN_ERROR:
-            self.rollback()
+        state = self.info.transaction_status
+        if state == IN_ERROR or (self.status == STATUS_BEGIN and state == IDLE):
+            self.rollback()  # A query failed or, if it is idle, ended it.
+        if state == IN_ERROR:
             message = "A query failed, so the transaction was rolled back"
             hint = "let its error leave the `with` block, or use a savepoint."
             raise InFailedSqlTransaction(f"{message}: {hint}")
@@ -261,6 +263,7 @@ def connect() -> Connection:
                 current_app.logger.warning(message, STARTUP_OPTIONS, reason)
             return connect()
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
+    conn.as_opened = conn.state()
     conn.default_factory = conn.cursor_factory  # A tracing library may have set it.
     return conn
 
@@ -332,37 +335,37 @@ def _translate_error(function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except (DatabaseUnavailable, psycopg2.Error, ValueError) as error:
-        reason = " ".join(str(error).split())
-        detail = getattr(getattr(error, "diag", None), "message_detail", None)
-        if UNSTORABLE.search(f"{reason} {detail}"):
-            message = "The text has a character that the database cannot store."
-            raise BadRequest(message) from error
-        if isinstance(error, psycopg2.Error):
-            # The application may have another connection by now.
-            conn: Any = error.cursor.connection if error.cursor else g.get("db")
-            if not (isinstance(conn, Connection) and conn.is_lost()):
-                raise
-            reason = f"The connection was lost: {reason}"
-        elif isinstance(error, ValueError):
-            raise
-        current_app.logger.error("%s", reason)
-        description = reason if current_app.debug else None
-        raise ServiceUnavailable(description, retry_after=1) from error
+        if http_error := _http_error(error):
+            raise http_error from error
+        raise
 
 
-def _handle_late(app: Any, handle: Any, error: Exception) -> Any:
+def _handle_late(app: Any, handle: Any, *args: Any) -> Any:
     """Handle an error of a session or of a function of `after_request`."""
+    if http_error := _http_error(args[-1]):
+        with suppress(Exception):  # Otherwise, Flask handles the first error.
+            response = app.handle_user_exception(*args[:-1], http_error)
+            return app.finalize_request(*args[:-1], response, from_error_handler=True)
+    return handle(*args)
 
-    def fail() -> None:
-        raise error
 
-    try:
-        _translate_error(fail)
-    except (BadRequest, ServiceUnavailable) as http_error:
-        response = app.handle_user_exception(http_error)
-        return app.finalize_request(response, from_error_handler=True)
-    except Exception:
-        return handle(error)
+def _http_error(error: Exception) -> HTTPException | None:
+    reason = " ".join(str(error).split())
+    detail = getattr(getattr(error, "diag", None), "message_detail", None)
+    is_ours = isinstance(error, (DatabaseUnavailable, psycopg2.Error, ValueError))
+    if is_ours and UNSTORABLE.search(f"{reason} {detail}"):
+        return BadRequest("The text has a character that the database cannot store.")
+    if isinstance(error, psycopg2.Error):
+        # The application may have another connection by now.
+        conn: Any = error.cursor.connection if error.cursor else g.get("db")
+        if not (isinstance(conn, Connection) and conn.is_lost()):
+            return None
+        reason = f"The connection was lost: {reason}"
+    elif not isinstance(error, DatabaseUnavailable):
+        return None
+    current_app.logger.error("%s", reason)
+    description = reason if current_app.debug else None
+    return ServiceUnavailable(description, retry_after=1)
 
 
 @lru_cache

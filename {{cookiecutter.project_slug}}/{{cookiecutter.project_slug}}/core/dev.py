@@ -115,16 +115,17 @@ def _is_migrating() -> bool:
 
 
 def _secret_key(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         message = "is not writable: run this as its owner, or move it away."
         raise ConfigError(f"{path.parent} {message}")
-    if not path.exists():
-        # Several processes may start together: the first link wins.
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.touch(mode=0o600)
-        draft.write_text(secrets.token_hex())
-        with suppress(FileExistsError):
-            os.link(draft, path)
-        draft.unlink()
+    # Several processes may start together: the first link wins.
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.touch(mode=0o600)
+    draft.write_text(secrets.token_hex())
+    with suppress(FileExistsError):
+        os.link(draft, path)
+    draft.unlink()
     return path.read_text()

@@ -11,10 +11,7 @@ from werkzeug.exceptions import MethodNotAllowed
 from . import migrate
 from .db import DatabaseUnavailable, get_db
 
-CHECK_TIMEOUT = 1.0  # seconds that a check waits for another one
-
-# If the database does not respond, checks must not occupy all threads.
-_one_check = Lock()
+CHECK_TIMEOUT = 5.0  # seconds that a check waits for another one
 
 
 def init_app(app: Flask) -> None:
@@ -45,7 +42,9 @@ def check_readiness() -> str:
     Log what is wrong otherwise.
     """
     status, problem = "not responding", "Another check still waits for the database."
-    if _one_check.acquire(timeout=CHECK_TIMEOUT):
+    # If the database does not respond, checks must not occupy all threads.
+    one_check = current_app.extensions.setdefault("readiness", Lock())
+    if one_check.acquire(timeout=CHECK_TIMEOUT):
         try:
             status, problem = "migrations pending", migrate.find_problem(get_db())
         except migrate.MigrationError as error:
@@ -53,7 +52,7 @@ def check_readiness() -> str:
         except (DatabaseUnavailable, psycopg2.Error) as error:
             status, problem = "unavailable", str(error)
         finally:
-            _one_check.release()
+            one_check.release()
     if not problem:
         return "ok"
     current_app.logger.error("Not ready: %s", problem)

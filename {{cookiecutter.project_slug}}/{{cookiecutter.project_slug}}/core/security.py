@@ -26,8 +26,8 @@ def _parse_hosts(raw: Any) -> list[str] | None:
 
 
 def _parse_origins(raw: Any) -> list[str]:
-    origins = split(raw)
-    if not all(re.fullmatch(r"https?://[^\s/]+", origin) for origin in origins):
+    origins = [origin.lower() for origin in split(raw)]
+    if not all(re.fullmatch(r"https?://[\w.-]+(:\d+)?", origin) for origin in origins):
         raise ValueError
     return origins
 
@@ -41,7 +41,7 @@ SETTINGS: Settings = {
         example="the host names of the site, such as example.com",
     ),
     "TRUSTED_ORIGINS": Setting(
-        _parse_origins, "write origins like https://app.example.com.", default=[]
+        _parse_origins, "write origins like https://app.example.com.", default=()
     ),
     "TRUSTED_PROXIES": number_setting(0),
     "MAX_CONTENT_LENGTH": number_setting(1024 * 1024),  # bytes
