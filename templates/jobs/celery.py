@@ -31,6 +31,7 @@ from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.json import dumps, loads
 from psycopg2 import InterfaceError, OperationalError
+from psycopg2.errors import ReadOnlySqlTransaction
 from psycopg2.extras import Json
 
 from .config import Setting, Settings, number_setting
@@ -76,7 +77,12 @@ SETTINGS: Settings = {
     "CELERY_VISIBILITY_TIMEOUT": number_setting(3600),  # seconds
 }
 
-CONNECTION_ERRORS = (DatabaseUnavailable, InterfaceError, OperationalError)
+CONNECTION_ERRORS = (
+    DatabaseUnavailable,
+    InterfaceError,
+    OperationalError,
+    ReadOnlySqlTransaction,
+)
 # Failures of connections, rollbacks of the server (such as a deadlock), no resources,
 # shutdowns: https://www.postgresql.org/docs/current/errcodes-appendix.html
 OUTAGE = re.compile("08|40|53[123]|57P")
@@ -153,6 +159,9 @@ class Task(CeleryTask[P, R]):
 
 def _is_outage(error: Any) -> bool:
     """Return whether the job may succeed once PostgreSQL is available."""
+    if isinstance(error, ReadOnlySqlTransaction) and error.cursor:
+        conn: Any = error.cursor.connection
+        return bool(conn.is_outdated)  # A failover made the server read-only.
     if code := getattr(error, "pgcode", None):
         return bool(OUTAGE.match(code))
     if isinstance(error.__context__, OperationalError):  # The error is its consequence.

@@ -105,6 +105,19 @@ def lose_a_deadlock() -> None:
 
 
 @task
+def write_after_a_failover() -> None:
+    cursor = get_db().cursor()
+    cursor.execute("SET default_transaction_read_only = on")
+    cursor.execute("CREATE TABLE never (a int)")
+
+
+@task
+def write_in_a_read_only_session() -> None:
+    get_db().set_session(readonly=True)
+    get_db().cursor().execute("CREATE TABLE never (a int)")
+
+
+@task
 def lose_the_connection() -> None:
     cursor = get_db().cursor()
     try:
@@ -336,6 +349,7 @@ def test_failed_job_is_listed_and_can_be_sent_again(
         (raise_unprintable, "<exception str() failed>"),
         (use_closed_cursor, "cursor already closed"),
         (query_slowly, "due to statement timeout"),
+        (write_in_a_read_only_session, "in a read-only transaction"),
     ],
 )
 def test_error_that_is_not_an_outage_is_listed(
@@ -347,7 +361,9 @@ def test_error_that_is_not_an_outage_is_listed(
     assert error in call
 
 
-@pytest.mark.parametrize("job", [lose_a_deadlock, lose_the_connection])
+@pytest.mark.parametrize(
+    "job", [lose_a_deadlock, lose_the_connection, write_after_a_failover]
+)
 def test_outage_is_retried_without_limit(
     worker: Worker, caplog: pytest.LogCaptureFixture, job: Any
 ) -> None:

@@ -59,10 +59,10 @@ def test_healthy_but_not_ready_without_a_database() -> None:
 def test_checks_of_a_database_that_hangs_occupy_one_thread(
     app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended, begun = Event(), Event()
+    ended, started = Event(), Event()
 
     def hang(_: object) -> str:
-        begun.set()
+        started.set()
         ended.wait(30)
         return ""
 
@@ -70,7 +70,7 @@ def test_checks_of_a_database_that_hangs_occupy_one_thread(
     monkeypatch.setattr(health, "CHECK_TIMEOUT", 0.1)
     with ThreadPoolExecutor() as threads:
         first = threads.submit(app.test_client().get, "/readyz")
-        begun.wait(30)
+        started.wait(30)
         later = app.test_client().get("/readyz")
         ended.set()
         assert (later.status_code, later.json) == (503, {"status": "not responding"})
