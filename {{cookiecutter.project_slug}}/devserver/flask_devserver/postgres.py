@@ -38,7 +38,6 @@ INSTALLED = (
 )
 # Of libpq's own variables, such as PGSSLMODE, these are for another server.
 LOCAL = {
-    "hostaddr": "127.0.0.1",
     "sslmode": "disable",
     "sslrootcert": "",
     "gssencmode": "disable",
