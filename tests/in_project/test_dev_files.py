@@ -784,3 +784,16 @@ def test_file_that_changes_with_each_reload_is_named_and_ignored(
     site.wait_for_line("data.bin changes again and again")
     site.wait_for(site.stays, "rest")
     site.reload()
+
+
+def test_file_that_returns_has_changed(tmp_path: Path) -> None:
+    module, away = tmp_path / "a.py", tmp_path / "a.bak"
+    module.write_text("VALUE = 1\n")
+    files = Files(str(tmp_path), time.time(), (), ())
+    for _ in range(LOOP_SAVES + 1):
+        module.write_text("VALUE = 1\n")
+        files.settle(files.scan())
+    assert files.settle([str(module)]) == set()
+    for old, new in ((module, away), (away, module)):
+        old.rename(new)
+        assert str(module) in files.settle(files.scan())

@@ -153,12 +153,13 @@ def test_reaper_restarts_a_killed_server(folder: Path, start: StartClient) -> No
 def test_client_is_known_although_the_clock_has_changed(tmp_path: Path) -> None:
     server = postgres.PostgreSQL(tmp_path / "postgres")
     process = psutil.Process()
-    client = tmp_path / "postgres" / "clients" / f"{process.pid}-{hash(process)}"
+    client = tmp_path / "postgres" / "clients" / str(process.pid)
     client.parent.mkdir(parents=True)
-    client.touch()
-    os.utime(client, (0, 0))
-    assert server._has_client()
-    client.rename(client.with_name(f"{process.pid}-0"))
+    for known in (str(hash(process)), ""):  # Older versions leave it empty.
+        client.write_text(known)
+        os.utime(client, (0, 0))
+        assert server._has_client()
+    client.write_text("0")
     assert not server._has_client()  # Another process had this id.
     assert not list(client.parent.iterdir())
 

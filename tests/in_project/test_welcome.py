@@ -4,10 +4,12 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from app import create_app
-from flask import Flask
+from flask import Flask, request
+from flask.json.provider import DefaultJSONProvider
 from flask_devserver.welcome import Welcome
 from psycopg2.extensions import connection, make_dsn
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -60,6 +62,23 @@ def test_page_shows_versions_figures_and_routes(client: Client) -> None:
     assert '<a href="/notes"><code>/notes</code></a>' in page
     assert "List the latest 100 notes, the newest first." in page
     assert "_flask_dev/status" not in page
+
+
+def test_documentation_of_a_view_may_be_anything(app: Flask, client: Client) -> None:
+    view: Any = lambda: ""  # noqa: E731
+    view.__doc__ = 7
+    app.add_url_rule("/seven", "seven", view)
+    assert "/seven" in client.get("/", headers=PAGE).text
+
+
+def test_figures_need_no_context(app: Flask, client: Client) -> None:
+    class Provider(DefaultJSONProvider):
+        def dumps(self, obj: Any, **options: Any) -> str:
+            return super().dumps({"data": obj, "url": request.url}, **options)
+
+    app.json = Provider(app)
+    assert "process" in client.get("/_flask_dev/status?connect").text
+    assert "url" not in client.get("/_flask_dev/status?connect").text
 
 
 def test_first_page_works_as_it_is_shown(client: Client) -> None:

@@ -51,7 +51,8 @@ class EmbeddedServer:
         reloaded = os.environ.get("WERKZEUG_RUN_MAIN") == "true"
         client = psutil.Process(os.getppid() if reloaded else os.getpid())
         (self.home / "clients").mkdir(mode=0o700, exist_ok=True)
-        (self.home / "clients" / _file_name(client)).touch()
+        # The hash tells a later process with the same id, even if the clock changes.
+        (self.home / "clients" / str(client.pid)).write_text(str(hash(client)))
         with suppress(Timeout):  # Then the reaper runs already.
             self.reaper_lock.acquire(blocking=False).lock.release()
             self._start_reaper()
@@ -143,17 +144,13 @@ class EmbeddedServer:
 
     def _runs(self, file: Path) -> bool:
         """Return whether the client of `file` runs. If it has exited, remove `file`."""
-        with suppress(psutil.NoSuchProcess):
-            client = psutil.Process(int(file.name.partition("-")[0]))
-            if _file_name(client) == file.name and is_running(client):
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
+            client = psutil.Process(int(file.name))
+            # Older versions leave the file empty.
+            if file.read_text() in ("", str(hash(client))) and is_running(client):
                 return True
         file.unlink(missing_ok=True)
         return False
-
-
-def _file_name(client: psutil.Process) -> str:
-    # The hash tells a later process with the same id, even if the clock has changed.
-    return f"{client.pid}-{hash(client)}"
 
 
 def free_port(wish: int) -> int:

@@ -172,10 +172,10 @@ class Files:
         return True
 
     def _is_unchanged(self, path: str) -> bool:
-        before = self.contents.get(path)
-        with suppress(OSError):
+        before = self.contents.pop(path, None)
+        with suppress(OSError):  # A file that returns has changed.
             self.contents[path] = Path(path).read_bytes()
-        return before is not None and before == self.contents[path]
+        return before is not None and before == self.contents.get(path)
 
     def _sources(self) -> Iterator[str]:
         self.folders = set()

@@ -1,5 +1,6 @@
 """The welcome page of the development server, shown while `/` is not found."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class Welcome:
             # Another site can make its name lead here. This raises `SecurityError`.
             get_host(request.environ, self.app.config["TRUSTED_HOSTS"])
             figures = self._figures(connect=request.query_string == b"connect")
-            return self.app.json.response(figures)
+            return Response(json.dumps(figures), mimetype="application/json")
         return self.app
 
     def _show_page(self, response: Response) -> Response:
@@ -99,7 +100,7 @@ class Welcome:
             if rule.endpoint != "static":
                 methods = (rule.methods or set()) - {"HEAD", "OPTIONS"}
                 view = self.app.view_functions.get(rule.endpoint)
-                summary = getattr(view, "__doc__", "") or ""
+                summary = str(getattr(view, "__doc__", "") or "")
                 yield rule.rule, " ".join(sorted(methods)), summary.partition("\n")[0]
 
 
