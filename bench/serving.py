@@ -88,9 +88,10 @@ def bake(folder: Path, template: Path | str, *answers: str) -> None:
 
 
 def prepare() -> Path:
-    """Bake a project per pool in the folder that the command names, unless it has them.
+    """Bake a project per pool in the folder that the command names.
 
-    Return the one with SQLAlchemy, in whose environment all of them run.
+    Return the one with SQLAlchemy, in whose environment all of them run. The folder
+    keeps the environment.
     """
     if len(sys.argv) < 2:
         sys.exit("Name a folder for the environments.")
@@ -98,10 +99,10 @@ def prepare() -> Path:
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(exist_ok=True)
     project = folder / "app_sqlalchemy"
-    if not project.exists():
-        for pool in ("psycopg2", "sqlalchemy", "none"):
-            bake(folder, TEMPLATE, f"project_slug=app_{pool}", f"pool={pool}")
-        run(PROGRAMS / "uv", "sync", cwd=project)
+    for pool in ("psycopg2", "sqlalchemy", "none"):
+        answers = f"project_slug=app_{pool}", f"pool={pool}"
+        bake(folder, TEMPLATE, "--overwrite-if-exists", *answers)
+    run(PROGRAMS / "uv", "sync", "--inexact", cwd=project)
     return project
 
 
