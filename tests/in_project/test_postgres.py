@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import psutil
 import psycopg2
@@ -497,7 +498,13 @@ def test_settings_for_another_server_do_not_matter(
     start: StartClient, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert query(start().url(), "SELECT 1") == 1
+    url = start().url()
+    assert query(url, "SELECT 1") == 1
+    assert len(parse_qsl(urlsplit(url).query, keep_blank_values=True)) == 1
+
+
+def test_url_has_no_parameters_that_only_libpq_knows(start: StartClient) -> None:
+    assert urlsplit(start().url()).query == ""
 
 
 def test_time_zone_is_utc(start: StartClient) -> None:

@@ -36,13 +36,13 @@ INSTALLED = (
     "opt/homebrew/opt/postgresql@*/bin/initdb",
     "Program Files/PostgreSQL/*/bin/initdb.exe",
 )
-# Of libpq's own variables, such as PGSSLMODE, these are for another server.
+# These variables of libpq's are for another server, so the parameters override them.
 LOCAL = {
-    "sslmode": "disable",
-    "sslrootcert": "",
-    "gssencmode": "disable",
-    "channel_binding": "disable",
-    "target_session_attrs": "any",
+    "PGSSLMODE": ("sslmode", "disable"),
+    "PGSSLROOTCERT": ("sslrootcert", ""),
+    "PGGSSENCMODE": ("gssencmode", "disable"),
+    "PGCHANNELBINDING": ("channel_binding", "disable"),
+    "PGTARGETSESSIONATTRS": ("target_session_attrs", "any"),
 }
 SERVICES = "pg_service.conf"  # for psql and other clients, with PGSERVICEFILE
 # A server in production usually has UTC; initdb would choose that of the machine.
@@ -139,12 +139,15 @@ class PostgreSQL(EmbeddedServer):
             dev["dbname"] = name
             self._write_services(services)
         url = "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**dev)
-        return f"{url}?{urlencode(LOCAL)}"
+        # Other clients, such as asyncpg, do not know all of these parameters.
+        query = urlencode([LOCAL[name] for name in LOCAL if name in os.environ])
+        return f"{url}?{query}" if query else url
 
     def _connect(self) -> connection:
         end = time.monotonic() + 10
         while True:
-            options: dict[str, Any] = {**self._read_services()["admin"], **LOCAL}
+            options: dict[str, Any] = {**self._read_services()["admin"]}
+            options |= dict(LOCAL.values())
             try:
                 conn: connection = psycopg2.connect(**options, connect_timeout=5)
             except psycopg2.OperationalError:  # It may be recovering from a crash.
