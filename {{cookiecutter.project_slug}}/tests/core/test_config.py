@@ -248,6 +248,7 @@ def test_prefixed_variable_for_a_boolean_becomes_one(
         ("SESSION_COOKIE_SECURE", "perhaps"),
         ("MAX_FORM_MEMORY_SIZE", "2MB"),
         ("MAX_FORM_PARTS", "x"),
+        ("MAX_FORM_PARTS", "[1]"),
         ("PERMANENT_SESSION_LIFETIME", "31 days"),
         ("SEND_FILE_MAX_AGE_DEFAULT", "1h"),
     ],
@@ -256,8 +257,9 @@ def test_prefixed_variable_of_the_wrong_type_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
     monkeypatch.setenv(f"FLASK_{name}", text)
-    with pytest.raises(config.ConfigError, match=f"^{name} is '{text}': set it to "):
+    with pytest.raises(config.ConfigError) as raised:
         create_app(PRODUCTION)
+    assert str(raised.value).replace("'", "").startswith(f"FLASK_{name} is {text}: set")
 
 
 def test_key_may_be_bytes_or_contain_spaces() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -169,8 +170,9 @@ def _flask_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
         value, default = app.config[name], defaults[name]
         if isinstance(default, bool) and not isinstance(value, bool | None):
             found[name] = bool_setting(default)
-        elif isinstance(value, str) and (isinstance(default, int) or name in SECONDS):
-            found[name] = Setting(int, "set it to a whole number.", default)
+        elif isinstance(default, int) or name in SECONDS:
+            if not isinstance(value, int | timedelta | None):
+                found[name] = Setting(int, "set it to a whole number.", default)
     return found
 
 
@@ -194,5 +196,7 @@ def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> s
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         shown = "invalid" if setting.secret else repr(raw)
         hint = str(error) if setting.secret and str(error) else setting.hint
-        return f"{name} is {shown}: {hint}"
+        # Name the variable that is set, so that its user finds it.
+        found = [each for each in (name, f"FLASK_{name}") if each in os.environ]
+        return f"{[*found, name][0]} is {shown}: {hint}"
     return ""
