@@ -91,7 +91,7 @@ def test_other_connection_errors_are_not_retried(url: str) -> None:
 
 
 def test_operators_options_are_never_omitted(url: str) -> None:
-    with front(url + "&options=-cstatement_timeout%3D1234", refuse_options) as app:
+    with front(url + "?options=-cstatement_timeout%3D1234", refuse_options) as app:
         with app.app_context(), pytest.raises(Exception, match="startup parameter"):
             get_db()
 

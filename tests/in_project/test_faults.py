@@ -52,7 +52,7 @@ class Database:
         port = urlsplit(self.direct).port
         assert port
         self.proxy = Proxy("127.0.0.1", port)
-        options = "&connect_timeout=2"
+        options = "?connect_timeout=2"
         self.url = self.direct.replace(f":{port}/", f":{self.proxy.port}/") + options
 
     def stop(self) -> None:

@@ -319,6 +319,16 @@ def test_json_that_cannot_be_stored_gives_400(
         assert client.post("/json", data=body, headers=headers).status_code == 400
 
 
+def test_stored_text_that_cannot_be_read_is_an_error_of_the_server(app: Flask) -> None:
+    @app.get("/read")
+    def read() -> str:
+        run(get_db(), "SELECT '{}'::json ->> 'a'".format(r'{"a": "\u0000"}'))
+        return "read"
+
+    app.testing = False
+    assert app.test_client().get("/read").status_code == 500
+
+
 def test_extension_that_handles_errors_itself_gets_the_http_error() -> None:
     url = "postgresql://127.0.0.1:1/none"
     app = create_app({"TESTING": True, "DATABASE_URL": url})
@@ -637,6 +647,32 @@ def test_lost_connection_is_not_replaced_in_a_transaction(
             add_item(get_db())
         add_item(get_db())
     assert count_items(db) == 0
+
+
+def test_block_whose_connection_is_returned_takes_effect_as_a_whole(
+    app: Flask, db: connection
+) -> None:
+    found: list[int] = []
+    with app.app_context():
+        with pytest.raises(InterfaceError), get_db():
+            add_item(get_db())
+            close_db()
+            on_commit(lambda: found.append(1))
+            add_item(get_db())
+        assert (count_items(get_db()), found) == (0, [])
+        assert in_use(app) == 1
+
+
+def test_transaction_that_stays_open_is_reported_in_debug_mode(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"TESTING": True, "DATABASE_URL": database_url}
+    for debug in (True, False):
+        app = create_app(settings | {"DEBUG": debug})
+        with app.app_context():
+            run(get_db(), "BEGIN; SELECT 1")
+        assert ("A transaction was open" in caplog.text) == debug
+        caplog.clear()
 
 
 @pytest.mark.parametrize("error", [psycopg2.Error, psycopg2.OperationalError])

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, cast
 from weakref import finalize
 
 import psycopg2
-from flask import Flask, current_app, g
+from flask import Flask, current_app, g, request
 from psycopg2.errors import InFailedSqlTransaction, ReadOnlySqlTransaction
 from psycopg2.extensions import STATUS_BEGIN, connection, cursor, parse_dsn
 from psycopg2.extensions import STATUS_READY as READY
@@ -42,7 +42,7 @@ REFUSED = re.compile("client_connection_check|startup param|command-line opt", r
 # PostgreSQL's text holds neither NUL nor half of an emoji that a client has cut.
 # In production, the message of a query's error has only its SQLSTATE.
 UNSTORABLE = re.compile(
-    r"NUL \(0x00\)|surrogates not|Unicode escape|SQLSTATE 22P05"
+    r"NUL \(0x00\)|surrogates not|unsupported Unicode escape|SQLSTATE 22P05"
     r'|surrogate must|Token "-?(NaN|Infinity)"'
 )
 
@@ -204,7 +204,7 @@ def get_db() -> Connection:
     `with get_db() as db:`, which commits at the end and rolls back on an error. The end
     of the context rolls back an open transaction. Threads that share the context share
     the connection; a forked process gets its own. A lost connection is replaced, except
-    in a transaction. Raises `DatabaseUnavailable`.
+    in such a block. Raises `DatabaseUnavailable`.
     """
     context: Any = g._get_current_object()  # The proxy is too slow for each query.
     db: Connection | None = context.get("db")
@@ -219,12 +219,22 @@ def get_db() -> Connection:
 
 
 def close_db() -> None:
-    """Return the connection of this context to the pool, if there is one."""
+    """Return the connection of this context to the pool, if there is one.
+
+    An open transaction is rolled back. In a `with` block, all later queries of the
+    block then raise `InterfaceError`.
+    """
     context: Any = g._get_current_object()
-    if db := context.pop("db", None):
+    if db := context.get("db"):
+        if db._on_commit is None:
+            del context.db  # Otherwise the rest of a block would run in autocommit.
+            if current_app.debug and db.get_transaction_status() == IN_TRANSACTION:
+                message = "A transaction was open, and is rolled back: commit it."
+                logger.warning(message)
         if db.is_outdated:
             get_pool().close()  # Its idle connections lead to the same server.
-        context.pop("return_db")()
+        if return_db := context.pop("return_db", None):
+            return_db()
 
 
 def on_commit(function: Callable[[], object]) -> None:
@@ -233,7 +243,7 @@ def on_commit(function: Callable[[], object]) -> None:
     It is not called after a rollback, unless that is to a savepoint. Outside of a
     transaction, it is called at once. The `with` block raises its errors, but the
     transaction stays committed. Raises `ProgrammingError` in a transaction that `BEGIN`
-    or `autocommit = False` started.
+    or `autocommit = False` started. Queries in a block must not end its transaction.
     """
     db: Connection | None = g.get("db")
     callbacks = getattr(db, "_on_commit", None)
@@ -322,8 +332,9 @@ def _leave_to_parent() -> None:
     # Two processes on one connection read each other's responses.
     if g:
         g.pop("db_lock", None)  # A thread of the parent may hold it.
-        if g.pop("db", None):
-            g.pop("return_db").detach()
+        g.pop("db", None)
+        if return_db := g.pop("return_db", None):
+            return_db.detach()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork.
@@ -353,7 +364,10 @@ def _http_error(error: Exception) -> HTTPException | None:
     reason = " ".join(str(error).split())
     detail = getattr(getattr(error, "diag", None), "message_detail", None)
     is_ours = isinstance(error, (DatabaseUnavailable, psycopg2.Error, ValueError))
-    if is_ours and UNSTORABLE.search(f"{reason} {detail}"):
+    # Without input, the server itself is at fault.
+    has_input = request.query_string or request.content_length or request.view_args
+    if is_ours and has_input and UNSTORABLE.search(f"{reason} {detail}"):
+        current_app.logger.warning("A text cannot be stored", exc_info=error)
         return BadRequest("The text has a character that the database cannot store.")
     if isinstance(error, psycopg2.Error):
         # The application may have another connection by now.
