@@ -53,13 +53,13 @@ class FairSemaphore:
 def responds(conn: Connection, query: str = "") -> bool:
     """Return whether a connection is open, and executes the query if there is one."""
     try:
-        if query:
-            _execute_with_timeout(conn, query)
         conn.poll()  # Read the server's messages, without waiting for any.
+        # A server that closes a connection sends a notice first.
+        if query or conn.notices:
+            _execute_with_timeout(conn, query or "SELECT 1")
     except (psycopg2.Error, RuntimeError):  # Python starts no thread while it exits.
         return False
-    # A server that closes a connection sends a notice first.
-    return not conn.notices
+    return True
 
 
 def is_usable(conn: Connection) -> bool:
