@@ -1,4 +1,5 @@
 import re
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -359,7 +360,33 @@ def test_other_encoding_is_named(
     empty: connection, tmp_path: Path, encoding: str
 ) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 1", encoding=encoding)
-    with pytest.raises(MigrationError, match="^0001_a.sql is not in UTF-8: save it"):
+    with pytest.raises(MigrationError, match="^0001_a.sql is not text in UTF-8: name"):
+        migrate(empty, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux has such names.")
+def test_name_of_a_file_that_is_not_in_utf8_is_rejected(
+    app: Flask, runner: FlaskCliRunner
+) -> None:
+    Path(app.root_path, "migrations", "0002_\udcff.sql").write_text("SELECT 1")
+    for arguments in (["migrate"], ["migrate", "--status"]):
+        result = runner.invoke(args=arguments)
+        assert r"Error: 0002_\udcff.sql is not text in UTF-8" in result.output
+
+
+def test_command_shows_notices_that_the_terminal_cannot(app: Flask) -> None:
+    notice = "DO $$ BEGIN FOR i IN 1..60 LOOP RAISE NOTICE '→'; END LOOP; END $$"
+    Path(app.root_path, "migrations", "0001_made.sql").write_text(notice, "utf-8")
+    result = app.test_cli_runner(charset="latin-1").invoke(args=["migrate"])
+    assert result.exit_code == 0
+    assert result.output.count(r"\u2192") == 60
+
+
+def test_hint_on_an_isolation_level_is_not_about_statements_outside(
+    empty: connection, tmp_path: Path
+) -> None:
+    (tmp_path / "0001_a.sql").write_text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+    with pytest.raises(MigrationError, match="any query; nothing of it is applied"):
         migrate(empty, tmp_path)
 
 

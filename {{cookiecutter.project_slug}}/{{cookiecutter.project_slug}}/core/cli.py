@@ -1,7 +1,10 @@
 """The project's commands for `flask`."""
 
+import sys
+from collections import deque
 from contextlib import ExitStack, closing, suppress
 from functools import partial
+from typing import Any, cast
 
 import click
 import psycopg2
@@ -56,8 +59,11 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
         raise click.UsageError("Use only one option.")
     if reset and not current_app.debug:
         raise click.ClickException("--reset drops all tables: use `flask --debug`.")
+    # A notice that the terminal cannot show must not end the migrations.
+    cast(Any, sys.stdout).reconfigure(errors="backslashreplace")
     try:
         with closing(connect()) as conn, ExitStack() as stack:
+            cast(Any, conn).notices = deque()  # A list keeps only the last 50.
             # Otherwise Ctrl-C has no effect until a query ends.
             extensions.set_wait_callback(wait_select)
             stack.callback(extensions.set_wait_callback, None)
@@ -66,7 +72,7 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
                 if "prepare" not in current_app.extensions:
                     place = f"{conn.info.dbname} on {conn.info.host}"
                     click.confirm(f"Drop all tables of {place}?", abort=True)
-                conn.cursor().execute(DROP_ALL)
+                extensions.cursor(conn).execute(DROP_ALL)  # It may take long.
             if only_list:
                 for name, state in migrate.status(conn).items():
                     click.echo(f"{state} {name}")
@@ -82,9 +88,9 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
         click.echo("Ran the command seed")
 
 
-def _report(conn: extensions.connection, name: str) -> None:
+def _report(conn: Any, name: str) -> None:
     """Print the notices of a migration, and that it is applied."""
-    notices, conn.notices = conn.notices, []
+    notices, conn.notices = conn.notices, deque()
     # The migrations of libraries often say IF EXISTS.
     shown = [text for text in notices if "WARNING" in text or "skipping" not in text]
     with suppress(BrokenPipeError):  # In `flask migrate | head`, the rest is applied.

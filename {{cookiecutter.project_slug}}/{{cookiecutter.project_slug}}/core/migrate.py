@@ -152,7 +152,7 @@ def _edited(paths: list[Path], applied: dict[str, str]) -> list[Path]:
 
 def _reject_edited(paths: list[Path], applied: dict[str, str]) -> None:
     for path in _edited(paths, applied):
-        hint = "put the change into a new file, and this one back as it was."
+        hint = "restore it, and put the change into a new file."
         if path == paths[-1]:
             hint += " In development, use `flask migrate --reset`, or undo the file"
             hint += f" by hand and use `flask migrate --forget {path.name}`."
@@ -163,8 +163,9 @@ def _read(path: Path) -> tuple[str, str]:
     """Return SQL and checksum of the file."""
     # PowerShell writes a BOM. Bytes that are not UTF-8 become surrogates.
     sql = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    if re.search("[\0\udc80-\udcff]", sql):
-        raise MigrationError(f"{path.name} is not in UTF-8: save it in this encoding.")
+    if re.search("[\0\udc80-\udcff]", path.name + sql):
+        name = path.name.encode(errors="backslashreplace").decode()
+        raise MigrationError(f"{name} is not text in UTF-8: name and save it so.")
     return sql, sha256(sql.encode()).hexdigest()
 
 
@@ -197,7 +198,7 @@ def _apply(cursor: cursor, path: Path) -> None:
             hint += ": leave out BEGIN, COMMIT, ROLLBACK and SAVEPOINT"
         if isinstance(error, errors.LockNotAvailable):
             hint += ": end the transaction that holds a lock, and try again"
-        if isinstance(error, OUTSIDE):
+        if isinstance(error, OUTSIDE) and "SET TRANSACTION" not in reason:
             hint = "put it alone into a file that begins with `-- no transaction`"
         if cursor.connection.closed:
             hint = "`flask migrate --status` tells whether it is applied"
