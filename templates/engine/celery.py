@@ -10,15 +10,18 @@ from threading import Thread
 from typing import Any
 
 import click
+from billiard.einfo import ExceptionInfo
 from celery import beat, signals
 from celery.app.trace import trace_task
+from celery.concurrency import thread
+from celery.concurrency.base import apply_target
 from celery.exceptions import SecurityWarning
 from celery.worker import state
 from flask import Flask
 from kombu.exceptions import KombuError
 from kombu.transport import redis
 from kombu.utils.json import loads
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from .db import get_db
 from .health import check_readiness
@@ -27,15 +30,16 @@ from .serve import end_forks_at_signals
 
 logger = logging.getLogger(__name__)
 
-EngineError = KombuError
+ENGINE_ERRORS = (KombuError, RedisError)
 REPLY_TIMEOUT = 0.5  # seconds that workers have to respond
 
 # In a thread, `--beat` ends with its worker. A process would outlive a worker that is
 # killed, and enqueue each job a second time.
 beat._Process = None  # type: ignore[assignment, misc]
 
-# After a failover, a new connection may reach the primary.
-redis.Transport.connection_errors += (ReadOnlyError,)
+# A server that rejects a command may accept it later: a primary that was demoted or has
+# lost its replicas, or a full server. The worker connects again, and keeps its jobs.
+redis.Transport.connection_errors += (ResponseError,)
 
 # Take a job and note that it is not acknowledged, in one step.
 TAKE = """
@@ -86,6 +90,10 @@ class QoS(redis.QoS):
     def append(self, message: Any, delivery_tag: str) -> None:
         super(redis.QoS, self).append(message, delivery_tag)
 
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        with suppress(OutOfMemoryError):  # Only jobs that end empty a full server.
+            super().restore_visible(*args, **kwargs)
+
 
 class Channel(redis.Channel):
     """A channel to Redis that loses no job when its worker is killed.
@@ -97,18 +105,40 @@ class Channel(redis.Channel):
 
     QoS = QoS
     _waits = True
+    _acknowledges = False  # Clients do not acknowledge the responses of workers.
+
+    def _create_client(self, *args: Any, **kwargs: Any) -> Any:
+        client = super()._create_client(*args, **kwargs)  # type: ignore[misc]
+        plain = client.pipeline
+        # A full server rejects transactions, in which Kombu acknowledges a job.
+        client.pipeline = lambda transaction=False, *args: plain(transaction, *args)
+        return client
+
+    def _queue_bind(self, *args: Any) -> None:
+        with suppress(OutOfMemoryError):  # Its queues are bound since the first start.
+            super()._queue_bind(*args)  # type: ignore[misc]
+
+    def basic_consume(self, queue: Any, no_ack: Any, *args: Any, **kwargs: Any) -> Any:
+        self._acknowledges |= not no_ack
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_ack(self: Any, delivery_tag: str, multiple: bool = False) -> None:
-        if self.connection is None:  # `_move_jobs` acknowledges it on the next channel.
-            self.qos._quick_ack(delivery_tag)
-        else:
-            super().basic_ack(delivery_tag, multiple)
+        with suppress(ResponseError):
+            if self.connection is not None:
+                super().basic_ack(delivery_tag, multiple)
+                return
+        self.qos._quick_ack(delivery_tag)  # `_move_jobs` acknowledges it later.
 
     def basic_reject(self: Any, delivery_tag: str, requeue: bool = False) -> None:
         if self.connection is not None:  # Otherwise `_move_jobs` requeues the job.
-            super().basic_reject(delivery_tag, requeue)
+            try:
+                super().basic_reject(delivery_tag, requeue)
+            except ResponseError:  # Without `_renew`, any worker requeues it in time.
+                self.qos._delivered.pop(delivery_tag, None)
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
+        if not self._acknowledges:
+            return super()._brpop_start(timeout)  # type: ignore[misc, no-any-return]
         queues = self._queue_cycle.consume(len(self.active_queues))
         keys = [self._q_for_pri(q, p) for p in self.priority_steps for q in queues]
         keys = [self.unacked_key, self.unacked_index_key, *keys]
@@ -121,6 +151,8 @@ class Channel(redis.Channel):
         conn.send_packed_command(conn.pack_commands(commands))
 
     def _brpop_read(self: Any, **options: Any) -> Any:
+        if not self._acknowledges:
+            return super()._brpop_read(**options)  # type: ignore[misc]
         waited, self._waits = self._waits, True
         try:
             if waited:
@@ -142,6 +174,28 @@ class Channel(redis.Channel):
 
 class SentinelChannel(Channel, redis.SentinelChannel):
     """The same channel, to the Redis that Sentinel names."""
+
+
+def _apply(target: Any, args: Any, kwargs: Any, callback: Any, accept: Any) -> None:
+    """Run a job, and let it fail if its result cannot be stored."""
+    try:
+        apply_target(target, args, kwargs, callback, accept)
+    except Exception as error:
+        # Otherwise Celery never acknowledges the job, and runs one job less at a time.
+        request, found = callback.__self__, ExceptionInfo()
+        signals.task_failure.send(
+            sender=request.task,
+            task_id=request.id,
+            exception=error,
+            args=request.args,
+            kwargs=request.kwargs,
+            traceback=found.traceback,
+            einfo=found,
+        )
+        callback((1, found, 0.0))
+
+
+thread.apply_target = _apply  # type: ignore[attr-defined]
 
 
 class Worker:

@@ -37,11 +37,12 @@ from .serve import end_forks_at_signals
 
 logger = logging.getLogger(__name__)
 
-EngineError = ConnectorException
+ENGINE_ERRORS = (ConnectorException,)
 HEARTBEAT_INTERVAL = 2.0  # seconds
 STALLED_AFTER = 15.0  # seconds without a heartbeat until others requeue a worker's jobs
 MAX_INTERRUPTIONS = 6  # killed workers, after which their job counts as failed
 RECONNECT_DELAY = 3.0  # seconds
+WARNING_INTERVAL = 60.0  # seconds between two lines about the same outage
 CONNECTION_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError)
 # asyncio would take these errors of a thread for its own, and the job would never end.
 ASYNCIO_ERRORS = (StopIteration, asyncio.CancelledError, CancelledError)
@@ -102,11 +103,15 @@ class Pool(AsyncConnectionPool):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(timeout=5.0, reconnect_timeout=5.0, **options)
+        self._warned = -WARNING_INTERVAL
 
     async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection:
         while True:
             with suppress(PoolTimeout):
                 return await super().getconn(timeout)
+            if (now := time.monotonic()) - self._warned >= WARNING_INTERVAL:
+                self._warned = now
+                logger.warning("Waiting for a connection to PostgreSQL")
 
 
 class Connector(procrastinate.PsycopgConnector):
@@ -266,7 +271,8 @@ class WorkerQueue(procrastinate.App):
                 name = type(error).__name__
                 parts = {"job_id": job.id, "task": job.task_name, "error": name}
                 message = "Job %(job_id)d (%(task)s) is retried after %(error)s"
-                logger.warning(message, parts, exc_info=self.flask_app.debug)
+                is_shown = self.flask_app.debug or self.flask_app.testing
+                logger.warning(message, parts, exc_info=is_shown)
             raise
         finally:
             in_job.reset(token)

@@ -276,9 +276,13 @@ def _log_retry(request: Any, reason: Any, **_: object) -> None:
 @signals.task_rejected.connect
 def _note_unknown(sender: Any, message: Any, **_: object) -> None:
     """List a message that no worker with this code can run."""
-    headers, payload = message.headers, message.payload
+    headers = message.headers
+    try:
+        payload = message.payload
+    except Exception:  # It has another format.
+        headers, payload = {}, str(message.body)
     args, kwargs = payload[:2] if "task" in headers else ([payload], {})
-    job = headers.get("id", message.delivery_tag)
+    job = message.headers.get("id", message.delivery_tag)
     _note(sender.app, job, headers.get("task", "unknown"), args, kwargs)
 
 

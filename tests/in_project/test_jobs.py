@@ -749,6 +749,81 @@ def test_job_is_kept_while_neither_its_broker_nor_the_database_accepts_it(
 
 
 @celery
+def test_job_whose_result_cannot_be_stored_fails_and_others_run(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    workers.start(RESULT_BACKEND="redis://127.0.0.1:1/0")
+    for number in range(5):  # one more than run at the same time
+        give(app, number, 0.0)
+    assert poll(lambda: count(database, "failed_tasks") == 5, SECONDS)
+    assert count(database, "effects") == 5
+    assert poll(lambda: status(app).get("unacknowledged", 0) == 0)
+
+
+@celery
+@pytest.mark.skipif(RABBITMQ, reason="it has no such settings")
+def test_jobs_of_a_full_broker_run(
+    app: Flask, broker: Broker, database: Database, workers: Workers
+) -> None:
+    for number in range(3):
+        give(app, number, 1.0)
+    configure(app, "maxmemory", "1mb")
+    workers.start()
+    assert poll(lambda: count(database, "effects") == 3, SECONDS)
+    command = workers.start("flask", "--app", "tests.working", "worker", "--status")
+    assert command.wait(60) == 1
+    assert "Error: Command # 1 (LLEN app) of pipeline" in workers.log.read_text()
+    configure(app, "maxmemory", "0")
+    assert poll(lambda: status(app)["unacknowledged"] == 0)
+
+
+@celery
+@pytest.mark.skipif(RABBITMQ, reason="it has no such settings")
+def test_worker_outlives_a_broker_that_rejects_writes(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    worker = start_working(app, database, workers)
+    give(app, 2, 3.0)
+    assert poll(lambda: count(database, "runs") == 2)
+    configure(app, "min-replicas-to-write", "1")
+    assert poll(lambda: "NOREPLICAS" in workers.log.read_text())
+    assert poll(lambda: count(database, "effects") == 2)
+    configure(app, "min-replicas-to-write", "0")
+    give(app, 3, 0.0)
+    assert poll(lambda: count(database, "effects") == 3, SECONDS)
+    assert poll(lambda: status(app)["unacknowledged"] == 0)
+    assert worker.poll() is None
+
+
+@celery
+@pytest.mark.skipif(RABBITMQ, reason="it has no list of unacknowledged jobs")
+def test_responses_of_workers_are_no_jobs(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    start_working(app, database, workers)
+    command = ["celery", "--app", "app.worker", "inspect", "ping"]
+    ping = workers.start(*command)
+    assert ping.wait(60) == 0
+    assert status(app)["unacknowledged"] == 0
+
+
+@celery
+def test_message_in_another_format_is_listed_as_failed(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    start_working(app, database, workers)
+    with app.app_context():
+        job = work.apply_async([2, 0.0], serializer="pickle")
+    assert poll(lambda: count(database, f"failed_tasks WHERE id = '{job.id}'") == 1)
+
+
+def configure(app: Flask, name: str, value: str) -> None:
+    """Set a configuration parameter of the Redis."""
+    with app.extensions["celery"].connection_for_write() as conn:
+        conn.default_channel.client.config_set(name, value)
+
+
+@celery
 def test_task_of_link_error_has_a_context(
     app: Flask, database: Database, workers: Workers
 ) -> None:

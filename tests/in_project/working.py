@@ -7,14 +7,27 @@ from multiprocessing import get_context
 from pydoc import locate
 from typing import Any
 
-from app import create_app
+from app import create_app as create_plain
 from app.core import engine
 from app.core.db import get_db
 from app.core.jobs import task
+from flask import Flask
 
 # A killed worker's jobs run again sooner in tests that do without the room for delays.
 if "STALLED_AFTER" in os.environ:
     setattr(engine, "STALLED_AFTER", float(os.environ["STALLED_AFTER"]))  # noqa: B010
+
+
+def create_app(*args: Any) -> Flask:
+    """Create the application. With Celery, its results may be stored elsewhere."""
+    app = create_plain(*args)
+    if backend := os.environ.get("RESULT_BACKEND"):
+        celery: Any = app.extensions["celery"]
+        celery.conf.result_backend = backend
+        options = {"retry_policy": {"max_retries": 0}}
+        celery.conf.result_backend_transport_options = options
+    return app
+
 
 TABLES = """
 CREATE TABLE effects (number int PRIMARY KEY);
