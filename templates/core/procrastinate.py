@@ -5,6 +5,13 @@ from flask import Flask
 from . import cli, config, db, errors, health, jobs, log, pool, security, worker
 from .config import Overrides, Settings
 
+SETTINGS: Settings = {
+    **security.SETTINGS,
+    **db.SETTINGS,
+    **pool.SETTINGS,
+    **worker.SETTINGS,
+}
+
 
 def init_app(app: Flask, overrides: Overrides = None, *settings: Settings) -> None:
     """Set up `app`. Raises `ConfigError` if settings are missing or invalid.
@@ -12,8 +19,7 @@ def init_app(app: Flask, overrides: Overrides = None, *settings: Settings) -> No
     `overrides` are values of settings. `settings` are tables of the application's own,
     such as `{"NOTES_PER_PAGE": number_setting(100)}`.
     """
-    tables = [security.SETTINGS, db.SETTINGS, pool.SETTINGS, worker.SETTINGS]
-    config.init_app(app, overrides, *tables, *settings)
+    config.init_app(app, overrides, SETTINGS, *settings)
     if app.debug or app.testing:
         # Production has no development server and no embedded PostgreSQL to import.
         from . import dev

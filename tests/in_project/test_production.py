@@ -56,7 +56,9 @@ def test_invalid_settings_are_reported_together() -> None:
     url = f"mysql://user:{PASSWORD}@localhost/a"
     wrong = {"DATABASE_URL": url, "SECRET_KEY": "short", "MAX_CONTENT_LENGTH": "1 MB"}
     said = error_of_the_start(**wrong)
-    names = [line.removeprefix("Error: ").split()[0] for line in said.splitlines()]
+    *lines, hint = said.splitlines()
+    names = [line.removeprefix("Error: ").split()[0] for line in lines]
+    assert hint.startswith("For debug mode, ")
     assert sorted(names) == sorted([*wrong, "TRUSTED_HOSTS"])
     assert "SECRET_KEY is invalid: set it to 32 random bytes" in said
     assert PASSWORD not in said
@@ -83,8 +85,9 @@ def test_help_is_shown_without_settings(command: list[str]) -> None:
     assert done.stdout.startswith("Usage: ") and "migrat" in done.stdout
 
 
-def test_debug_does_not_start() -> None:
-    assert error_of_the_start(FLASK_DEBUG="1").startswith("Error: FLASK_DEBUG is on")
+@pytest.mark.parametrize("name", ["FLASK_DEBUG", "FLASK_TESTING"])
+def test_debug_and_testing_do_not_start(name: str) -> None:
+    assert error_of_the_start(**{name: "1"}).startswith(f"Error: {name} is on")
 
 
 @pytest.mark.parametrize("end", ["", "zz\r\n", "0\r\n\r\n"])

@@ -56,8 +56,12 @@ CREATE SEQUENCE audit.invoices;
 CREATE MATERIALIZED VIEW audit.lines AS SELECT what FROM audit.log;
 """
 TEST_AUDIT = """
+import os
 import psycopg2
 import pytest
+
+def test_settings_of_development_are_dropped():
+    assert "POOL_SIZE" not in os.environ and "OWN" not in os.environ
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_log(db, number):
@@ -169,6 +173,8 @@ def test_each_test_starts_with_what_the_migrations_create(
     run(*plugin, cwd=project)
     # An editor may load the settings of development from `.env`.
     editor = {"TRUSTED_HOSTS": "myphone.local", "FLASK_SERVER_NAME": "example.com"}
+    editor |= {"POOL_SIZE": "many", "OWN": "text"}
+    (project / ".env").write_text("OWN=text\n")
     run(programs / "pytest", "tests", cwd=project, DATABASE_URL=server_url, **editor)
 
 

@@ -8,13 +8,12 @@ from secrets import token_hex
 
 import psycopg2
 import pytest
+from dotenv import dotenv_values
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from psycopg2.extensions import connection, make_dsn
 
-from {{ cookiecutter.project_slug }} import create_app
-from {{ cookiecutter.project_slug }}.core import db as db_module
-from {{ cookiecutter.project_slug }}.core import security
+from {{ cookiecutter.project_slug }} import core, create_app
 from {{ cookiecutter.project_slug }}.core.cli import DROP_ALL
 from {{ cookiecutter.project_slug }}.core.db import get_pool
 {%- if cookiecutter.worker == 'thread' %}
@@ -54,8 +53,9 @@ AND pg_get_userbyid(datdba) = current_user AND pg_try_advisory_lock(hashtext(dat
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> None:
     """Drop the settings of development, because an editor may load `.env`."""
-    names = {f"FLASK_{name}" for name in Flask.default_config}
-    for name in names.union(db_module.SETTINGS, security.SETTINGS):
+    names = {f"FLASK_{name}" for name in Flask.default_config}.union(core.SETTINGS)
+    names.update(dotenv_values(Path(__file__).parents[1] / ".env"))
+    for name in names - {"DATABASE_URL"}:
         os.environ.pop(name, None)
 
 

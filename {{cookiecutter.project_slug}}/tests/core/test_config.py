@@ -35,7 +35,7 @@ def read(setting: Setting, **overrides: object) -> Any:
 
 @pytest.mark.parametrize("name", PRODUCTION)
 def test_missing_setting_stops_the_start(name: str) -> None:
-    message = f"^{name} is not set: set it to .*[.] For debug mode, use .*[.]$"
+    message = f"^{name} is not set: set it to .*[.]\nFor debug mode, use .*[.]$"
     with pytest.raises(config.ConfigError, match=message):
         create_app(PRODUCTION | {name: ""})
 
@@ -62,7 +62,7 @@ def test_invalid_settings_are_named_together(
     monkeypatch.setenv("MAX_CONTENT_LENGTH", "1 MB")
     with pytest.raises(config.ConfigError) as error:
         create_app()
-    names = {sentence.split()[0] for sentence in str(error.value).splitlines()}
+    names = {sentence.split()[0] for sentence in str(error.value).splitlines()[:-1]}
     assert names == {"MAX_CONTENT_LENGTH", "TRUSTED_HOSTS", *PRODUCTION}
     assert "such as 1048576." in str(error.value)
 
@@ -260,6 +260,22 @@ def test_prefixed_variable_of_the_wrong_type_stops_the_start(
     with pytest.raises(config.ConfigError) as raised:
         create_app(PRODUCTION)
     assert str(raised.value).replace("'", "").startswith(f"FLASK_{name} is {text}: set")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("SESSION_COOKIE_SAMESITE", "laxx", "SameSite must be"),
+        ("PERMANENT_SESSION_LIFETIME", 10**12, "out of range"),
+        ("PERMANENT_SESSION_LIFETIME", 10**14, "days="),
+    ],
+)
+def test_cookie_that_cannot_be_set_stops_the_start(
+    name: str, value: object, error: str
+) -> None:
+    message = f"The settings of the session cookie are invalid: .*{error}"
+    with pytest.raises(config.ConfigError, match=message):
+        create_app(PRODUCTION | {name: value})
 
 
 def test_key_may_be_bytes_or_contain_spaces() -> None:

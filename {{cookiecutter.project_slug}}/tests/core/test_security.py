@@ -43,6 +43,16 @@ def test_other_host_is_rejected_in_production(production: Flask, path: str) -> N
     assert client.get(path, base_url="http://other.example").status_code == 400
 
 
+def test_log_names_the_setting_that_rejects_a_request(
+    production: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = production.test_client()
+    client.get("/", base_url="http://other.example")
+    assert "'other.example' is rejected: see TRUSTED_HOSTS" in caplog.text
+    client.post("/", headers={"Origin": "http://other.example"})
+    assert "'http://other.example' is rejected: see TRUSTED_ORIGINS" in caplog.text
+
+
 def test_host_may_be_in_upper_case(production: Flask) -> None:
     client = production.test_client()
     assert client.get("/none", headers={"Host": "LocalHost"}).status_code == 404

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -13,6 +13,7 @@ from flask import Flask
 from flask.cli import NoAppException
 from flask.helpers import get_debug_flag
 from psycopg2.extensions import parse_dsn
+from werkzeug.http import dump_cookie
 
 BOOLEANS = dict.fromkeys(["0", "false", "no", "off"], False)
 BOOLEANS |= dict.fromkeys(["1", "true", "yes", "on"], True)
@@ -155,11 +156,17 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     if own.items() <= cookie.items() and app.config["APPLICATION_ROOT"] == "/":
         # With this prefix, browsers let no other host set the cookie.
         app.config["SESSION_COOKIE_NAME"] = f"__Host-{app.name}"
+    try:  # Otherwise each response with a session would be an error.
+        expires = datetime.now(UTC) + app.permanent_session_lifetime
+        dump_cookie("a", expires=expires, samesite=cookie["samesite"])
+    except (OverflowError, ValueError) as error:
+        errors.append(f"The settings of the session cookie are invalid: {error}")
     by_flask = "FLASK_RUN_FROM_CLI" in os.environ or app.testing
     if app.debug and not by_flask and "DEBUG" not in given:
-        errors.append(f"FLASK_DEBUG is on: unset it. {DEBUG_HINT}")
+        errors.append("FLASK_DEBUG is on: unset it.")
     if errors and "--help" not in sys.argv:
-        raise ConfigError("\n".join(errors))
+        hints = [DEBUG_HINT] if re.search(" is (not set|on): ", str(errors)) else []
+        raise ConfigError("\n".join(errors + hints))
 
 
 def _flask_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
@@ -188,8 +195,8 @@ def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> s
         raw = raw.strip()  # A mounted secret ends with a newline.
     app.config[name] = setting.default
     if setting.example and raw in (None, "", setting.example):
-        hint = f"set it to {setting.example}. {DEBUG_HINT}"
-        return "" if app.debug or app.testing else f"{name} is not set: {hint}"
+        missing = f"{name} is not set: set it to {setting.example}."
+        return "" if app.debug or app.testing else missing
     try:
         if raw not in (None, ""):
             app.config[name] = setting.parse(raw)

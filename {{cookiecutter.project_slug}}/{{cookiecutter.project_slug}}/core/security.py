@@ -1,5 +1,6 @@
 """Protection of visitors and the application: rejected requests and headers."""
 
+import logging
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +15,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.utils import cached_property
 
 from .config import Setting, Settings, number_setting, split
+
+logger = logging.getLogger(__name__)
 
 
 def _parse_hosts(raw: Any) -> list[str] | None:
@@ -132,11 +135,15 @@ def _dispatch(dispatch: Any, *args: Any) -> Any:
     # another one.
     error = request.routing_exception
     if isinstance(error, exceptions.BadRequest):
+        host = request.headers.get("Host")
+        logger.info("The host %r is rejected: see TRUSTED_HOSTS", host)
         # Flask builds no URL for an untrusted host, so no page responds either.
         request.__dict__["host"] = "untrusted.invalid"  # for functions of teardown
         return error.get_response()
     if _is_cross_site():
         app: Any = current_app
+        message = "A request from %r is rejected: see TRUSTED_ORIGINS, TRUSTED_PROXIES"
+        logger.info(message, request.origin)
         forbidden = exceptions.Forbidden("This request comes from another site.")
         return app.make_response(app.handle_user_exception(*args, forbidden))
     return dispatch(*args)

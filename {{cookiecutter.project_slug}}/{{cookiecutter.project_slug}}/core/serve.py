@@ -45,8 +45,9 @@ def serve_command(
     from granian.http import HTTP1Settings
 
     app = info.load_app()
-    if app.debug:
-        raise click.ClickException("FLASK_DEBUG is on: set it to 0 in production.")
+    if app.debug or app.testing:
+        name = "FLASK_DEBUG" if app.debug else "FLASK_TESTING"
+        raise click.ClickException(f"{name} is on: set it to 0 in production.")
     address = host or ("0.0.0.0" if os.environ.get("PORT") else "127.0.0.1")  # noqa: S104
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
