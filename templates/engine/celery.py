@@ -5,7 +5,8 @@ import os
 import re
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
@@ -15,13 +16,19 @@ from celery import beat, signals
 from celery.app.trace import trace_task
 from celery.concurrency import thread
 from celery.concurrency.base import apply_target
-from celery.exceptions import SecurityWarning
+from celery.exceptions import Reject, SecurityWarning
 from celery.worker import state
 from flask import Flask
 from kombu.exceptions import KombuError
 from kombu.transport import redis
 from kombu.utils.json import loads
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import (
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from .db import get_db
 from .health import check_readiness
@@ -37,9 +44,11 @@ REPLY_TIMEOUT = 0.5  # seconds that workers have to respond
 # killed, and enqueue each job a second time.
 beat._Process = None  # type: ignore[assignment, misc]
 
-# A server that rejects a command may accept it later: a primary that was demoted or has
-# lost its replicas, or a full server. The worker connects again, and keeps its jobs.
-redis.Transport.connection_errors += (ResponseError,)
+# A primary that was demoted, or a full server, may accept the next command, or another
+# server may. So the worker connects again, and keeps its jobs.
+redis.Transport.connection_errors += (ReadOnlyError, OutOfMemoryError)
+# Also one whose replicas or disk are away, for which there are no classes.
+UNABLE = re.compile("NOREPLICAS|MISCONF")
 
 # Take a job and note that it is not acknowledged, in one step.
 TAKE = """
@@ -81,6 +90,10 @@ def _is_stopping() -> bool:
 class QoS(redis.QoS):
     """Leave the record of unacknowledged jobs to the script."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ended: set[str] = set()  # jobs whose acknowledgement was rejected
+
     @property
     def restore_at_shutdown(self) -> bool:  # type: ignore[override]
         # If the connection is lost, Kombu would restore the jobs over the same one.
@@ -90,8 +103,15 @@ class QoS(redis.QoS):
     def append(self, message: Any, delivery_tag: str) -> None:
         super(redis.QoS, self).append(message, delivery_tag)
 
+    @contextmanager
+    def pipe_or_acquire(self, pipe: Any = None, client: Any = None) -> Iterator[Any]:
+        channel: Any = self.channel
+        with channel.conn_or_acquire(client) as conn:
+            # A full server rejects transactions.
+            yield pipe or conn.pipeline(transaction=False)
+
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        with suppress(OutOfMemoryError):  # Only jobs that end empty a full server.
+        with suppress(ResponseError):  # Only jobs that end empty a full server.
             super().restore_visible(*args, **kwargs)
 
 
@@ -107,34 +127,37 @@ class Channel(redis.Channel):
     _waits = True
     _acknowledges = False  # Clients do not acknowledge the responses of workers.
 
-    def _create_client(self, *args: Any, **kwargs: Any) -> Any:
-        client = super()._create_client(*args, **kwargs)  # type: ignore[misc]
-        plain = client.pipeline
-        # A full server rejects transactions, in which Kombu acknowledges a job.
-        client.pipeline = lambda transaction=False, *args: plain(transaction, *args)
-        return client
+    def _size(self: Any, queue: str) -> int:
+        names = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
+        with self.conn_or_acquire() as client:
+            return sum(map(client.llen, names))
 
-    def _queue_bind(self, *args: Any) -> None:
-        with suppress(OutOfMemoryError):  # Its queues are bound since the first start.
-            super()._queue_bind(*args)  # type: ignore[misc]
+    def _queue_bind(self, exchange: str, *args: Any) -> None:
+        try:
+            super()._queue_bind(exchange, *args)  # type: ignore[misc]
+        except ResponseError as error:  # It is bound since the first start.
+            logger.warning("The broker rejects a binding of %s: %s", exchange, error)
 
     def basic_consume(self, queue: Any, no_ack: Any, *args: Any, **kwargs: Any) -> Any:
         self._acknowledges |= not no_ack
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_ack(self: Any, delivery_tag: str, multiple: bool = False) -> None:
-        with suppress(ResponseError):
-            if self.connection is not None:
+        self.qos.ended.add(delivery_tag)
+        if self.connection is not None:  # Otherwise `_move_jobs` acknowledges it.
+            with suppress(ResponseError):
                 super().basic_ack(delivery_tag, multiple)
-                return
-        self.qos._quick_ack(delivery_tag)  # `_move_jobs` acknowledges it later.
+                self.qos.ended.remove(delivery_tag)
 
     def basic_reject(self: Any, delivery_tag: str, requeue: bool = False) -> None:
         if self.connection is not None:  # Otherwise `_move_jobs` requeues the job.
             try:
                 super().basic_reject(delivery_tag, requeue)
-            except ResponseError:  # Without `_renew`, any worker requeues it in time.
-                self.qos._delivered.pop(delivery_tag, None)
+            except ResponseError:
+                if requeue:  # Without `_renew`, any worker requeues it in time.
+                    self.qos._delivered.pop(delivery_tag, None)
+                else:
+                    self.qos.ended.add(delivery_tag)
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
         if not self._acknowledges:
@@ -163,6 +186,8 @@ class Channel(redis.Channel):
             # The script responds as BRPOP does.
             found = super()._brpop_read(**options)  # type: ignore[misc]
         except self.ResponseError as error:
+            if UNABLE.match(str(error)):
+                raise ConnectionError(str(error)) from error
             if "INVALID" not in str(error):
                 raise
             queue = str(error).split()[-1]
@@ -178,21 +203,27 @@ class SentinelChannel(Channel, redis.SentinelChannel):
 
 def _apply(target: Any, args: Any, kwargs: Any, callback: Any, accept: Any) -> None:
     """Run a job, and let it fail if its result cannot be stored."""
-    try:
-        apply_target(target, args, kwargs, callback, accept)
-    except Exception as error:
-        # Otherwise Celery never acknowledges the job, and runs one job less at a time.
-        request, found = callback.__self__, ExceptionInfo()
-        signals.task_failure.send(
-            sender=request.task,
-            task_id=request.id,
-            exception=error,
-            args=request.args,
-            kwargs=request.kwargs,
-            traceback=found.traceback,
-            einfo=found,
-        )
-        callback((1, found, 0.0))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return target(*args, **kwargs)
+        except Reject:
+            raise
+        except Exception as error:
+            # Otherwise Celery never acknowledges the job, and runs one job less.
+            request, found = callback.__self__, ExceptionInfo()
+            signals.task_failure.send(
+                sender=request.task,
+                task_id=request.id,
+                exception=error,
+                args=request.args,
+                kwargs=request.kwargs,
+                traceback=found.traceback,
+                einfo=found,
+            )
+            return 1, found, 0.0
+
+    apply_target(run, args, kwargs, callback, accept)
 
 
 thread.apply_target = _apply  # type: ignore[attr-defined]
@@ -301,6 +332,8 @@ class Worker:
                 if current is not channel:
                     self._move_jobs(channel.qos, current)
                     channel = current
+                for tag in list(channel.qos.ended):
+                    channel.basic_ack(tag)
                 if tags := list(channel.qos._delivered):
                     with channel.conn_or_acquire() as client:
                         now = dict.fromkeys(tags, time.time())
@@ -311,7 +344,8 @@ class Worker:
         active = self._consumer.controller.state.active_requests
         running = {request.message.delivery_tag for request in active}
         for tag, message in lost._delivered.items():
-            if tag in lost._dirty:
+            if tag in lost._dirty | lost.ended:
+                channel.qos._quick_append(tag, message)
                 channel.basic_ack(tag)
             elif tag in running:
                 message.channel = channel

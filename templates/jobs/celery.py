@@ -279,10 +279,10 @@ def _note_unknown(sender: Any, message: Any, **_: object) -> None:
     headers = message.headers
     try:
         payload = message.payload
-    except Exception:  # It has another format.
-        headers, payload = {}, str(message.body)
+    except Exception:  # No worker accepts the format of the arguments.
+        payload = [[str(message.body)], {}]
     args, kwargs = payload[:2] if "task" in headers else ([payload], {})
-    job = message.headers.get("id", message.delivery_tag)
+    job = headers.get("id", message.delivery_tag)
     _note(sender.app, job, headers.get("task", "unknown"), args, kwargs)
 
 

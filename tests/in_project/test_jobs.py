@@ -736,7 +736,7 @@ def test_job_is_kept_while_neither_its_broker_nor_the_database_accepts_it(
     assert poll(lambda: count(database, "runs") == 2)
     with app.extensions["celery"].connection_for_write() as conn:
         client = conn.default_channel.client
-        client.config_set("maxmemory", "1mb")
+        client.config_set("maxmemory", "1")
         database.stop()
         assert poll(
             lambda: "Retrying a job of tests.working.work in" in workers.log.read_text()
@@ -767,7 +767,7 @@ def test_jobs_of_a_full_broker_run(
 ) -> None:
     for number in range(3):
         give(app, number, 1.0)
-    configure(app, "maxmemory", "1mb")
+    configure(app, "maxmemory", "1")
     workers.start()
     assert poll(lambda: count(database, "effects") == 3, SECONDS)
     command = workers.start("flask", "--app", "tests.working", "worker", "--status")
@@ -797,7 +797,7 @@ def test_worker_outlives_a_broker_that_rejects_writes(
 
 @celery
 @pytest.mark.skipif(RABBITMQ, reason="it has no list of unacknowledged jobs")
-def test_responses_of_workers_are_no_jobs(
+def test_responses_of_workers_are_not_jobs(
     app: Flask, database: Database, workers: Workers
 ) -> None:
     start_working(app, database, workers)

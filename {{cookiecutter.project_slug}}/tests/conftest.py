@@ -53,8 +53,10 @@ AND pg_get_userbyid(datdba) = current_user AND pg_try_advisory_lock(hashtext(dat
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> None:
     """Drop the settings of development, because an editor may load `.env`."""
-    names = {f"FLASK_{name}" for name in Flask.default_config}.union(core.SETTINGS)
-    names.update(dotenv_values(Path(__file__).parents[1] / ".env"))
+    names = {f"FLASK_{name}" for name in Flask.default_config}
+    names.update(core.SETTINGS, core.config.SETTINGS)
+    own = dotenv_values(Path(__file__).parents[1] / ".env").items() & os.environ.items()
+    names.update(name for name, _ in own if not name.startswith("PG"))
     for name in names - {"DATABASE_URL"}:
         os.environ.pop(name, None)
 

@@ -36,14 +36,16 @@ INSTALLED = (
     "opt/homebrew/opt/postgresql@*/bin/initdb",
     "Program Files/PostgreSQL/*/bin/initdb.exe",
 )
-# These variables of libpq's are for another server, so the parameters override them.
+# libpq's own variables and services are for another server, so these override them.
 LOCAL = {
-    "PGSSLMODE": ("sslmode", "disable"),
-    "PGSSLROOTCERT": ("sslrootcert", ""),
-    "PGGSSENCMODE": ("gssencmode", "disable"),
-    "PGCHANNELBINDING": ("channel_binding", "disable"),
-    "PGTARGETSESSIONATTRS": ("target_session_attrs", "any"),
+    "sslmode": "disable",
+    "sslrootcert": "",
+    "gssencmode": "disable",
+    "channel_binding": "disable",
+    "target_session_attrs": "any",
 }
+VARIABLES = {f"PG{name}".replace("_", "").upper() for name in LOCAL}
+VARIABLES |= {"PGREQUIRESSL", "PGSERVICE"}
 SERVICES = "pg_service.conf"  # for psql and other clients, with PGSERVICEFILE
 # A server in production usually has UTC; initdb would choose that of the machine.
 OPTIONS = "-c timezone=UTC -c listen_addresses=127.0.0.1 -c unix_socket_directories="
@@ -139,15 +141,16 @@ class PostgreSQL(EmbeddedServer):
             dev["dbname"] = name
             self._write_services(services)
         url = "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**dev)
-        # Other clients, such as asyncpg, do not know all of these parameters.
-        query = urlencode([LOCAL[name] for name in LOCAL if name in os.environ])
-        return f"{url}?{query}" if query else url
+        # Other clients, such as asyncpg, do not know all of these parameters. On macOS,
+        # libpq crashes after a fork without `gssencmode`.
+        if sys.platform == "linux" and VARIABLES.isdisjoint(os.environ):
+            return url
+        return f"{url}?{urlencode(LOCAL)}"
 
     def _connect(self) -> connection:
         end = time.monotonic() + 10
         while True:
-            options: dict[str, Any] = {**self._read_services()["admin"]}
-            options |= dict(LOCAL.values())
+            options: dict[str, Any] = {**self._read_services()["admin"], **LOCAL}
             try:
                 conn: connection = psycopg2.connect(**options, connect_timeout=5)
             except psycopg2.OperationalError:  # It may be recovering from a crash.

@@ -268,12 +268,15 @@ def test_prefixed_variable_of_the_wrong_type_stops_the_start(
         ("SESSION_COOKIE_SAMESITE", "laxx", "SameSite must be"),
         ("PERMANENT_SESSION_LIFETIME", 10**12, "out of range"),
         ("PERMANENT_SESSION_LIFETIME", 10**14, "days="),
+        ("PERMANENT_SESSION_LIFETIME", None, "NoneType"),
+        ("SESSION_COOKIE_SAMESITE", False, "bool"),
     ],
 )
 def test_cookie_that_cannot_be_set_stops_the_start(
     name: str, value: object, error: str
 ) -> None:
-    message = f"The settings of the session cookie are invalid: .*{error}"
+    names = "SESSION_COOKIE_SAMESITE or PERMANENT_SESSION_LIFETIME"
+    message = f"{names} is invalid: .*{error}"
     with pytest.raises(config.ConfigError, match=message):
         create_app(PRODUCTION | {name: value})
 

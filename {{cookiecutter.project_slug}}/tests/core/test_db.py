@@ -319,6 +319,16 @@ def test_json_that_cannot_be_stored_gives_400(
         assert client.post("/json", data=body, headers=headers).status_code == 400
 
 
+def test_name_in_a_header_that_cannot_be_stored_gives_400(app: Flask) -> None:
+    @app.get("/visit")
+    def visit() -> str:
+        name = request.authorization and request.authorization.username
+        get_db().cursor().execute("SELECT %s", [name])
+        return "visited"
+
+    assert app.test_client().get("/visit", auth=("a\0b", "")).status_code == 400
+
+
 def test_stored_text_that_cannot_be_read_is_an_error_of_the_server(app: Flask) -> None:
     @app.get("/read")
     def read() -> str:

@@ -360,7 +360,7 @@ def test_other_encoding_is_named(
     empty: connection, tmp_path: Path, encoding: str
 ) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 1", encoding=encoding)
-    with pytest.raises(MigrationError, match="^0001_a.sql is not text in UTF-8: name"):
+    with pytest.raises(MigrationError, match="^0001_a.sql is not text in UTF-8: save"):
         migrate(empty, tmp_path)
 
 
@@ -371,7 +371,7 @@ def test_name_of_a_file_that_is_not_in_utf8_is_rejected(
     Path(app.root_path, "migrations", "0002_\udcff.sql").write_text("SELECT 1")
     for arguments in (["migrate"], ["migrate", "--status"]):
         result = runner.invoke(args=arguments)
-        assert r"Error: 0002_\udcff.sql is not text in UTF-8" in result.output
+        assert r"The name 0002_\udcff.sql is not in UTF-8" in result.output
 
 
 def test_command_shows_notices_that_the_terminal_cannot(app: Flask) -> None:

@@ -59,8 +59,9 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
         raise click.UsageError("Use only one option.")
     if reset and not current_app.debug:
         raise click.ClickException("--reset drops all tables: use `flask --debug`.")
-    # A notice that the terminal cannot show must not end the migrations.
-    cast(Any, sys.stdout).reconfigure(errors="backslashreplace")
+    with suppress(AttributeError):  # There may be no standard output.
+        # A notice that the terminal cannot show must not end the migrations.
+        cast(Any, sys.stdout).reconfigure(errors="backslashreplace")
     try:
         with closing(connect()) as conn, ExitStack() as stack:
             cast(Any, conn).notices = deque()  # A list keeps only the last 50.
@@ -72,7 +73,8 @@ def migrate_command(only_list: bool, forget: str | None, reset: bool) -> None:
                 if "prepare" not in current_app.extensions:
                     place = f"{conn.info.dbname} on {conn.info.host}"
                     click.confirm(f"Drop all tables of {place}?", abort=True)
-                extensions.cursor(conn).execute(DROP_ALL)  # It may take long.
+                # `conn.cursor()` would log a slow query.
+                extensions.cursor(conn).execute(DROP_ALL)
             if only_list:
                 for name, state in migrate.status(conn).items():
                     click.echo(f"{state} {name}")

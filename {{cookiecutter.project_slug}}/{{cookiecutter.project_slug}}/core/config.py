@@ -159,11 +159,13 @@ def init_app(app: Flask, overrides: Overrides, *tables: Settings) -> None:
     try:  # Otherwise each response with a session would be an error.
         expires = datetime.now(UTC) + app.permanent_session_lifetime
         dump_cookie("a", expires=expires, samesite=cookie["samesite"])
-    except (OverflowError, ValueError) as error:
-        errors.append(f"The settings of the session cookie are invalid: {error}")
-    by_flask = "FLASK_RUN_FROM_CLI" in os.environ or app.testing
-    if app.debug and not by_flask and "DEBUG" not in given:
-        errors.append("FLASK_DEBUG is on: unset it.")
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        names = "SESSION_COOKIE_SAMESITE or PERMANENT_SESSION_LIFETIME"
+        errors.append(f"{names} is invalid: {error}.")
+    by_flask = "FLASK_RUN_FROM_CLI" in os.environ or given.get("TESTING")
+    for name in ("DEBUG", "TESTING"):
+        if app.config[name] and name not in given and not by_flask:
+            errors.append(f"FLASK_{name} is on: unset it.")
     if errors and "--help" not in sys.argv:
         hints = [DEBUG_HINT] if re.search(" is (not set|on): ", str(errors)) else []
         raise ConfigError("\n".join(errors + hints))
@@ -178,7 +180,7 @@ def _flask_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
         if isinstance(default, bool) and not isinstance(value, bool | None):
             found[name] = bool_setting(default)
         elif isinstance(default, int) or name in SECONDS:
-            if not isinstance(value, int | timedelta | None):
+            if not isinstance(value, int | float | timedelta | None):
                 found[name] = Setting(int, "set it to a whole number.", default)
     return found
 
@@ -204,6 +206,6 @@ def _set(app: Flask, given: Mapping[str, Any], name: str, setting: Setting) -> s
         shown = "invalid" if setting.secret else repr(raw)
         hint = str(error) if setting.secret and str(error) else setting.hint
         # Name the variable that is set, so that its user finds it.
-        found = [each for each in (name, f"FLASK_{name}") if each in os.environ]
-        return f"{[*found, name][0]} is {shown}: {hint}"
+        is_plain = name in {*given, *os.environ} or f"FLASK_{name}" not in os.environ
+        return f"{name if is_plain else f'FLASK_{name}'} is {shown}: {hint}"
     return ""

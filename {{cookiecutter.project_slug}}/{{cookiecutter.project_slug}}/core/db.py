@@ -226,15 +226,15 @@ def close_db() -> None:
     """
     context: Any = g._get_current_object()
     if db := context.get("db"):
+        is_open = db.get_transaction_status() == IN_TRANSACTION
         if db._on_commit is None:
             del context.db  # Otherwise the rest of a block would run in autocommit.
-            if current_app.debug and db.get_transaction_status() == IN_TRANSACTION:
-                message = "A transaction was open, and is rolled back: commit it."
-                logger.warning(message)
         if db.is_outdated:
             get_pool().close()  # Its idle connections lead to the same server.
         if return_db := context.pop("return_db", None):
             return_db()
+        if is_open and db._on_commit is None and current_app.debug:
+            logger.warning("A transaction was open, and is rolled back: commit it.")
 
 
 def on_commit(function: Callable[[], object]) -> None:
@@ -364,11 +364,14 @@ def _http_error(error: Exception) -> HTTPException | None:
     reason = " ".join(str(error).split())
     detail = getattr(getattr(error, "diag", None), "message_detail", None)
     is_ours = isinstance(error, (DatabaseUnavailable, psycopg2.Error, ValueError))
-    # Without input, the server itself is at fault.
-    has_input = request.query_string or request.content_length or request.view_args
-    if is_ours and has_input and UNSTORABLE.search(f"{reason} {detail}"):
-        current_app.logger.warning("A text cannot be stored", exc_info=error)
-        return BadRequest("The text has a character that the database cannot store.")
+    if is_ours and (found := UNSTORABLE.search(f"{reason} {detail}")):
+        # A stored text may raise these errors, too. Without input, the server is at
+        # fault. Others are about a parameter of a query, which input always fills.
+        has_input = request.query_string or request.content_length or request.view_args
+        if has_input or found[0] in ("NUL (0x00)", "surrogates not"):
+            current_app.logger.warning("The database rejects a text: %s", reason)
+            message = "The text has a character that the database cannot store."
+            return BadRequest(message)
     if isinstance(error, psycopg2.Error):
         # The application may have another connection by now.
         conn: Any = error.cursor.connection if error.cursor else g.get("db")

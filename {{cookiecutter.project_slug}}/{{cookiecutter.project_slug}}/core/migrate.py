@@ -163,9 +163,11 @@ def _read(path: Path) -> tuple[str, str]:
     """Return SQL and checksum of the file."""
     # PowerShell writes a BOM. Bytes that are not UTF-8 become surrogates.
     sql = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    if re.search("[\0\udc80-\udcff]", path.name + sql):
-        name = path.name.encode(errors="backslashreplace").decode()
-        raise MigrationError(f"{name} is not text in UTF-8: name and save it so.")
+    name = path.name.encode(errors="backslashreplace").decode()
+    if name != path.name:
+        raise MigrationError(f"The name {name} is not in UTF-8: rename the file.")
+    if re.search("[\0\udc80-\udcff]", sql):
+        raise MigrationError(f"{name} is not text in UTF-8: save it in this encoding.")
     return sql, sha256(sql.encode()).hexdigest()
 
 

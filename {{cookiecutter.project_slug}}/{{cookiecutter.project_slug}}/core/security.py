@@ -136,14 +136,15 @@ def _dispatch(dispatch: Any, *args: Any) -> Any:
     error = request.routing_exception
     if isinstance(error, exceptions.BadRequest):
         host = request.headers.get("Host")
-        logger.info("The host %r is rejected: see TRUSTED_HOSTS", host)
+        logger.info("The host %.200r is rejected: see TRUSTED_HOSTS", host)
         # Flask builds no URL for an untrusted host, so no page responds either.
         request.__dict__["host"] = "untrusted.invalid"  # for functions of teardown
         return error.get_response()
     if _is_cross_site():
         app: Any = current_app
-        message = "A request from %r is rejected: see TRUSTED_ORIGINS, TRUSTED_PROXIES"
-        logger.info(message, request.origin)
+        is_url = "://" in (request.origin or "")
+        hint = ": see TRUSTED_ORIGINS, TRUSTED_PROXIES" if is_url else ""
+        logger.info("A request from %.200r is rejected%s", request.origin, hint)
         forbidden = exceptions.Forbidden("This request comes from another site.")
         return app.make_response(app.handle_user_exception(*args, forbidden))
     return dispatch(*args)
