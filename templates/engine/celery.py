@@ -147,7 +147,7 @@ class Channel(redis.Channel):
         if self.connection is not None:  # Otherwise `_move_jobs` acknowledges it.
             with suppress(ResponseError):
                 super().basic_ack(delivery_tag, multiple)
-                self.qos.ended.remove(delivery_tag)
+                self.qos.ended.discard(delivery_tag)
 
     def basic_reject(self: Any, delivery_tag: str, requeue: bool = False) -> None:
         if self.connection is not None:  # Otherwise `_move_jobs` requeues the job.
