@@ -126,6 +126,7 @@ class Channel(redis.Channel):
     QoS = QoS
     _waits = True
     _acknowledges = False  # Clients do not acknowledge the responses of workers.
+    _takes = False  # whether the command that was sent is the script
 
     def _size(self: Any, queue: str) -> int:
         names = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
@@ -160,7 +161,8 @@ class Channel(redis.Channel):
                     self.qos.ended.add(delivery_tag)
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
-        if not self._acknowledges:
+        self._takes = self._acknowledges
+        if not self._takes:
             return super()._brpop_start(timeout)  # type: ignore[misc, no-any-return]
         queues = self._queue_cycle.consume(len(self.active_queues))
         keys = [self._q_for_pri(q, p) for p in self.priority_steps for q in queues]
@@ -174,7 +176,7 @@ class Channel(redis.Channel):
         conn.send_packed_command(conn.pack_commands(commands))
 
     def _brpop_read(self: Any, **options: Any) -> Any:
-        if not self._acknowledges:
+        if not self._takes:
             return super()._brpop_read(**options)  # type: ignore[misc]
         waited, self._waits = self._waits, True
         try:

@@ -320,7 +320,7 @@ def test_stop_cuts_off_a_query_and_rolls_it_back(
 def test_server_is_not_killed_before_its_jobs_have_had_their_time(
     app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app.config["WORKER_DEADLINE"] = 60.0
+    app.config.update(WORKER_DEADLINE=60.0, TESTING=False)
     server = Mock()
     monkeypatch.setattr("granian.Granian", server)
     args = ["serve", "--port", str(_free_port())]
