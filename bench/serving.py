@@ -100,10 +100,10 @@ def prepare() -> Path:
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(exist_ok=True)
     project = folder / "app_sqlalchemy"
-    for path in folder.glob("app_[nps]*/*"):  # A former template may have had others.
-        if path.name != ".venv":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for pool in ("psycopg2", "sqlalchemy", "none"):
+        for path in (folder / f"app_{pool}").glob("*"):  # from a former template
+            if path.name != ".venv":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         answers = f"project_slug=app_{pool}", f"pool={pool}"
         bake(folder, TEMPLATE, "--overwrite-if-exists", *answers)
     run(PROGRAMS / "uv", "sync", "--inexact", cwd=project)

@@ -195,6 +195,12 @@ def restart(server: Broker | Database, seconds: float) -> None:
     server.start()
 
 
+def configure(app: Flask, name: str, value: str) -> None:
+    """Set a configuration parameter of the Redis."""
+    with app.extensions["celery"].connection_for_write() as conn:
+        conn.default_channel.client.config_set(name, value)
+
+
 def all_done(app: Flask, database: Database, jobs: int = JOBS) -> bool:
     """Return whether each job left its effect, and none waits, runs or failed."""
     found = status(app)
@@ -734,15 +740,12 @@ def test_job_is_kept_while_neither_its_broker_nor_the_database_accepts_it(
     start_working(app, database, workers, **SOON)
     give(app, 2, 3.0)
     assert poll(lambda: count(database, "runs") == 2)
-    with app.extensions["celery"].connection_for_write() as conn:
-        client = conn.default_channel.client
-        client.config_set("maxmemory", "1")
-        database.stop()
-        assert poll(
-            lambda: "Retrying a job of tests.working.work in" in workers.log.read_text()
-        )
-        time.sleep(4)  # until the worker has given up its attempts
-        client.config_set("maxmemory", "0")
+    configure(app, "maxmemory", "1")
+    database.stop()
+    retrying = "Retrying a job of tests.working.work in"
+    assert poll(lambda: retrying in workers.log.read_text())
+    time.sleep(4)  # until the worker has given up its attempts
+    configure(app, "maxmemory", "0")
     database.start()
     workers.start(**SOON)  # The other one may have ended.
     assert poll(lambda: count(database, "effects") == 2, 2 * SECONDS)
@@ -816,12 +819,6 @@ def test_message_in_another_format_is_listed_as_failed(
     with app.app_context():
         job = work.apply_async([2, 0.0], serializer="pickle")
     assert poll(lambda: count(database, f"failed_tasks WHERE id = '{job.id}'") == 1)
-
-
-def configure(app: Flask, name: str, value: str) -> None:
-    """Set a configuration parameter of the Redis."""
-    with app.extensions["celery"].connection_for_write() as conn:
-        conn.default_channel.client.config_set(name, value)
 
 
 @celery
