@@ -2,10 +2,14 @@
 
 import atexit
 import os
+import signal
 
 from app import create_app
+from app.core import serve
 from app.core.db import get_db
 from flask import request, url_for
+from granian import _signals
+from granian._granian import WorkerSignal
 from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE
 
 app = create_app()
@@ -13,6 +17,17 @@ app = create_app()
 if "USE_BEFORE_FORK" in os.environ:
     with app.app_context(), get_db().cursor() as cursor:
         cursor.execute("SELECT 1")
+
+
+def lose_signal() -> WorkerSignal:
+    """Do as a worker of granian that gets SIGTERM while it starts."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    return WorkerSignal()
+
+
+if "LOSE_SIGNAL" in os.environ:
+    serve.STOP_TIMEOUT = 2
+    _signals.set_sync_signals = lose_signal
 
 
 @app.before_request

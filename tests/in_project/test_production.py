@@ -229,10 +229,11 @@ def test_killed_worker_is_replaced(tmp_path: Path, database_url: str) -> None:
         assert server.get("/value/1")[1]["process"] != worker.pid
 
 
+@pytest.mark.parametrize("environ", [{}, {"LOSE_SIGNAL": ""}], ids=str)
 def test_workers_exit_when_the_parent_is_killed(
-    tmp_path: Path, database_url: str
+    tmp_path: Path, database_url: str, environ: dict[str, str]
 ) -> None:
-    with Server(tmp_path, database_url, "--workers", "2") as server:
+    with Server(tmp_path, database_url, "--workers", "2", **environ) as server:
         workers = server.process.children()
         server.process.kill()
         assert psutil.wait_procs(workers, timeout=20)[1] == []

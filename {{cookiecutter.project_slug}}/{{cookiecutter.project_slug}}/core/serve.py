@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from functools import partial
 from multiprocessing import parent_process, util
 from threading import Thread, get_ident
@@ -64,6 +65,8 @@ def serve_command(
     end_forks_at_signals()
     # granian's advice on the number of threads is for code that computes, not waits.
     logging.getLogger("_granian").addFilter(_is_not_about_threads)
+    stop_timeout = STOP_TIMEOUT
+{%- if cookiecutter.worker == 'thread' %} + int(app.config["WORKER_DEADLINE"]){% endif %}
     Granian(
         info.app_import_path or "",
         address=address,
@@ -78,11 +81,10 @@ def serve_command(
             header_read_timeout=1000 * IDLE_TIMEOUT, max_buffer_size=MAX_HEADERS
         ),
         respawn_failed_workers=True,
-        workers_kill_timeout=STOP_TIMEOUT
-{%- if cookiecutter.worker == 'thread' %} + int(app.config["WORKER_DEADLINE"]){% endif %},
+        workers_kill_timeout=stop_timeout,
         # The root logger's handler writes granian's lines, as the application's.
         log_dictconfig={"loggers": {"_granian": {}}},
-    ).serve(target_loader=_load_app)
+    ).serve(target_loader=partial(_load_app, stop_timeout))
 
 
 def end_forks_at_signals() -> None:
@@ -108,7 +110,7 @@ def _is_not_about_threads(record: logging.LogRecord) -> bool:
     return "Python threads" not in str(record.msg)
 
 
-def _load_app(path: str) -> Flask:
+def _load_app(stop_timeout: int, path: str) -> Flask:
     from granian import wsgi
 
     if sys.platform != "win32":
@@ -120,7 +122,7 @@ def _load_app(path: str) -> Flask:
     # granian would add the environment to what the application knows of a request. So
     # error reports would contain secrets, and HTTP_ORIGIN would act as a header.
     wsgi.os = SimpleNamespace(environ={})  # type: ignore[assignment, attr-defined]
-    Thread(target=_stop_with_parent, daemon=True).start()
+    Thread(target=_stop_with_parent, args=[stop_timeout], daemon=True).start()
     app = ScriptInfo(path or None).load_app()
     # If the parent made `app`, Python 3.13 and later drop its exit handlers here.
     atexit.register(app.extensions["pool"].close)
@@ -129,8 +131,11 @@ def _load_app(path: str) -> Flask:
     return app
 
 
-def _stop_with_parent() -> None:
+def _stop_with_parent(stop_timeout: int) -> None:
     # Otherwise a worker whose parent was killed keeps the port and serves old code.
     if parent := parent_process():
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
+        # A worker that has just begun to handle the signal can lose it.
+        time.sleep(stop_timeout)
+        os._exit(1)
