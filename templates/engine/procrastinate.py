@@ -262,14 +262,17 @@ class WorkerQueue(procrastinate.App):
         self.started += 1
         request_id.set(f"job-{job.id}")
         token = in_job.set(True)
+        began = time.perf_counter()
+        parts: dict[str, object] = {"job_id": job.id, "task": job.task_name}
         try:
             with self.flask_app.app_context():
                 yield
+            parts["ms"] = round(1000 * (time.perf_counter() - began), 1)
+            logger.info("Job %(job_id)d (%(task)s) succeeded in %(ms)s ms", parts)
         except Exception as error:
             # The engine logs only the last failure above INFO.
             if context.task.get_retry_exception(error, job):
-                name = type(error).__name__
-                parts = {"job_id": job.id, "task": job.task_name, "error": name}
+                parts["error"] = type(error).__name__
                 message = "Job %(job_id)d (%(task)s) is retried after %(error)s"
                 is_shown = self.flask_app.debug or self.flask_app.testing
                 logger.warning(message, parts, exc_info=is_shown)

@@ -126,9 +126,10 @@ class Task(CeleryTask[P, R]):
                 return self.run(*args, **kwargs)
         if not request.is_eager:
             request_id.set(f"job-{request.id}")
+        began = time.perf_counter()
         try:
             with _limit_redeliveries(app, request), app.app_context():
-                return self.run(*args, **kwargs)
+                result = self.run(*args, **kwargs)
         except CONNECTION_ERRORS as error:
             if request.is_eager or not _is_outage(error):
                 raise
@@ -138,6 +139,10 @@ class Task(CeleryTask[P, R]):
                 raise
             # Otherwise Celery never ends this job, and its thread gets no other one.
             raise RuntimeError(f"The task raised {error!r}") from error
+        ms = round(1000 * (time.perf_counter() - began), 1)
+        parts = {"job_id": request.id, "task": self.name, "ms": ms}
+        logger.info("Job %(job_id)s (%(task)s) succeeded in %(ms)s ms", parts)
+        return result
 
     def _send_again(self, error: Exception) -> NoReturn:
         # The limit of `retry` is for errors of the task itself.

@@ -21,7 +21,7 @@ from inspect import (
 from queue import Full, Queue
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import psycopg2
@@ -182,9 +182,13 @@ class Worker:
 
     def _run_job(self, job: Job) -> None:
         request_id.set(job.request_id)
+        began = perf_counter()
         try:
             with self.app.app_context() as self._context:
                 job.call()
+            ms = round(1000 * (perf_counter() - began), 1)
+            parts = {"task": job.name, "ms": ms}
+            self.app.logger.info("Task %(task)s succeeded in %(ms)s ms", parts)
         except BaseException:  # Not even SystemExit ends the worker.
             if self._aborting.is_set():
                 return  # `stop` logs its name.

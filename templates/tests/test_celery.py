@@ -303,7 +303,9 @@ def test_lines_of_a_job_have_the_id_that_the_request_logged(
     job = app.test_client().get("/tell").text
     assert f"Enqueued job {job}: {__name__}.tell_request" in caplog.messages
     with start_worker(get_celery(), perform_ping_check=False):
-        assert poll(lambda: results) == [f"job-{job}"]
+        line = f"Job {job} ({__name__}.tell_request) succeeded in "
+        assert poll(lambda: line in caplog.text)
+    assert results == [f"job-{job}"]
 
 
 def test_lines_of_celerys_own_logger_reach_the_log(

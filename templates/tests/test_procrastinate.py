@@ -232,6 +232,7 @@ def test_lines_of_a_job_have_the_id_that_the_request_logged(
     assert f"Enqueued job {job}: {__name__}.tell_request" in caplog.messages
     run_jobs()
     assert results == [f"job-{job}"]
+    assert f"Job {job} ({__name__}.tell_request) succeeded in " in caplog.text
 
 
 def test_coroutine_enqueues_in_its_transaction(run_jobs: Callable[[], None]) -> None:

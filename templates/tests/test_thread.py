@@ -1,4 +1,5 @@
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import signature
 from queue import Queue
@@ -193,9 +194,12 @@ def test_task_is_logged_with_the_id_of_its_request(
 
     monkeypatch.setattr(caplog.handler, "formatter", logging.Formatter(TEXT))
     monkeypatch.setattr(caplog.handler, "filters", [RequestIdFilter()])
+    caplog.set_level(logging.INFO)
     app.test_client().post("/fail", headers={"X-Request-ID": "mine"})
     assert results.get(timeout=10) == 3
     assert "Task fail failed [mine]" in caplog.text
+    line = re.compile(r"Task add succeeded in \d+\.\d ms \[mine\]")
+    assert poll(lambda: bool(line.search(caplog.text)))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("on purpose"), SystemExit(1)])

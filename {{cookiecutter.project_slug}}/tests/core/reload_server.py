@@ -40,6 +40,7 @@ EXPECTED = re.compile(
     r"|\S+ (INFO|WARNING)  \* (Restarting|Debugger|Detected).*"
     r"|\S+ INFO (Creating a PostgreSQL in|Applied the migrations) .*"
     r"|\S+ INFO Enqueued job \S+: \S+ \[\w+\]"
+    r"|\S+ INFO (Job|Task) .+ succeeded in \S+ ms \[[\w-]+\]"
     r"| \* GET /(query|transaction) was aborted by the reload"
     r"|\S+ WARNING A query took \d+ ms: SELECT pg_sleep\(.*"
     r"|\S+ INFO (GET|POST) \S+ [23]\d\d \S+ ms \[\w+\]"
