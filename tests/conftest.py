@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from configparser import ConfigParser
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,19 @@ collect_ignore = ["in_project"]  # These run inside a baked project.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let each worker start with its part of the tests that take minutes.
+    """Start the longest tests first, each before a short one.
 
-    The plugin cuts the list into a slice for each worker.
+    Each worker holds the next test while it runs one, so that must not be a long one.
     """
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    long = [item for item in items if item.get_closest_marker("minutes")]
-    short = [item for item in items if not item.get_closest_marker("minutes")]
-    ordered: list[pytest.Item] = []
-    for number in range(workers):
-        size = (len(items) - len(ordered)) // (workers - number)
-        own = long[number::workers]
-        rest = max(size - len(own), 0)
-        ordered += own + short[:rest]
-        del short[:rest]
-    items[:] = ordered
+
+    def minutes(item: pytest.Item) -> int:
+        marker = item.get_closest_marker("minutes")
+        return marker.args[0] if marker else 0
+
+    long = sorted(filter(minutes, items), key=minutes, reverse=True)
+    short = [item for item in items if not minutes(item)]
+    pairs = zip_longest(long, short)
+    items[:] = [item for pair in pairs for item in pair if item]
 
 
 @pytest.fixture(scope="session", autouse=True)

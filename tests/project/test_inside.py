@@ -10,14 +10,14 @@ from ..support.machine import broker_server
 from ..support.projects import Bake, install, put_inside
 
 
-@pytest.mark.minutes
+@pytest.mark.minutes(8)
 @pytest.mark.parametrize("worker", ["procrastinate", "celery"])
 def test_jobs_through_faults(bake: Bake, worker: str) -> None:
     environ = {"BROKER_SERVER": broker_server()} if worker == "celery" else {}
     run_inside(prepare(bake, worker=worker), "jobs", **environ)
 
 
-@pytest.mark.minutes
+@pytest.mark.minutes(3)
 @pytest.mark.parametrize("pool", choices()["pool"])
 def test_connections_through_faults(bake: Bake, pool: str) -> None:
     project = prepare(bake, pool=pool)
@@ -25,7 +25,7 @@ def test_connections_through_faults(bake: Bake, pool: str) -> None:
     run_inside(project, "faults", SECONDS="10")
 
 
-@pytest.mark.minutes
+@pytest.mark.minutes(5)
 @pytest.mark.parametrize(
     "module",
     ["dev", "dev_any_app", "dev_files", "postgres", "production", "welcome"],

@@ -32,7 +32,7 @@ print(json.dumps([name.lower().replace("-", "_") for name in names]))
 """
 
 
-@pytest.mark.minutes
+@pytest.mark.minutes(6)
 @pytest.mark.parametrize("answers", PROJECTS, ids=label)
 def test_project(
     bake: Bake, server_url: str, superuser_url: str, answers: Answers
@@ -92,7 +92,7 @@ def slugs_hidden_by_packages(programs: Path, project: Path) -> set[str]:
     return {name for name in allowed if name[0].isalpha()}
 
 
-@pytest.mark.minutes
+@pytest.mark.minutes(5)
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot switch users")
 def test_project_of_an_ordinary_user(template: Path) -> None:
     """The project also works for an ordinary user when root runs the tests."""

@@ -77,6 +77,7 @@ def test_no_bot_proposes_a_major_version_of_postgres(bake: Bake) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes(2)
 def test_steps_pass_locally_and_clean_up(bake: Bake, shared: Path) -> None:
     project = bake(project_slug="app")
     jobs = github(project)

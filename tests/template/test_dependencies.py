@@ -15,7 +15,7 @@ from ..support.repository import replace
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.minutes
+@pytest.mark.minutes(4)
 def test_lowest_versions_pass_the_tests(bake: Bake, server_url: str) -> None:
     project = bake(project_slug="app", pool="sqlalchemy", worker="thread")
     programs = install(project, "--resolution=lowest-direct")

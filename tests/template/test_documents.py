@@ -96,7 +96,7 @@ def test_every_document_is_known() -> None:
     assert [read(name) for name in WITHOUT if commands(read(name))] == []
 
 
-@pytest.mark.minutes
+@pytest.mark.minutes(1)
 @pytest.mark.slow
 def test_commands_of_the_repository(tmp_path: Path) -> None:
     copy_template(tmp_path / "published")
@@ -121,7 +121,7 @@ def test_commands_of_an_app_without_the_template(tmp_path: Path) -> None:
     assert (app / "devserver" / "README.md").exists()
 
 
-@pytest.mark.minutes
+@pytest.mark.minutes(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("worker", WORKERS)
 def test_commands_of_a_project(
