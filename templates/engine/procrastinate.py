@@ -177,10 +177,11 @@ class WorkerQueue(procrastinate.App):
     """
 
     def __init__(self, app: Flask) -> None:
-        with app.app_context():
-            dsn = make_conninfo(**connection_parameters())
+        self.flask_app = app
         super().__init__(
-            connector=Connector(pool_factory=Pool, conninfo=dsn, configure=_autocommit),
+            connector=Connector(
+                pool_factory=Pool, conninfo=self._conninfo, configure=_autocommit
+            ),
             import_paths=queue.import_paths,
             worker_defaults={
                 "concurrency": app.config["WORKER_CONCURRENCY"],
@@ -196,10 +197,14 @@ class WorkerQueue(procrastinate.App):
         self.job_manager = Jobs(self.connector)
         self.tasks = queue.tasks
         self.periodic_registry = queue.periodic_registry
-        self.flask_app = app
         self.stopping = Event()
         self.started = 0  # jobs
         self._stop: Callable[[], object] = bool
+
+    def _conninfo(self) -> str:
+        # A password may change, and a server may reject the startup options.
+        with self.flask_app.app_context():
+            return make_conninfo(**connection_parameters())
 
     async def run_worker_async(self, **options: Any) -> None:
         """Run a worker, and requeue the jobs of stalled workers."""

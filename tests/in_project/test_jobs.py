@@ -23,6 +23,7 @@ from werkzeug.test import Client
 
 from .brokers import Broker, RabbitMQ, Redis, Sentinel
 from .core.reload_server import ROOT, poll
+from .test_connections import refuse_options
 from .test_faults import SETTINGS, Database
 from .working import (
     TABLES,
@@ -246,6 +247,16 @@ def test_worker_outlives_a_restart_of_its_server(
         assert poll(lambda n=number: count(database, "effects") == n), number
     assert worker.poll() is None
     assert "psycopg.pool" not in workers.log.read_text()  # It would warn each second.
+
+
+@procrastinate
+def test_worker_does_without_rejected_startup_options(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    database.proxy.refuse_startup = refuse_options
+    workers.start(DATABASE_URL=database.url)
+    give(app, 1, 0.0)
+    assert poll(lambda: count(database, "effects") == 1, 15)
 
 
 def test_worker_names_a_database_that_is_away_when_it_starts(
