@@ -23,6 +23,7 @@ from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd
 from threading import Event, Lock, Thread
 from time import monotonic, perf_counter
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from weakref import WeakSet
 
 import psycopg2
 from flask import Flask, current_app
@@ -116,11 +117,11 @@ class Worker:
         self.timeout: float = app.config["WORKER_TIMEOUT"]
         deadline: float = app.config["WORKER_DEADLINE"]
         self.deadline = 0.0 if is_running_from_reloader() else deadline
-        self._reset()
-        if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-            os.register_at_fork(after_in_child=self._reset)
+        self.reset_after_fork()
+        workers.add(self)
 
-    def _reset(self) -> None:
+    def reset_after_fork(self) -> None:
+        """Start without jobs and without a thread."""
         # A forked process inherits no thread, and its parent runs the jobs.
         self.thread: Thread | None = None
         self._starting = Lock()
@@ -215,6 +216,19 @@ class Worker:
     def _log_lost(self, jobs: list[Job | None]) -> None:
         if names := [job.name for job in jobs if job]:
             self.app.logger.warning("Jobs lost at exit: %s", ", ".join(names))
+
+
+# The hook of the process must not keep the workers of former applications.
+workers: WeakSet[Worker] = WeakSet()
+
+
+def _reset_all() -> None:
+    for worker in list(workers):
+        worker.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
+    os.register_at_fork(after_in_child=_reset_all)
 
 
 def get_worker() -> Worker:

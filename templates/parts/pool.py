@@ -16,7 +16,7 @@ class FairSemaphore:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = self.free = size
+        self.size = self.available = size
         self.waiting: deque[object] = deque()
         self._changed = Condition()
 
@@ -27,26 +27,26 @@ class FairSemaphore:
             self.waiting.append(waiter)
             try:
                 acquired = self._changed.wait_for(
-                    lambda: self.free > 0 and self.waiting[0] is waiter, timeout
+                    lambda: self.available > 0 and self.waiting[0] is waiter, timeout
                 )
-                self.free -= acquired
+                self.available -= acquired
             finally:
                 self.waiting.remove(waiter)
                 self._changed.notify_all()
         if not acquired:
-            message = f"No connection became free in POOL_TIMEOUT ({timeout:g} s)"
+            message = f"No connection became available in POOL_TIMEOUT ({timeout:g} s)"
             hint = f"raise POOL_SIZE ({self.size}) or return connections sooner."
             raise DatabaseUnavailable(f"{message}: {hint}")
 
     def release(self) -> None:
         """Return a slot."""
         with self._changed:
-            self.free += 1
+            self.available += 1
             self._changed.notify_all()
 
     def stats(self) -> dict[str, int]:
         """Count the slots, those in use, and the threads that wait for one."""
-        in_use, waiting = self.size - self.free, len(self.waiting)
+        in_use, waiting = self.size - self.available, len(self.waiting)
         return {"size": self.size, "in_use": in_use, "waiting": waiting}
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
 from threading import Condition, Timer
 from time import monotonic
+from weakref import WeakSet
 
 import psycopg2
 from flask import Config, Flask
@@ -28,12 +29,11 @@ class Pool:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._reset_after_fork()
-        atexit.register(self.close)
-        if hasattr(os, "register_at_fork"):  # Windows has no fork.
-            os.register_at_fork(after_in_child=self._reset_after_fork)
+        self.reset_after_fork()
+        pools.add(self)
 
-    def _reset_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
+        """Forget the connections, which the parent process uses."""
         # Two processes on one connection read each other's responses. psycopg2 leaves
         # inherited connections to the process that opened them.
         self._semaphore = FairSemaphore(self.config["POOL_SIZE"])
@@ -83,6 +83,25 @@ class Pool:
                 return conn
             conn.close()
         return None
+
+
+# The hooks of the process must not keep the pools of former applications.
+pools: WeakSet[Pool] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in list(pools):
+        pool.close()
+
+
+def _reset_all() -> None:
+    for pool in list(pools):
+        pool.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
+    os.register_at_fork(after_in_child=_reset_all)
 
 
 def init_app(app: Flask) -> None:

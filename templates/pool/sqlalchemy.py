@@ -8,6 +8,7 @@ from socket import AF_INET, SHUT_RDWR, SOCK_STREAM, fromfd, socket
 from threading import Condition, Timer
 from time import monotonic
 from typing import Any, cast
+from weakref import WeakSet
 
 import psycopg2
 from flask import Config, Flask
@@ -44,12 +45,11 @@ class Pool:
         )
         self._checked_out: dict[Connection, PoolProxiedConnection] = {}
         self._inherited: list[object] = []
-        self._reset_after_fork()
-        atexit.register(self.close)
-        if hasattr(os, "register_at_fork"):  # Windows has no fork.
-            os.register_at_fork(after_in_child=self._reset_after_fork)
+        self.reset_after_fork()
+        pools.add(self)
 
-    def _reset_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
+        """Forget the connections, which the parent process uses."""
         # Two processes on one connection read each other's responses. psycopg2 leaves
         # inherited connections to the process that opened them.
         # Garbage-collected proxies would return to a pool whose lock may be held.
@@ -97,6 +97,25 @@ class Pool:
 def _check(conn: Connection, *_: object) -> None:
     if not is_usable(conn):
         raise DisconnectionError  # QueuePool opens another one.
+
+
+# The hooks of the process must not keep the pools of former applications.
+pools: WeakSet[Pool] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in list(pools):
+        pool.close()
+
+
+def _reset_all() -> None:
+    for pool in list(pools):
+        pool.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
+    os.register_at_fork(after_in_child=_reset_all)
 
 
 def init_app(app: Flask) -> None:

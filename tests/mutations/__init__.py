@@ -123,8 +123,8 @@ DEFECTS = [
     Defect(
         words="A forked process uses its parent's connections",
         file="templates/pool/psycopg2.py",
-        old="            os.register_at_fork(after_in_child=self._reset_after_fork)",
-        new="            pass",
+        old="    os.register_at_fork(after_in_child=_reset_all)",
+        new="    pass",
         test="tests/core/test_pool.py"
         "::test_forked_process_leaves_its_parents_connections_alone",
         sign="assert 256 == 0",
@@ -242,7 +242,7 @@ DEFECTS = [
         file=f"{PACKAGE}/core/migrate.py",
         old="applied.get(p.name) not in (None, _read(p)[1])",
         new="applied.get(p.name) == _read(p)[0]",
-        test="tests/core/test_migrate.py::test_edited_file_is_refused",
+        test="tests/core/test_migrate.py::test_edited_file_is_rejected",
         sign="DID NOT RAISE",
     ),
     Defect(
