@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -152,6 +153,25 @@ def test_line_of_a_request_is_written_at_once(
     monkeypatch.setattr(logging.root, "handlers", [handler])
     app.test_client().get("/items")
     assert b"GET /items 200 " in written.getvalue()
+
+
+def test_long_lines_of_several_threads_are_whole(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    with ThreadPoolExecutor() as threads, open(reading) as lines:
+        with open(writing, "w") as stream:
+            handler = logging.StreamHandler(stream)
+            handler.setFormatter(JsonFormatter())
+            handler.addFilter(RequestIdFilter())
+            monkeypatch.setattr(logging.root, "handlers", [handler])
+            read = threads.submit(lines.readlines)
+            with ThreadPoolExecutor(8) as clients:
+                # A pipe takes up to 4,096 bytes in one piece.
+                get = app.test_client().get
+                for _ in clients.map(get, ["/" + 3000 * "a"] * 400):
+                    pass
+        assert len([json.loads(line) for line in read.result(30)]) == 400
 
 
 @pytest.mark.parametrize("level", [logging.NOTSET, logging.WARNING])

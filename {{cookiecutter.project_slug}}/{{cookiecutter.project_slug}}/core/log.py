@@ -118,8 +118,10 @@ def _log_request(environ: dict[str, Any], status: str, began: float) -> None:
     if is_enabled and kinds == [(logging.StreamHandler, JsonFormatter, 1, 0)]:
         # Making, formatting and handling a record takes five times as long.
         texts = __name__, method, path, code, ms, request_id.get(), method, path
-        with suppress(AttributeError, OSError, ValueError):  # There may be no stream.
-            handlers[0].stream.write(LINE % (_timestamp(time()), *texts, code, ms))
+        line = LINE % (_timestamp(time()), *texts, code, ms)
+        # There may be no stream.
+        with suppress(AttributeError, OSError, ValueError), handlers[0].lock:
+            handlers[0].stream.write(line)
             handlers[0].stream.flush()
     else:
         parts = {"method": method, "path": path, "status": code, "ms": round(ms, 1)}
