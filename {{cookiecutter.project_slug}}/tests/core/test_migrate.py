@@ -59,11 +59,12 @@ def test_readiness_reads_no_file(
     app: Flask, empty: connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_read", None)
-    with app.app_context():
-        assert "0001_made.sql" in module.find_problem(empty)
-        empty.cursor().execute(module.TABLE)
-        run(empty, "INSERT INTO schema_migrations VALUES ('0001_made.sql', 'other')")
-        assert "0001_made.sql" not in module.find_problem(empty)
+    record = "INSERT INTO schema_migrations VALUES (%s, 'other')"
+    with app.app_context(), empty.cursor() as cursor:
+        cursor.execute(module.TABLE)
+        while found := re.match(r"Migration (\S+) is", module.find_problem(empty)):
+            cursor.execute(record, [name := found[1]])
+    assert name == "0001_made.sql"  # Those of libraries come first.
 
 
 def test_command_shows_notices(
@@ -74,7 +75,7 @@ def test_command_shows_notices(
     (tmp_path / "migrations" / "0002_moved.sql").write_text(sql)
     lines = runner.invoke(args=["migrate"]).output.splitlines()
     second = ["NOTICE:  moved 7 rows", "Applied 0002_moved.sql"]
-    assert lines[:3] == ["Applied 0001_made.sql", *second]
+    assert lines[-3:] == ["Applied 0001_made.sql", *second]
 
 
 def test_command_lists_the_files_before_a_rejected_one(
@@ -82,7 +83,7 @@ def test_command_lists_the_files_before_a_rejected_one(
 ) -> None:
     (tmp_path / "migrations" / "0002_bad.sql").write_text("CREATE")
     output = runner.invoke(args=["migrate"]).output
-    assert output.startswith("Applied 0001_made.sql\nError: 0002_bad.sql, line 1: ")
+    assert "Applied 0001_made.sql\nError: 0002_bad.sql, line 1: " in output
 
 
 def test_command_lists_pending_migrations(runner: FlaskCliRunner) -> None:
@@ -120,7 +121,7 @@ def test_files_are_applied_in_order(empty: connection, tmp_path: Path) -> None:
     assert migrate(empty, tmp_path) == []
 
 
-def test_refused_file_changes_nothing(empty: connection, tmp_path: Path) -> None:
+def test_rejected_file_changes_nothing(empty: connection, tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text("CREATE TABLE a (b text);\nNONSENSE;")
     message = '^0001_a.sql, line 2: syntax error at or near "NONSENSE"; nothing of it'
     with pytest.raises(MigrationError, match=message):
@@ -211,7 +212,7 @@ def test_slow_file_is_no_slow_query(
     assert "A query took" not in caplog.text
 
 
-def test_edited_file_is_refused(empty: connection, tmp_path: Path) -> None:
+def test_edited_file_is_rejected(empty: connection, tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 1")
     migrate(empty, tmp_path)
     (tmp_path / "0001_a.sql").write_text("SELECT 2")
@@ -242,16 +243,18 @@ def test_only_the_newest_edited_file_is_offered_a_way_out(
     assert (f"--forget {draft}" in str(error.value)) is (draft == "0002_b.sql")
 
 
-def test_edited_file_of_a_library_is_accepted(
+def test_library_comes_first_and_its_edited_file_is_accepted(
     empty: connection, tmp_path: Path
 ) -> None:
     own, library = tmp_path / "own", tmp_path / "library"
     for folder in (own, library):
         folder.mkdir()
         (folder / f"{folder.name}.sql").write_text("SELECT 1")
-    assert migrate(empty, own, library) == ["own.sql", "library.sql"]
+    (own / "own.sql").write_text("DROP TABLE of_the_library")
+    (library / "library.sql").write_text("CREATE TABLE of_the_library ()")
+    assert migrate(empty, library, own) == ["library.sql", "own.sql"]
     (library / "library.sql").write_text("SELECT 2")
-    assert migrate(empty, own, library) == []
+    assert migrate(empty, library, own) == []
 
 
 ENDS = {
@@ -277,7 +280,7 @@ def test_file_that_ends_its_transaction_is_rejected(
         assert cursor.fetchone() == (None, 0)
 
 
-def test_other_refusal_says_nothing_of_transactions(
+def test_other_error_says_nothing_of_transactions(
     empty: connection, tmp_path: Path
 ) -> None:
     run(empty, "CREATE TABLE a (b int); CREATE VIEW c AS SELECT b FROM a")
@@ -290,7 +293,7 @@ def test_other_refusal_says_nothing_of_transactions(
         migrate(empty, tmp_path)
 
 
-def test_refusal_quotes_no_data(empty: connection, tmp_path: Path) -> None:
+def test_error_quotes_no_data(empty: connection, tmp_path: Path) -> None:
     run(empty, "CREATE TABLE a (b text); INSERT INTO a VALUES ('mine'), ('mine')")
     (tmp_path / "0001_a.sql").write_text("CREATE UNIQUE INDEX ON a (b)")
     with pytest.raises(MigrationError, match="; nothing of it is applied.$"):
@@ -596,7 +599,7 @@ def test_forgetting_no_name_applies_nothing(
 ) -> None:
     assert runner.invoke(args=["migrate", "--forget", ""]).exit_code == 1
     with app.app_context():
-        assert "0001_made.sql" in module.find_problem(empty)
+        assert module.find_problem(empty) != ""
 
 
 def test_runners_that_start_together_apply_each_file_once(

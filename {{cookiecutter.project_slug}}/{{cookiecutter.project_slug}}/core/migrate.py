@@ -51,18 +51,18 @@ def migrate(
 ) -> list[str]:
     """Apply the files that are new, and return their names. `report` each at once.
 
-    The files are those in `folders`, or the current application's. Use `conn`, which is
-    in autocommit, for nothing else: it holds a lock until it is closed, and a second
-    process waits for that. Raises `MigrationError`; the files before the rejected one
-    stay applied.
+    The files are those in `folders`, of which the last is the application's own, or
+    those of the current application. Use `conn`, which is in autocommit, for nothing
+    else: it holds a lock until it is closed, and a second process waits for that.
+    Raises `MigrationError`; the files before the rejected one stay applied.
     """
-    own, *others = folders or _folders()
+    *others, own = folders or _folders()
     with cursor(conn) as plain:  # `conn.cursor()` would log a slow file.
         _lock(plain)
         applied = _applied(plain)
         # A newer version of a library may have changed its files.
         _reject_edited(_paths(own), applied)
-        paths = [path for path in _paths(own, *others) if path.name not in applied]
+        paths = [path for path in _paths(*others, own) if path.name not in applied]
         if paths and not applied:
             plain.execute(TABLE)
         for path in paths:
@@ -86,7 +86,7 @@ def status(conn: connection) -> dict[str, str]:
     A migration is gone when it is applied, but its file no longer exists. Those of
     libraries, often dozens, are listed only while they are pending.
     """
-    folder, *others = _folders()
+    *others, folder = _folders()
     own, libraries = _paths(folder), [path.name for path in _paths(*others)]
     applied = _applied(conn.cursor())
     found = {name: "Gone" for name in applied if name not in libraries}
@@ -105,13 +105,13 @@ def find_problem(conn: connection) -> str:
 
 
 def add_folder(app: Flask, folder: Path) -> None:
-    """Let `app` apply the files in `folder` after its own."""
+    """Let `app` apply the files in `folder` before its own, which may refer to them."""
     app.extensions.setdefault("migrations", []).append(folder)
 
 
 def _folders() -> list[Path]:
     own = Path(current_app.root_path) / "migrations"
-    return [own, *current_app.extensions.get("migrations", [])]
+    return [*current_app.extensions.get("migrations", []), own]
 
 
 def _paths(*folders: Path) -> list[Path]:
