@@ -174,6 +174,19 @@ def test_development_key_persists_and_is_private(tmp_path: Path) -> None:
             assert path.stat().st_mode & 0o077 == 0
 
 
+def test_secret_key_is_kept_where_files_have_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", link)
+    app = Flask("app", instance_path=str(tmp_path))
+    core.init_app(app, {"TESTING": True})
+    assert (tmp_path / "secret_key").read_text() == app.config["SECRET_KEY"]
+    assert [path.name for path in tmp_path.iterdir()] == ["secret_key"]
+
+
 def test_folder_of_another_user_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

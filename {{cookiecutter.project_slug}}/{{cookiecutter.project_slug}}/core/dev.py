@@ -125,7 +125,9 @@ def _secret_key(path: Path) -> str:
     draft = path.with_suffix(f".{os.getpid()}")
     draft.touch(mode=0o600)
     draft.write_text(secrets.token_hex())
-    with suppress(FileExistsError):
+    with suppress(OSError):  # Some file systems have no hard links.
         os.link(draft, path)
-    draft.unlink()
+    if not path.exists():
+        draft.replace(path)
+    draft.unlink(missing_ok=True)
     return path.read_text()
