@@ -405,7 +405,9 @@ def _waiting(celery: FlaskCelery, conn: Any) -> dict[str, int]:
     waiting = sum(queue.queue_declare().message_count for queue in queues)
     if conn.transport.driver_type != "redis":
         return {"waiting": waiting}
-    oldest = [channel.client.lindex(queue.name, -1) for queue in queues]
+    steps = channel.priority_steps
+    names = [channel._q_for_pri(queue.name, step) for queue in queues for step in steps]
+    oldest = [channel.client.lindex(name, -1) for name in names]
     now = time.time()
     found = [re.search(rb'"sent_at": (\d+)', job or b"") for job in oldest]
     sent = min((int(match[1]) for match in found if match), default=now)

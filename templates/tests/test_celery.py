@@ -492,6 +492,14 @@ def test_status_accepts_an_entry_that_is_not_a_job(
     assert abs(status["oldest_seconds"] - waited) < 30
 
 
+def test_status_has_the_time_of_the_oldest_job_of_any_priority(worker: Worker) -> None:
+    with get_celery().connection_for_write() as conn:
+        channel: Any = conn.default_channel
+        queue = channel._q_for_pri(current_app.name, 6)
+        channel.client.lpush(queue, dumps({"headers": {"sent_at": SENT}}))
+    assert abs(worker.status()["oldest_seconds"] - (time.time() - SENT)) < 30
+
+
 @pytest.mark.parametrize(
     "url", ["redis://:12#34@host/0", "redis://:12?34@host/0", "other+socket:///34.sock"]
 )
