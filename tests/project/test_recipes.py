@@ -53,6 +53,15 @@ CREATE SCHEMA audit;
 CREATE TABLE audit.log (what text);
 CREATE TABLE audit.kinds (kind text);
 CREATE SEQUENCE audit.invoices;
+CREATE SEQUENCE audit.orders;
+ALTER SEQUENCE audit.orders RESTART WITH 1000;
+CREATE SEQUENCE audit.parcels;
+SELECT setval('audit.parcels', 50);
+CREATE TABLE audit.final (what text);
+CREATE FUNCTION audit.reject() RETURNS trigger LANGUAGE plpgsql
+AS 'BEGIN RAISE EXCEPTION $$append only$$; END';
+CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON audit.final
+EXECUTE FUNCTION audit.reject();
 CREATE MATERIALIZED VIEW audit.lines AS SELECT what FROM audit.log;
 """
 TEST_AUDIT = """
@@ -70,10 +79,18 @@ def test_log(db, number):
         assert cursor.fetchone() == (0,)
         cursor.execute("SELECT count(*) FROM audit.lines")
         assert cursor.fetchone() == (0,)
-        cursor.execute("SELECT nextval('audit.invoices')")
-        assert cursor.fetchone() == (1,)
+        for name, first in ("invoices", 1), ("orders", 1000), ("parcels", 51):
+            cursor.execute("SELECT nextval(%s)", [f"audit.{name}"])
+            assert cursor.fetchone() == (first,)
         cursor.execute("INSERT INTO audit.log VALUES ('test')")
         cursor.execute("REFRESH MATERIALIZED VIEW audit.lines")
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_append_only(db, number):
+    with db.cursor() as cursor:
+        cursor.execute("INSERT INTO audit.final VALUES ('test')")
+        cursor.execute("SELECT count(*) FROM audit.final")
+        assert cursor.fetchone() == (1,)
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_rejected_row(db, number):

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import psycopg2
 import pytest
 from dotenv import dotenv_values
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
-from psycopg2.extensions import connection, make_dsn
+from psycopg2.extensions import connection, cursor, make_dsn
 
 from {{ cookiecutter.project_slug }} import core, create_app
 from {{ cookiecutter.project_slug }}.core.cli import DROP_ALL
@@ -28,7 +29,7 @@ from {{ cookiecutter.project_slug }}.core.worker import get_worker
 # DROP DATABASE WITH (FORCE) would also end an autovacuum, which needs a superuser.
 DISCONNECT = """
 SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
-WHERE datname = %s AND usename = current_user AND pid <> pg_backend_pid()
+WHERE datname = %s AND pg_has_role(usesysid, 'MEMBER') AND pid <> pg_backend_pid()
 """
 
 # The tables and materialized views with rows since they were created or truncated, and
@@ -41,7 +42,15 @@ WHERE relnamespace::regnamespace::text !~ '^(pg_|information_schema)' AND CASE
     ELSE relkind IN ('r', 'm') AND pg_relation_size(oid) > 0 END
 ORDER BY oid
 """
-RESTORE = {"S": "ALTER SEQUENCE {} RESTART", "m": "REFRESH MATERIALIZED VIEW {}"}
+SEQUENCES = """
+SELECT oid::regclass::text FROM pg_class
+WHERE relkind = 'S' AND pg_has_role(relowner, 'MEMBER')
+"""
+
+# PostgreSQL 14 and later would otherwise end the session that has the lock.
+UNLIMITED = """
+SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'
+"""
 
 # The databases of killed test runs. The others are locked.
 LEFT = """
@@ -89,21 +98,24 @@ def filled(migrated_url: str) -> set[str]:
         return {name for name, kind in cursor if kind == "r"}
 
 
+@pytest.fixture(scope="session")
+def sequences(migrated_url: str) -> dict[str, Any]:
+    """The value of each sequence after the migrations, and whether it was returned."""
+    values = {}
+    with closing(connect(migrated_url)) as conn, conn.cursor() as cursor:
+        cursor.execute(SEQUENCES)
+        for (name,) in cursor.fetchall():
+            cursor.execute(f"SELECT last_value, is_called FROM {name}")
+            values[name] = cursor.fetchone()
+    return values
+
+
 @pytest.fixture
-def database_url(migrated_url: str, filled: set[str]) -> str:
+def database_url(migrated_url: str, filled: set[str], sequences: dict[str, Any]) -> str:
     """The URL of the database as the migrations leave it, without other connections."""
     with closing(connect(migrated_url)) as conn, conn.cursor() as cursor:
         cursor.execute(DISCONNECT, [conn.info.dbname])
-        if filled == {"schema_migrations"}:
-            # This is much faster than the migrations, but empties all other tables.
-            cursor.execute(USED)
-            used = [item for item in cursor if item[0] not in filled]
-            if tables := [name for name, kind in used if kind == "r"]:
-                cursor.execute(f"TRUNCATE {', '.join(tables)} CASCADE")
-            for name, kind in used:
-                if kind != "r":
-                    cursor.execute(RESTORE[kind].format(name))
-        else:
+        if filled != {"schema_migrations"} or not empty(cursor, sequences):
             cursor.execute(DROP_ALL)
             migrate(migrated_url)
     return migrated_url
@@ -190,10 +202,31 @@ def migrate(url: str) -> None:
         get_pool().close()
 
 
+def empty(cursor: cursor, sequences: dict[str, Any]) -> bool:
+    """Empty the tables, much faster than the migrations, and return whether it worked.
+
+    `sequences` has the value of each sequence, and whether it was returned.
+    """
+    try:
+        cursor.execute(USED)
+        used = {name: kind for name, kind in cursor if name != "schema_migrations"}
+        if tables := [name for name, kind in used.items() if kind == "r"]:
+            cursor.execute(f"TRUNCATE {', '.join(tables)} CASCADE")
+        for name, kind in used.items():
+            if kind == "m":
+                cursor.execute(f"REFRESH MATERIALIZED VIEW {name}")
+            elif kind == "S" and name in sequences:
+                cursor.execute("SELECT setval(%s, %s, %s)", [name, *sequences[name]])
+    except psycopg2.Error:  # A trigger may forbid it.
+        return False
+    return True
+
+
 @contextmanager
 def scratch_database(server_url: str) -> Iterator[str]:
     """Create a database, yield its URL and drop it."""
     with closing(connect(server_url)) as conn, conn.cursor() as cursor:
+        cursor.execute(UNLIMITED)
         # Locks belong to this database.
         cursor.execute(
             "SELECT oid::text FROM pg_database WHERE datname = current_database()"
