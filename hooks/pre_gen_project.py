@@ -1,11 +1,14 @@
-"""Reject an old Python or Cookiecutter, and answers that would make a broken project."""
+"""Reject an old Python or Cookiecutter, and answers that would break a project."""
 
 import json
+import os
 import re
 import sys
+from contextlib import suppress
 from email.errors import HeaderParseError
 from email.headerregistry import Address
 from importlib.metadata import version
+from pathlib import Path
 
 ANSWERS = json.loads(r'{{ cookiecutter | tojson }}')
 RESERVED_NAMES = ANSWERS["_reserved_names"].split()
@@ -15,7 +18,13 @@ COOKIECUTTER = (2, 7)  # The first version to which `docker=no` means no.
 
 def find_error():
     """Return a message about the first error, or None."""
-    return find_old_program() or find_bad_slug() or find_bad_text() or find_bad_email()
+    return (
+        find_old_program()
+        or find_bad_choice()
+        or find_bad_slug()
+        or find_bad_text()
+        or find_bad_email()
+    )
 
 
 def find_old_program():
@@ -28,6 +37,19 @@ def find_old_program():
     found = version("cookiecutter")
     if tuple(map(int, found.split(".")[:2])) < COOKIECUTTER:
         return f"This is Cookiecutter {found}: install 2.7 or later."
+
+
+def find_bad_choice():
+    # Cookiecutter takes the answers of a replay file as they are. cruft reads none.
+    folder = Path(os.environ.get("PWD", ""), ANSWERS.get("_repo_dir", ""))
+    with suppress(OSError):
+        questions = json.loads((folder / "cookiecutter.json").read_text("utf-8"))
+        for name, choices in questions.items():
+            is_choice = isinstance(choices, list) and not name.startswith("_")
+            if is_choice and ANSWERS[name] not in choices:
+                return f"{name} is {ANSWERS[name]!r}: use one of {', '.join(choices)}."
+    if not isinstance(ANSWERS["docker"], bool):
+        return f"docker is {ANSWERS['docker']!r}: use true or false, without quotes."
 
 
 def find_bad_slug():
@@ -48,7 +70,10 @@ def find_bad_slug():
 def find_bad_text():
     for name in ("project_name", "description", "author_name", "author_email"):
         if re.search(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", ANSWERS[name]):
-            return f"{name} holds a line break or control character: use one plain line."
+            return (
+                f"{name} is {ANSWERS[name]!r}, with a line break or control character: "
+                "use one plain line."
+            )
         if len(ANSWERS[name]) > 500:
             return f"{name} has {len(ANSWERS[name])} characters: use at most 500."
     for name in ("project_name", "author_name"):

@@ -1,5 +1,6 @@
 """Invalid answers stop the bake with one message; odd answers arrive unchanged."""
 
+import json
 import keyword
 import os
 import re
@@ -33,7 +34,7 @@ RESERVED = (
     "a name that Python, PostgreSQL or an installed package uses: choose another, "
     "such as "
 )
-CONTROL = "holds a line break or control character: use one plain line."
+CONTROL = "with a line break or control character: use one plain line."
 
 SLUGS = {
     "Notes": SHAPE,
@@ -200,7 +201,40 @@ def test_control_character_is_rejected(
 ) -> None:
     answers = {"project_slug": "notes", name: f"a{character}b"}
     sentence = refusal(**answers)
-    assert sentence == f"{name} {CONTROL}"
+    shown = answers[name].replace("\r", "\n")  # as Jinja does
+    assert sentence == f"{name} is {shown!r}, {CONTROL}"
+
+
+@pytest.mark.parametrize(
+    "name, value, advice",
+    [
+        ("worker", "redis", "use one of none, thread, procrastinate, celery."),
+        ("license", "GPL", "use one of MIT, BSD-3-Clause, Apache-2.0, Proprietary."),
+        ("docker", "no", "use true or false, without quotes."),
+    ],
+)
+def test_unknown_choice_in_a_replay_file_is_rejected(
+    template: Path,
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    advice: str,
+) -> None:
+    context = generate_context(str(template / "cookiecutter.json"))
+    answers = prompt_for_config(context, no_input=True) | {name: value}
+    replay = tmp_path / "replay.json"
+    replay.write_text(json.dumps({"cookiecutter": answers}))
+    with pytest.raises(FailedHookException):
+        cookiecutter(
+            str(template),
+            replay=str(replay),
+            output_dir=str(folder),
+            default_config=True,
+        )
+    assert list(folder.iterdir()) == []
+    assert f"{name} is {value!r}: {advice}\n" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["project_name", "description", "author_name"])
