@@ -157,9 +157,14 @@ class Project:
 
     def take(self, release: str) -> None:
         """Type the commands of the document for the release, and commit."""
-        for command in typed("Take a release"):
+        self.type(release, typed("Take a release"))
+
+    def type(self, release: str, commands: list[str]) -> str:
+        """Type commands of the document for the release; return the last output."""
+        for command in commands:
             command = command.replace("v0.2.0", release)
-            run("bash", "-c", command, cwd=self.folder, **ON_PATH | PERSON)
+            said = run("bash", "-c", command, cwd=self.folder, **ON_PATH | PERSON)
+        return said
 
     def conflicts(self) -> list[str]:
         """Return the files that git could not merge."""
@@ -187,7 +192,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / path).write_text(before)
     commit(folder)
     git(folder, "tag", "before")
-    git(folder, "tag", "v0.9.0")
+    for tag in ("v0.9.0", "v0.10.1-rc1", "v0.10.1rc2"):
+        git(folder, "tag", tag)
     for path, text in now.items():
         (folder / path).write_text(text)
     (folder / REMOVED).unlink()
@@ -243,6 +249,27 @@ def test_new_clone_takes_the_next_release(
     project.folder = tmp_path / "clone"
     project.take("now")
     assert contents(project.folder) == contents(edited(bake))
+
+
+def test_changed_file_that_the_release_deletes_is_handled_as_documented(
+    repository: Path, tmp_path: Path
+) -> None:
+    project = Project(repository, tmp_path, "before")
+    removed = project.folder / Path(REMOVED).name
+    removed.write_text(removed.read_text() + "max-line-length = 99\n")
+    edit(project.folder)
+    commit(project.folder)
+    said = project.type("now", typed("Take a release")[:3])
+    assert f"{removed.name}: patch does not apply" in said
+    assert list(project.folder.rglob("*.rej"))
+    for command in ("git reset --hard", "git clean --force '*.rej'"):
+        assert f"`{command}`" in " ".join(document().split())
+        run("bash", "-c", command, cwd=project.folder)
+    removed.unlink()
+    commit(project.folder)
+    project.take("now")
+    assert list(project.folder.rglob("*.rej")) == []
+    assert not removed.exists()
 
 
 def test_line_changed_by_both_is_the_only_conflict(
@@ -520,6 +547,19 @@ def test_weekly_workflow_does_nothing_between_releases(
     weekly(repository, tmp_path)
     git(tmp_path / "remote", "branch", "--force", "main", "template")
     assert weekly(repository, tmp_path).calls == []
+
+
+def test_weekly_workflow_never_goes_back(repository: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    git(tmp_path, "clone", "--quiet", str(repository), "template")
+    with (template / PROJECT / "README.md").open("a") as file:
+        file.write("\nA later line.\n")
+    commit(template)
+    project = Project(template, tmp_path, "main")
+    git(tmp_path, "clone", "--quiet", "--bare", str(project.folder), "remote")
+    run_of_it = weekly(template, tmp_path)
+    assert (run_of_it.status, run_of_it.calls) == (0, [])
+    assert "The project is newer than v0.10.0." in run_of_it.output
 
 
 @pytest.mark.parametrize("options", [[], ["--depth=1"]], ids=["whole", "shallow"])
