@@ -64,6 +64,21 @@ def is_listener(fd):
         return False
     return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 """
+FORK_IN_FORK = """
+import os
+
+@app.get("/fork")
+def fork():
+    if os.fork() == 0:
+        file = os.open("data.txt", os.O_CREAT | os.O_RDWR)  # the listener's number
+        if os.fork() == 0:
+            os.write(file, b"written")
+            os._exit(0)
+        os.wait()
+        os._exit(0)
+    os.wait()
+    return open("data.txt").read()
+"""
 
 
 @BOTH
@@ -114,6 +129,13 @@ def test_fork_of_the_application_inherits_nothing(
     default = "<Handlers.SIG_DFL: 0>, <built-in function default_int_handler>"
     assert site.get("/fork") == f"(({default}), -1, [])"
     site.reload()
+
+
+@BOTH
+def test_fork_in_a_fork_keeps_its_files(site: Site, options: tuple[str, ...]) -> None:
+    site.write(FORK_IN_FORK)
+    site.start(*options)
+    assert site.get("/fork") == "written"
 
 
 def limited(watches: int) -> tuple[str, ...]:
@@ -1021,9 +1043,143 @@ FlaskGroup(create_app=lambda: app)()
 """
 
 
-def test_group_without_the_name_of_the_application_is_refused(site: Site) -> None:
+def test_group_without_the_name_of_the_application_is_rejected(site: Site) -> None:
     (site.folder / "manage.py").write_text(MANAGE)
     command = [sys.executable, "manage.py", "dev"]
     done = subprocess.run(command, cwd=site.folder, capture_output=True, text=True)
     assert done.returncode == 1
     assert "flask dev needs the name of the application" in done.stderr
+
+
+PATCHED = """
+import os
+original = os.waitpid
+def waitpid(*args): return original(*args)
+os.waitpid = waitpid
+"""
+
+
+@pytest.fixture
+def package(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installed package, of one module, which prints a line when it is imported."""
+    packages = tmp_path_factory.mktemp("environment") / "site-packages"
+    packages.mkdir()
+    site.put_on_path(packages)
+    return packages / "package.py"
+
+
+def write_package(site: Site, package: Path, text: str, use: str = "''") -> None:
+    package.write_text(f"{text}\nprint('imported')\n")
+    site.write(f"import package\n@app.get('/use')\ndef use(): return str({use})\n")
+
+
+def start_with_package(site: Site) -> None:
+    """Start the server, and wait until it has the package for the next fork."""
+    site.start()
+    site.wait_for(lambda: site.log.count("imported") == 2, "import for the next fork")
+
+
+def test_package_of_an_application_that_replaces_functions_is_a_new_one(
+    site: Site, package: Path
+) -> None:
+    write_package(site, package, "import os\nFOUND = os.waitpid", "package.FOUND")
+    site.module.write_text(PATCHED + site.module.read_text())
+    site.start()
+    site.wait_for_line("The application replaces functions of Python")
+    for _ in range(3):
+        assert "<function waitpid" in site.get("/use")
+        site.reload()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "threading.Thread(target=time.sleep, args=[99]).start()",
+        "atexit.register(time.sleep, 99)",
+    ],
+    ids=["thread", "exit hook"],
+)
+def test_package_cannot_delay_the_end(site: Site, package: Path, text: str) -> None:
+    write_package(site, package, f"import atexit, threading, time\n{text}")
+    start_with_package(site)
+    site.interrupt()
+
+
+def test_save_is_served_though_a_package_cannot_be_imported_twice(
+    site: Site, package: Path
+) -> None:
+    lock = "import fcntl\nFILE = open('/tmp/{}', 'w')\nfcntl.flock(FILE, fcntl.LOCK_EX)"
+    write_package(site, package, lock.replace("/tmp/{}", str(package.parent / "lock")))
+    site.start()
+    site.wait_for_line("The import of package hangs here")
+    site.reload()
+
+
+def test_program_of_a_package_serves_each_version(site: Site, package: Path) -> None:
+    cat = "subprocess.Popen(['cat'], stdin=-1, stdout=-1, text=True, bufsize=1)"
+    talk = "package.CAT.stdin.write('a\\n') and package.CAT.stdout.readline()"
+    write_package(site, package, f"import subprocess\nCAT = {cat}", talk)
+    start_with_package(site)
+    for _ in range(3):
+        assert site.get("/use") == "a\n"
+        site.reload()
+
+
+@linux
+def test_program_of_the_shell_is_left_alone(site: Site) -> None:
+    site.prefix = ["sh", "-c", 'sleep 1001 & exec "$@"', "sh"]
+    site.start()
+    for _ in range(3):
+        site.reload()
+    assert site.process
+    assert "sleep" in [each.name() for each in site.process.children()]
+
+
+@BOTH
+def test_local_copy_of_a_package_is_served(
+    site: Site, package: Path, options: tuple[str, ...]
+) -> None:
+    write_package(site, package, "VALUE = 0", "package.VALUE")
+    site.start(*options)
+    if not options:
+        site.wait_for(lambda: site.log.count("imported") == 2, "import for a fork")
+    (site.folder / "package.py").write_text("VALUE = 1\n")
+    site.wait_for(lambda: site.get("/use") == "1", "local copy")
+
+
+def test_package_may_change_the_folder(site: Site, package: Path) -> None:
+    write_package(site, package, "import os\nos.chdir('/')")
+    start_with_package(site)
+    (site.folder / ".env").write_text("A=1\n")
+    site.wait_for_line("starting again")
+    site.wait_for(lambda: site.get("/version"), "response")
+    site.reload()
+
+
+def test_package_may_replace_functions(site: Site, package: Path) -> None:
+    write_package(site, package, PATCHED)
+    site.start()
+    site.wait_for_line("The application replaces functions of Python")
+    for _ in range(3):
+        site.reload()
+    assert "starting again" not in site.log
+
+
+def test_file_that_a_former_version_has_written_is_watched(site: Site) -> None:
+    site.write(
+        "import os\nif not os.path.exists('static/a.json'):\n"
+        "    os.mkdir('static')\n    open('static/a.json', 'w').close()\n"
+    )
+    site.start()
+    site.reload()
+    assert site.reloads_after("static/a.json", "1")
+
+
+@BOTH
+def test_project_may_be_an_environment(site: Site, options: tuple[str, ...]) -> None:
+    (site.folder / "pyvenv.cfg").touch()
+    site.start(*options)
+    site.write("import other\n")
+    site.wait_for_line("No module named 'other'")
+    (site.folder / "other.py").touch()
+    site.wait_for(lambda: site.get("/version") == "0", "response")

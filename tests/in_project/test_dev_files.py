@@ -499,10 +499,22 @@ def test_module_in_an_archive_is_watched(
 def test_folders_may_be_nested_deeply(site: Site, options: tuple[str, ...]) -> None:
     deep = "/".join("a" * 1100)
     subprocess.run(["mkdir", "-p", deep], cwd=site.folder, check=True)
+    try:
+        site.start(*options)
+        site.reload()
+    finally:
+        site.kill()
+        subprocess.run(["rm", "-r", "a"], cwd=site.folder, check=True)
+
+
+@BOTH
+def test_link_to_the_root_is_no_part_of_the_project(
+    site: Site, options: tuple[str, ...]
+) -> None:
+    (site.folder / "root").symlink_to("/")
     site.start(*options)
     site.reload()
-    site.kill()
-    subprocess.run(["rm", "-r", "a"], cwd=site.folder, check=True)
+    assert "only loaded modules" not in site.log
 
 
 @BOTH

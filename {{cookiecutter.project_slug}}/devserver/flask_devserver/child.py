@@ -128,7 +128,7 @@ class Child:
         for fd in self.descriptors():
             with suppress(OSError):
                 os.close(fd)
-        self.status_pipe = -1
+        self.listener = self.status_pipe = -1
         self.lock = threading.RLock()  # A thread may have held it.
 
     def _on_audit(self, event: str, args: tuple[Any, ...]) -> None:
@@ -181,7 +181,9 @@ class Child:
                 new = [found for found in module_files() if found not in known]
                 known.update(new)
                 # Modules that import others come first.
-                self._send(modules=dict(reversed(new)))
+                # gevent and eventlet replace functions of Python.
+                patched = hasattr(os.waitpid, "__code__")
+                self._send(modules=dict(reversed(new)), patched=patched)
 
     def _run_command(self) -> NoReturn:
         # SIGINT stays blocked: at Ctrl-C, Celery would shut down twice.

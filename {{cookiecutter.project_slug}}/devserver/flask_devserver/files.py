@@ -32,9 +32,9 @@ SOURCES = (
 )
 
 _STANDARD_LIBRARY = os.path.dirname(os.__file__)
-_is_installed = re.compile(r"[/\\](site|dist)-packages[/\\]").search
+is_installed = re.compile(r"[/\\](site|dist)-packages[/\\]").search
 
-IGNORED = ("__pycache__", "node_modules")
+IGNORED = ("__pycache__", "node_modules", "site-packages")
 IGNORED_IN_ROOT = (*IGNORED, "instance", "dist", "build", "tests")
 IGNORED_KINDS = ("~", ".pyc", ".tmp", ".log", ".pid", ".lock", "-journal")
 
@@ -89,7 +89,7 @@ class Files:
         With each comes its signature at that moment, or an empty one if it is unknown.
         """
         if new := set(filter(self._may_change, paths)) - self.known.keys():
-            self.modules |= {p for p in new if not _is_installed(p)}
+            self.modules |= {p for p in new if not is_installed(p)}
             self.known |= {p: tuple(paths[p]) for p in new if paths[p]}
             self._learn({*new, *self._sources()}, since)
         self.scan_at = time.monotonic()
@@ -104,7 +104,7 @@ class Files:
         """Return the files that have changed since the last scan."""
         began = time.process_time()  # A slow file system costs time, but no processor.
         self.events.watch(self.folders)
-        installed = set(filter(_is_installed, self.known))
+        installed = set(filter(is_installed, self.known))
         found = self._differing({*self.known, *self._sources()} - installed)
         # Installed packages are many and seldom change, so no reload waits for them.
         found = set(filter(self._counts, found))
@@ -113,6 +113,10 @@ class Files:
         self.scan_at = now + max(self.events.interval, SCAN_SHARE * cost)
         self.rested_at = now + EVENT_SHARE * cost
         return set(filter(self._counts, found))
+
+    def forget_writes(self, before: float) -> None:
+        """Let files count again that only former versions have written."""
+        self.written = {p: t for p, t in self.written.items() if t >= before}
 
     def settle(self, changed: Iterable[str]) -> set[str]:
         """Return the files of `changed` that ask for a reload now."""
@@ -147,7 +151,7 @@ class Files:
     def _may_change(self, path: str) -> bool:
         """Return whether a file that was read may change during work on a project."""
         if path.endswith((".py", ".so", ".zip", ".egg")):
-            return bool(_is_installed(path)) or not is_library(path)
+            return bool(is_installed(path)) or not is_library(path)
         data = path.startswith(self.root) and not path.endswith(IGNORED_KINDS)
         return data and not is_library(path)
 
@@ -198,7 +202,7 @@ class Files:
         except OSError:
             return
         names = {entry.name for entry in entries}
-        if names & {"pyvenv.cfg", "conda-meta"}:
+        if names & {"pyvenv.cfg", "conda-meta"} and folder != self.root:
             return
         self.folders.add(folder)
         data = os.path.basename(folder) in ("templates", "static")
@@ -220,7 +224,8 @@ class Files:
         if not entry.is_symlink():
             return False
         target = os.path.realpath(entry.path)
-        back = target in seen or f"{self.root}/".startswith(f"{target}/")
+        inside = os.path.join(target, "")
+        back = target in seen or f"{self.root}/".startswith(inside)
         seen.add(target)
         return back
 
@@ -272,13 +277,13 @@ def module_files() -> Iterator[tuple[str, str]]:
 
 def is_library(path: str) -> bool:
     """Return whether the file belongs to Python or to an installed package."""
-    return bool(_is_installed(path)) or path.startswith(_STANDARD_LIBRARY)
+    return bool(is_installed(path)) or path.startswith(_STANDARD_LIBRARY)
 
 
 def _distributions() -> Iterator[str]:
     """Yield what an installer adds or changes last for each package."""
     for folder in sys.path:
-        if _is_installed(f"{folder}{os.sep}"):
+        if is_installed(f"{folder}{os.sep}"):
             yield from iglob(f"{escape(folder)}/*.dist-info/RECORD")
 
 
@@ -288,6 +293,6 @@ def signature(path: str) -> Signature:
         found = os.stat(path)
         # A hard link to a file of a package, as uv makes, changes the ctime. Network
         # file systems such as sshfs give a file another inode now and then.
-        changed = found.st_ino if _is_installed(path) else found.st_ctime_ns
+        changed = found.st_ino if is_installed(path) else found.st_ctime_ns
         return found.st_mtime_ns, changed, found.st_size
     return ()

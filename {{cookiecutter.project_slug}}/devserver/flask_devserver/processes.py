@@ -107,12 +107,19 @@ class Processes:
 
     def __init__(self) -> None:
         self.dying: dict[int, tuple[float, signal.Signals, str]] = {}
-        self.named: set[int] = set()  # daemons whose names were printed
+        # Daemons whose names were printed, and what the application has not started.
+        self.kept: set[int] = set()
         if sys.platform == "linux":  # Orphans become children of this process.
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.keep(0.0)
         self.settings: list[Any] = []  # of the terminal, if the standard input is one
         with suppress(termios.error, OSError, ValueError):
             self.settings = termios.tcgetattr(0)
+
+    def keep(self, since: float) -> None:
+        """Leave the children alone that started after a time, in seconds since boot."""
+        ticks = since * os.sysconf("SC_CLK_TCK")
+        self.kept |= {pid for pid in _children() if _start_time(pid) >= int(ticks)}
 
     def end(self, pid: int, seconds: float, name: str) -> None:
         """Ask a process to exit, and kill it after that many `seconds`."""
@@ -152,12 +159,9 @@ class Processes:
 
         A child that started after the process `successor` belongs to that one.
         """
-        children = Path(f"/proc/self/task/{os.getpid()}/children")
-        with suppress(OSError):
-            found = set(map(int, children.read_text().split()))
-            for pid in found.difference(known, self.dying, self.named):
-                if _start_time(pid) < _start_time(successor):
-                    self._end_orphan(pid)
+        for pid in _children().difference(known, self.dying, self.kept):
+            if _start_time(pid) < _start_time(successor):
+                self._end_orphan(pid)
 
     def _end_orphan(self, pid: int) -> None:
         command = os.fsdecode(_read(pid, "cmdline").replace(b"\0", b" ")).strip()
@@ -167,7 +171,7 @@ class Processes:
                 self.dying[pid] = time.monotonic() + ORPHAN_DELAY, signal.SIGTERM, name
                 return
         # The process has left the session, as daemons do.
-        self.named.add(pid)
+        self.kept.add(pid)
         program = os.path.basename(command.partition(" ")[0]).rstrip(":")
         if program not in SERVICES and "flask_devserver" not in command:
             say(f" * Left running in its own session: {name}")
@@ -177,6 +181,19 @@ def send_signal(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process, if it still exists."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
+
+
+def seconds_since_boot() -> float:
+    """Return the time on the clock that Linux uses for the start of a process."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _children() -> set[int]:
+    """Return the children of this process, on Linux."""
+    with suppress(OSError):
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        return set(map(int, children.read_text().split()))
+    return set()
 
 
 def _start_time(pid: int) -> float:

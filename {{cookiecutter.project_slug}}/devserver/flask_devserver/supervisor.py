@@ -27,11 +27,11 @@ from typing import Any, cast
 from dotenv import dotenv_values, find_dotenv
 from werkzeug.serving import BaseWSGIServer, make_ssl_devcert
 
-from . import say
+from . import say, shutdown
 from .child import Child, Waker
-from .files import SETTINGS, Files, module_files
+from .files import SETTINGS, Files, is_installed, module_files
 from .packages import Packages
-from .processes import Processes, Runner, send_signal
+from .processes import Processes, Runner, seconds_since_boot, send_signal
 
 if sys.platform == "win32":
     raise ImportError("flask dev needs Linux or macOS.")
@@ -46,6 +46,7 @@ LAST_DEADLINE = 0.4  # seconds for requests when the server stops
 RESTART_DELAY = 5.0  # seconds until a child that failed at once starts again
 RETRY_DELAY = 3.0  # seconds until flask dev tries to start again
 START_TIMEOUT = 10.0  # seconds for the trial of that
+IMPORT_TIMEOUT = 10.0  # seconds for the import of a package for the next fork
 SHOWN_FILES = 5  # in the line of a reload
 KILL_MARGIN = 0.3  # seconds after the deadline, for a child to name the blockers
 
@@ -91,7 +92,8 @@ class Supervisor:
         self.packages = Packages()
         self.loaded = {path for _, path in module_files()}
         self.processes = Processes()
-        self.ending = self.hurry = self.importing = False
+        self.ending = self.hurry = False
+        self.importing = ""  # the package that is being imported
         self.interrupted = 0.0
         self.parent = os.getppid()
         self.environ = _own_environment()
@@ -130,6 +132,8 @@ class Supervisor:
             send_signal(pid, signal.SIGKILL)
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
+        # Python waits for threads and exit hooks of the packages that it has imported.
+        shutdown.kill_after(self.options["deadline"], 0, ())
 
     def _wait(self, seconds: float) -> None:
         """Handle the events of the next `seconds`, and kill overdue processes."""
@@ -147,6 +151,12 @@ class Supervisor:
     def _catch_signals(self) -> None:
         for number in self.handled:
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGALRM, self._on_alarm)
+
+    def _on_alarm(self, *_: object) -> None:
+        if self.importing:
+            say(f" * The import of {self.importing} hangs here: each fork imports it.")
+            raise KeyboardInterrupt
 
     def _on_signal(self, number: int, _: object) -> None:
         self.waker()
@@ -212,6 +222,13 @@ class Supervisor:
                 self.changed |= changed
 
     def _on_message(self, runner: Runner, message: dict[str, Any]) -> None:
+        if message.get("patched") and self.fork:
+            # This process has the packages as they are without that.
+            say(" * The application replaces functions of Python: no more forks.")
+            self.fork = False
+            self.packages.waiting.clear()
+            if self.packages.files:
+                self._start_again()
         if "ready" in message:
             self._on_ready(runner)
         if "failed" in message:
@@ -237,6 +254,9 @@ class Supervisor:
                 names[SHOWN_FILES:] = [f"{len(names) - SHOWN_FILES} more"]
             say(f" * Reloaded in {seconds:.2f} s: {', '.join(names)}")
         runner.ready, runner.child.first = True, False
+        is_alone = all(each.ready for each in self.runners) and not self.draining
+        if self.files and is_alone:
+            self.files.forget_writes(min(each.child.began for each in self.runners))
 
     def _on_draining(self, runner: Runner) -> None:
         """Let a child finish its requests while the next one starts."""
@@ -252,15 +272,17 @@ class Supervisor:
         """Import one of the packages that the application uses, for the next fork."""
         if not self.packages.waiting or self.ending:
             return
+        began = seconds_since_boot()
         with suppress(KeyboardInterrupt):
-            self.importing = True
+            self.importing = self.packages.waiting[0]
+            signal.setitimer(signal.ITIMER_REAL, IMPORT_TIMEOUT)
             self.packages.import_next()
-        self.importing = False
-        self._catch_signals()  # The package may have handlers of its own.
-        if hasattr(os.waitpid, "__code__"):  # as after gevent's monkey.patch_all()
-            say(" * A package replaces functions of Python: no more forks.")
-            self.fork = False
-            self._reexec("--no-fork")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.importing = ""
+        # The package may have handlers and programs of its own, and another folder.
+        self._catch_signals()
+        self.processes.keep(began)
+        self._return_to_root()
         if not self.packages.waiting:
             self.loaded = {path for _, path in module_files()}
             gc.freeze()  # A fork can then tell its own objects from these.
@@ -275,9 +297,17 @@ class Supervisor:
             self.reloaded.clear()
         self.reloaded |= changed
         settings = any(path.endswith(SETTINGS) for path in self.reloaded)
-        if settings or self.loaded & self.reloaded:
-            self._reexec()  # If this fails, the next version has the former packages.
+        if settings or self.loaded & self.reloaded or self._is_shadowed():
+            # If this fails, the next version has the former packages.
+            self._reexec()
         self._start_again()
+
+    def _is_shadowed(self) -> bool:
+        """Return whether a changed file takes the place of an imported package."""
+        paths = {os.path.relpath(path, self.root) for path in self.reloaded}
+        names = {path.partition(os.sep)[0].removesuffix(".py") for path in paths}
+        imported = [path for name, path in module_files() if name in names]
+        return any(map(is_installed, imported))
 
     def _start_again(self) -> None:
         self.failed_beside = False
@@ -297,18 +327,21 @@ class Supervisor:
         for runner in self.runners:
             due = time.monotonic() >= runner.start_at and not orphans
             if due and not runner.pid and not self.ending:
-                with suppress(OSError):
-                    os.chdir(self.root)  # It may be a new folder by now.
+                self._return_to_root()
                 _forget_bytecode(self.reloaded)
                 self.beside = bool(self.draining)
                 runner.start(self._close_in_fork if self.fork else None)
+
+    def _return_to_root(self) -> None:
+        with suppress(OSError):  # It may be a new folder by now, or gone.
+            os.chdir(self.root)
 
     def _close_in_fork(self) -> None:
         os.close(self.waker.writing)
         # Temporary folders that packages made in this process belong to it.
         for each in list(cast(Any, weakref.finalize)._registry):
             each.atexit = False
-        for number in self.handled:
+        for number in (*self.handled, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         for key in list(self.selector.get_map().values()):
             os.close(key.fd)
@@ -327,7 +360,7 @@ class Supervisor:
         while self.processes.dying and not self.hurry:
             self._wait(0.05)
 
-    def _reexec(self, *options: str) -> None:
+    def _reexec(self) -> None:
         """Replace this process, to read the packages and the environment again."""
         if "_pydevd_bundle" in sys.modules:  # The debugger's connection would be lost.
             say(" * Packages or settings have changed: restart the debugger.")
@@ -338,11 +371,10 @@ class Supervisor:
             "_FLASK_DEV_FOLDER": self.folder,
             "_FLASK_DEV_LISTENER": f"{self.listener.fileno()} {host} {port}",
         }
-        python = [sys.executable, *sys.orig_argv[1:], *options]
+        python = [sys.executable, *sys.orig_argv[1:]]
         # A setting may be invalid, or an installer has removed a package for a moment.
-        self.reexec_at, error = float("inf"), ""
-        if not options:  # Otherwise gevent would wait for the process.
-            error = _start_error(python, environ, self.listener.fileno())
+        self.reexec_at = float("inf")
+        error = _start_error(python, environ, self.listener.fileno())
         if self.ending:
             return
         if error:

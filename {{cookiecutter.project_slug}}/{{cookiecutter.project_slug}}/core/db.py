@@ -37,7 +37,7 @@ STARTUP_OPTIONS = (
     " -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 )
 # PostgreSQL on Windows rejects the first option, and most poolers reject them all.
-REFUSED = re.compile("client_connection_check|startup param|command-line opt", re.I)
+REJECTED = re.compile("client_connection_check|startup param|command-line opt", re.I)
 
 # PostgreSQL's text holds neither NUL nor half of an emoji that a client has cut.
 # In production, the message of a query's error has only its SQLSTATE.
@@ -267,9 +267,9 @@ def connect() -> Connection:
     except (psycopg2.OperationalError, UnicodeDecodeError) as error:
         # If a message is in another encoding, psycopg2 raises UnicodeDecodeError.
         reason = " ".join(str(getattr(error, "object", error)).split())
-        if REFUSED.search(reason) and STARTUP_OPTIONS in parameters.get("options", ""):
+        if REJECTED.search(reason) and STARTUP_OPTIONS in parameters.get("options", ""):
             if current_app.extensions.pop("startup_options", ""):
-                message = "Connecting without `%s`, which the server refuses: %s"
+                message = "Connecting without `%s`, which the server rejects: %s"
                 current_app.logger.warning(message, STARTUP_OPTIONS, reason)
             return connect()
         raise DatabaseUnavailable(f"DATABASE_URL: {reason}") from error
