@@ -101,6 +101,26 @@ def test_rejected_row(db, number):
             cursor.execute("INSERT INTO notes (body) VALUES (NULL)")
 """
 
+# The server ends sessions that are idle for a second.
+TEST_SESSIONS = """
+import time
+import psycopg2
+from psycopg2.extensions import make_dsn
+
+kept = []
+
+def test_idle(client):
+    time.sleep(2)
+
+def test_after_it(client):
+    assert client.get("/readyz").status_code == 200
+
+def test_connection_of_another_role_stays_open(db, database_url):
+    db.cursor().execute("CREATE ROLE reader LOGIN PASSWORD 'secret'")
+    url = make_dsn(database_url, user="reader", password="secret")
+    kept.append(psycopg2.connect(url, options="-c idle_session_timeout=0"))
+"""
+
 TEST_WAIT = """
 import time
 from pathlib import Path
@@ -194,6 +214,14 @@ def test_each_test_starts_with_what_the_migrations_create(
     (project / ".env").write_text("OWN=text\n")
     tests = "tests/test_audit.py" if seed else "tests"
     run(programs / "pytest", tests, cwd=project, DATABASE_URL=server_url, **editor)
+
+
+def test_idle_and_open_sessions_end_no_run(bake: Bake, superuser_url: str) -> None:
+    project = bake(project_slug="app")
+    programs = install(project)
+    (project / "tests" / "test_sessions.py").write_text(TEST_SESSIONS)
+    url = f"{superuser_url}?options=-c%20idle_session_timeout%3D1000"
+    run(programs / "pytest", "tests/test_sessions.py", cwd=project, DATABASE_URL=url)
 
 
 def test_databases_of_a_killed_run_are_dropped(bake: Bake, server_url: str) -> None:
