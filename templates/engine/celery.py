@@ -287,10 +287,10 @@ class Worker:
     def status(self) -> dict[str, int]:
         """Count the jobs that wait, run and have failed, and the workers.
 
-        With Redis, `oldest_seconds` is the time since the oldest waiting job was sent,
-        and `unacknowledged` counts the jobs that workers have taken, even if they wait
-        for their time or the worker was killed. Asking the workers takes
-        `REPLY_TIMEOUT` seconds.
+        With Redis, `oldest_seconds` is the time since the oldest waiting job was sent.
+        `unacknowledged` counts the jobs that workers have taken, even if they wait for
+        their time or the worker was killed. Asking the workers takes `REPLY_TIMEOUT`
+        seconds.
         """
         celery = get_celery()
         _add_routed_queues(celery)

@@ -2,7 +2,7 @@
 
 A task is a function, and a job is one queued call of it. `flask worker` runs the jobs,
 on as many machines as you want. A job is acknowledged when it has ended, so it may run
-more than once: write tasks that have the same effect when they run twice. A broker
+more than once. Write tasks that have the same effect when they run twice. A broker
 cannot join a transaction: a process that dies right after the commit loses its jobs.
 """
 

@@ -134,7 +134,7 @@ DEFECTS = [
         file="templates/parts/pool.py",
         old="self.waiting[0] is waiter",
         new="self.waiting[-1] is waiter",
-        test="tests/core/test_pool.py::test_who_waits_longest_is_first",
+        test="tests/core/test_pool.py::test_longest_waiter_is_first",
         sign=r"assert \[4, .* == \[0, 1, 2, 3, 4\]",
     ),
     Defect(

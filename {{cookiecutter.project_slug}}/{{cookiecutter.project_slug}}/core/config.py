@@ -113,7 +113,7 @@ def check_url(url: str) -> str:
 
 
 def _parse_key(raw: str) -> str:
-    # Texts such as "changeme" four times, or the command that was copied
+    # This rejects "changeme" four times, and the command itself.
     if len(raw) < 32 or len(set(raw)) < 8 or "token_hex(" in str(raw):
         raise ValueError
     return raw

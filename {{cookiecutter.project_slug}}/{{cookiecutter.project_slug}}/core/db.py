@@ -311,9 +311,9 @@ def connection_parameters() -> dict[str, Any]:
 def init_app(app: Flask) -> None:
     """Give every application context of `app` a connection when it asks for one."""
     app.extensions["startup_options"] = STARTUP_OPTIONS
-    # Flask's hooks are not enough: it stops at the first teardown function that fails,
-    # an error handler here would hide the application's for less specific classes, and
-    # extensions such as Flask-RESTX handle errors before the application does.
+    # Flask stops at the first teardown function that fails. An error handler here would
+    # hide the application's for less specific classes. Extensions such as Flask-RESTX
+    # handle errors before the application does.
     app.do_teardown_appcontext = partial(_tear_down, app.do_teardown_appcontext)  # type: ignore[method-assign]
     app.preprocess_request = partial(_translate_error, app.preprocess_request)  # type: ignore[method-assign]
     app.dispatch_request = partial(_translate_error, app.dispatch_request)  # type: ignore[method-assign]

@@ -50,10 +50,10 @@ SETTINGS: Settings = {
     "MAX_CONTENT_LENGTH": number_setting(1024 * 1024),  # bytes
 }
 
-# The headers of every response, unless the view sets them; see
+# The headers of every response, unless the view sets them. They follow
 # https://cheatsheetseries.owasp.org/cheatsheets/HTTP_Headers_Cheat_Sheet.html
 # The policy rejects inline scripts and styles, and everything from other sites, such as
-# a CDN. A view can set another policy for itself; `app.after_request` can for all.
+# a CDN. A view can set another policy for itself. `app.after_request` can for all.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:;"
     " object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
