@@ -492,6 +492,7 @@ def test_server_starts_after_a_kill_while_it_wrote_its_link(
         ("PGSSLROOTCERT", "system"),
         ("PGGSSENCMODE", "require"),
         ("PGCHANNELBINDING", "require"),
+        ("PGHOSTADDR", "127.0.0.9"),
         ("PGTARGETSESSIONATTRS", "standby"),
     ],
 )

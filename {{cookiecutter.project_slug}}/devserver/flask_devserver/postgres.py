@@ -38,6 +38,7 @@ INSTALLED = (
 )
 # libpq's own variables and services are for another server, so these override them.
 LOCAL = {
+    "hostaddr": "127.0.0.1",
     "sslmode": "disable",
     "sslrootcert": "",
     "gssencmode": "disable",

@@ -306,8 +306,8 @@ class Supervisor:
         """Return whether a changed file takes the place of an imported package."""
         paths = {os.path.relpath(path, self.root) for path in self.reloaded}
         names = {path.partition(os.sep)[0].removesuffix(".py") for path in paths}
-        imported = [path for name, path in module_files() if name in names]
-        return any(map(is_installed, imported))
+        imported = [sys.modules[name] for name in names & sys.modules.keys()]
+        return any(is_installed(str(getattr(m, "__file__", ""))) for m in imported)
 
     def _start_again(self) -> None:
         self.failed_beside = False
