@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 from celery import Celery, shared_task, signals
 from celery import Task as CeleryTask
 from celery.app.log import Logging as CeleryLogging
-from celery.exceptions import Ignore, Reject, WorkerLostError
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, WorkerLostError
 from celery.result import AsyncResult
 from celery.utils import uuid
 from flask import Flask, current_app
@@ -53,6 +54,7 @@ TASKS = f"{__name__.partition('.')[0]}.tasks"
 logger = logging.getLogger(__name__)
 
 URL_EXAMPLE = "redis://localhost:6379/0"
+NUMBER = re.compile(r"/?\d*/?")  # of a database
 
 
 def _is_broker(url: str) -> bool:
@@ -60,7 +62,8 @@ def _is_broker(url: str) -> bool:
     # Otherwise a part of the password is taken for the rest of the URL.
     is_whole = "@" not in parts.path + parts.query and not parts.fragment
     is_known = parts.scheme in {*TRANSPORT_ALIASES, "redis+socket"}
-    return is_known and parts.port != 0 and is_whole
+    has_number = parts.scheme not in ("redis", "rediss") or NUMBER.fullmatch(parts.path)
+    return is_known and parts.port != 0 and is_whole and bool(has_number)
 
 
 def _parse_url(raw: str) -> str:
@@ -98,8 +101,17 @@ INCREMENT = (
 FORGET = "DELETE FROM redelivered_tasks WHERE id = %s RETURNING count"
 
 
+class RetriesExceededError(MaxRetriesExceededError):
+    """All retries have failed. Unlike Celery's message, this one has no arguments."""
+
+    def __init__(self, *_: object, **kwargs: Any) -> None:
+        super().__init__("All retries have failed", **kwargs)
+
+
 class Task(CeleryTask[P, R]):
     """Celery's task, whose `delay` waits for the commit."""
+
+    MaxRetriesExceededError = RetriesExceededError
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send a job once the transaction of `get_db()` is committed.
@@ -129,7 +141,8 @@ class Task(CeleryTask[P, R]):
         began = time.perf_counter()
         try:
             with _limit_redeliveries(app, request), app.app_context():
-                result = self.run(*args, **kwargs)
+                # A retry gets the arguments as they were sent.
+                result = self.run(*deepcopy(args), **deepcopy(kwargs))
         except CONNECTION_ERRORS as error:
             if request.is_eager or not _is_outage(error):
                 raise

@@ -65,6 +65,18 @@ def fail_to_connect() -> None:
     raise OSError
 
 
+@task(autoretry_for=(OSError,), max_retries=1, default_retry_delay=0)
+def empty_and_fail(values: list[int]) -> None:
+    results.append(len(values))
+    values.clear()
+    raise OSError
+
+
+@task(bind=True, max_retries=1, default_retry_delay=0)
+def retry_again(self: Any, secret: str) -> None:
+    raise self.retry()
+
+
 @task(bind=True, autoretry_for=(OSError,), retry_backoff=True)
 def fail_once(self: Any) -> None:
     if not self.request.retries:
@@ -430,6 +442,25 @@ def test_retry_names_the_error_in_the_log(
     assert f"Job {job} ({name}) is retried after OSError" in caplog.messages
 
 
+def test_retry_gets_the_arguments_as_they_were_sent(
+    run_jobs: Callable[[], None], worker: Worker
+) -> None:
+    job = empty_and_fail.delay([1, 2]).id
+    run_jobs()
+    assert results == [2, 2]  # the first run, and one retry
+    assert "[[1, 2]]" in worker.failed()[job]
+
+
+def test_last_retry_quotes_no_argument(
+    run_jobs: Callable[[], None], worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = retry_again.delay("hunter2").id
+    run_jobs()
+    assert "All retries have failed" in worker.failed()[job]
+    assert "All retries have failed" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 def test_worker_has_a_connection_for_each_job(app: Flask) -> None:
     app.config["POOL_SIZE"] = 8
     found = app.test_cli_runner().invoke(args=["worker", "--concurrency", "9"])
@@ -501,7 +532,13 @@ def test_status_has_the_time_of_the_oldest_job_of_any_priority(worker: Worker) -
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://:12#34@host/0", "redis://:12?34@host/0", "other+socket:///34.sock"]
+    "url",
+    [
+        "redis://:12#34@host/0",
+        "redis://:12?34@host/0",
+        "other+socket:///34.sock",
+        "redis://host/name12",
+    ],
 )
 def test_invalid_url_of_the_broker_is_not_quoted(database_url: str, url: str) -> None:
     settings = {"DATABASE_URL": database_url, "CELERY_BROKER_URL": url}
