@@ -29,7 +29,7 @@ from {{ cookiecutter.project_slug }}.core.worker import get_worker
 # DROP DATABASE WITH (FORCE) would also end an autovacuum, which needs a superuser.
 DISCONNECT = """
 SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
-WHERE datname = %s AND pg_has_role(usesysid, 'MEMBER') AND pid <> pg_backend_pid()
+WHERE datname = %s AND pg_has_role(usesysid, 'USAGE') AND pid <> pg_backend_pid()
 """
 
 # The tables and materialized views with rows since they were created or truncated, and
@@ -37,14 +37,14 @@ WHERE datname = %s AND pg_has_role(usesysid, 'MEMBER') AND pid <> pg_backend_pid
 USED = """
 SELECT oid::regclass::text, relkind FROM pg_class
 WHERE relnamespace::regnamespace::text !~ '^(pg_|information_schema)' AND CASE
-    WHEN NOT pg_has_role(relowner, 'MEMBER') THEN false
+    WHEN NOT pg_has_role(relowner, 'USAGE') THEN false
     WHEN relkind = 'S' THEN pg_sequence_last_value(oid) IS NOT NULL
     ELSE relkind IN ('r', 'm') AND pg_relation_size(oid) > 0 END
 ORDER BY oid
 """
 SEQUENCES = """
 SELECT oid::regclass::text FROM pg_class
-WHERE relkind = 'S' AND pg_has_role(relowner, 'MEMBER')
+WHERE relkind = 'S' AND pg_has_role(relowner, 'USAGE')
 """
 
 # PostgreSQL 14 and later would otherwise end the session that has the lock.

@@ -34,7 +34,7 @@ DO $$ DECLARE command text; BEGIN
             FROM pg_publication
             UNION ALL SELECT format('SELECT lo_unlink(%s)', oid), lomowner
             FROM pg_largeobject_metadata
-        ) AS found (text, owner) WHERE pg_has_role(owner, 'MEMBER')
+        ) AS found (text, owner) WHERE pg_has_role(owner, 'USAGE')
     LOOP
         EXECUTE command;
     END LOOP;
