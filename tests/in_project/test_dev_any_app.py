@@ -1111,7 +1111,7 @@ def test_save_is_served_though_a_package_cannot_be_imported_twice(
     lock = "import fcntl\nFILE = open('/tmp/{}', 'w')\nfcntl.flock(FILE, fcntl.LOCK_EX)"
     write_package(site, package, lock.replace("/tmp/{}", str(package.parent / "lock")))
     site.start()
-    site.wait_for_line("The import of package hangs here")
+    site.wait_for_line("The import of package hangs here: no more forks")
     site.reload()
 
 
@@ -1123,6 +1123,30 @@ def test_program_of_a_package_serves_each_version(site: Site, package: Path) -> 
     for _ in range(3):
         assert site.get("/use") == "a\n"
         site.reload()
+
+
+PROGRAM = """
+import os, subprocess
+if "_FLASK_DEV" not in os.environ:
+    subprocess.Popen(["sleep", "1002"])
+"""
+
+
+@linux
+def test_program_of_a_package_ends_with_the_server(site: Site, package: Path) -> None:
+    write_package(site, package, PROGRAM)
+    start_with_package(site)
+    (site.folder / ".env").write_text("A=1\n")
+    site.wait_for(lambda: site.log.count("imported") == 4, "import after the start")
+    assert len(sleeping("1002")) == 1
+    site.interrupt()
+    assert sleeping("1002") == []
+
+
+def sleeping(seconds: str) -> list[psutil.Process]:
+    """Return the processes that sleep for so many seconds."""
+    found = psutil.process_iter(["cmdline"])
+    return [each for each in found if each.info["cmdline"] == ["sleep", seconds]]
 
 
 @linux
@@ -1145,6 +1169,17 @@ def test_local_copy_of_a_package_is_served(
         site.wait_for(lambda: site.log.count("imported") == 2, "import for a fork")
     (site.folder / "package.py").write_text("VALUE = 1\n")
     site.wait_for(lambda: site.get("/use") == "1", "local copy")
+
+
+@linux
+def test_template_of_the_name_of_a_package_only_reloads(
+    site: Site, package: Path
+) -> None:
+    write_package(site, package, "")
+    (site.folder / "package").mkdir()
+    start_with_package(site)
+    assert site.reloads_after("package/page.html", "1")
+    assert "starting again" not in site.log
 
 
 def test_package_may_change_the_folder(site: Site, package: Path) -> None:

@@ -107,19 +107,28 @@ class Processes:
 
     def __init__(self) -> None:
         self.dying: dict[int, tuple[float, signal.Signals, str]] = {}
-        # Daemons whose names were printed, and what the application has not started.
-        self.kept: set[int] = set()
+        # Daemons whose names were printed, and children from before `flask dev`
+        self.kept = _children()
+        self.of_packages: set[int] = set()  # programs that they start when imported
         if sys.platform == "linux":  # Orphans become children of this process.
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self.keep(0.0)
         self.settings: list[Any] = []  # of the terminal, if the standard input is one
         with suppress(termios.error, OSError, ValueError):
             self.settings = termios.tcgetattr(0)
 
-    def keep(self, since: float) -> None:
-        """Leave the children alone that started after a time, in seconds since boot."""
-        ticks = since * os.sysconf("SC_CLK_TCK")
-        self.kept |= {pid for pid in _children() if _start_time(pid) >= int(ticks)}
+    def keep_programs(self, since: float) -> None:
+        """Keep what a package has started since a time, in seconds since boot."""
+        ticks = int(since * os.sysconf("SC_CLK_TCK"))
+        new = {pid for pid in _children() if _start_time(pid) >= ticks}
+        # An orphan of the application may have arrived meanwhile.
+        new = {pid for pid in new if b"_FLASK_DEV=" not in _read(pid, "environ")}
+        self.of_packages |= new
+
+    def end_programs_of_packages(self) -> None:
+        """Stop what packages have started."""
+        for pid in self.of_packages & _children():
+            self._end_orphan(pid)
+        self.of_packages.clear()
 
     def end(self, pid: int, seconds: float, name: str) -> None:
         """Ask a process to exit, and kill it after that many `seconds`."""
@@ -146,6 +155,7 @@ class Processes:
         with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
+                self.kept.discard(pid)
                 self._restore_terminal()
                 yield pid, None if self.dying.pop(pid, None) else status
 
@@ -159,7 +169,8 @@ class Processes:
 
         A child that started after the process `successor` belongs to that one.
         """
-        for pid in _children().difference(known, self.dying, self.kept):
+        kept = self.kept | self.of_packages
+        for pid in _children().difference(known, self.dying, kept):
             if _start_time(pid) < _start_time(successor):
                 self._end_orphan(pid)
 

@@ -25,6 +25,7 @@ DEADLINE = 1.0  # seconds for the old process to exit
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
 UNKNOWN = "an unknown place"
 PR_SET_PDEATHSIG = 1
+OLD = "The old process"
 
 
 def guard() -> None:
@@ -54,17 +55,21 @@ def _kill_at_exit(running: Any) -> None:
     _kill(DEADLINE, 3)  # Werkzeug starts a new child after code 3.
 
 
-def kill_after(seconds: float, exit_code: int, requests: Iterable[str]) -> None:
-    """Kill this process after that many `seconds`.
+def kill_after(
+    seconds: float, exit_code: int, requests: Iterable[str], name: str = OLD
+) -> None:
+    """Kill this process, which has that `name` in the message, after so many `seconds`.
 
     Name what blocks the exit, and the `requests` that have not finished by then.
     """
-    start_new_thread(_kill, (seconds, exit_code, requests))
+    start_new_thread(_kill, (seconds, exit_code, requests, name))
 
 
-def _kill(seconds: float, exit_code: int, requests: Iterable[str] = ()) -> None:
+def _kill(
+    seconds: float, exit_code: int, requests: Iterable[str] = (), name: str = OLD
+) -> None:
     sleep(seconds)
-    print(describe_blockers(seconds), file=sys.stderr, flush=True)
+    print(describe_blockers(seconds, name), file=sys.stderr, flush=True)
     name_aborted(requests)
     os._exit(exit_code)
 
@@ -112,7 +117,7 @@ def remember_thread_origins() -> None:
     threading.Thread.start = remember_and_start  # type: ignore[method-assign]
 
 
-def describe_blockers(deadline: float) -> str:
+def describe_blockers(deadline: float, name: str = OLD) -> str:
     """Name what blocked the exit for `deadline` seconds, and say how to cure it."""
     main = threading.main_thread()
     threads = [each for each in threading.enumerate() if each is not main]
@@ -125,7 +130,7 @@ def describe_blockers(deadline: float) -> str:
     if not lines:
         hook = f"An exit hook (atexit) is still running, at {position(main)}"
         lines.append(f"   {hook}. Let it wait with a deadline.")
-    title = f" * The old process did not exit within {deadline:g} s and was killed."
+    title = f" * {name} did not exit within {deadline:g} s and was killed."
     return "\n".join([title, *lines])
 
 

@@ -46,7 +46,7 @@ LAST_DEADLINE = 0.4  # seconds for requests when the server stops
 RESTART_DELAY = 5.0  # seconds until a child that failed at once starts again
 RETRY_DELAY = 3.0  # seconds until flask dev tries to start again
 START_TIMEOUT = 10.0  # seconds for the trial of that
-IMPORT_TIMEOUT = 10.0  # seconds for the import of a package for the next fork
+IMPORT_TIMEOUT = 10.0  # seconds for the import of a package, besides the app's own
 SHOWN_FILES = 5  # in the line of a reload
 KILL_MARGIN = 0.3  # seconds after the deadline, for a child to name the blockers
 
@@ -94,6 +94,7 @@ class Supervisor:
         self.processes = Processes()
         self.ending = self.hurry = False
         self.importing = ""  # the package that is being imported
+        self.imported_at, self.slowest = float("inf"), 0.0  # the slowest start
         self.interrupted = 0.0
         self.parent = os.getppid()
         self.environ = _own_environment()
@@ -133,7 +134,7 @@ class Supervisor:
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
         # Python waits for threads and exit hooks of the packages that it has imported.
-        shutdown.kill_after(self.options["deadline"], 0, ())
+        shutdown.kill_after(self.options["deadline"], 0, (), "flask dev")
 
     def _wait(self, seconds: float) -> None:
         """Handle the events of the next `seconds`, and kill overdue processes."""
@@ -151,11 +152,13 @@ class Supervisor:
     def _catch_signals(self) -> None:
         for number in self.handled:
             signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGALRM, self._on_alarm)
 
     def _on_alarm(self, *_: object) -> None:
         if self.importing:
-            say(f" * The import of {self.importing} hangs here: each fork imports it.")
+            # Half a package in this process would break the forks.
+            say(f" * The import of {self.importing} hangs here: no more forks.")
+            self.fork = False
+            self.packages.waiting.clear()
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, _: object) -> None:
@@ -227,7 +230,7 @@ class Supervisor:
             say(" * The application replaces functions of Python: no more forks.")
             self.fork = False
             self.packages.waiting.clear()
-            if self.packages.files:
+            if runner.child.began > self.imported_at:
                 self._start_again()
         if "ready" in message:
             self._on_ready(runner)
@@ -245,14 +248,16 @@ class Supervisor:
             self.packages.add(modules)
 
     def _on_ready(self, runner: Runner) -> None:
+        seconds = time.monotonic() - runner.child.began
+        self.slowest = max(self.slowest, seconds)
         if runner is self.web and runner.child.first:
             say(f" * Serving {self._url()}; press Ctrl-C to quit.")
         elif runner is self.web:
-            seconds = time.monotonic() - runner.child.began
             names = sorted(os.path.relpath(path, self.root) for path in self.reloaded)
             if len(names) > SHOWN_FILES:  # as after a checkout of another branch
                 names[SHOWN_FILES:] = [f"{len(names) - SHOWN_FILES} more"]
-            say(f" * Reloaded in {seconds:.2f} s: {', '.join(names)}")
+            changed = f": {', '.join(names)}" if names else ""
+            say(f" * Reloaded in {seconds:.2f} s{changed}")
         runner.ready, runner.child.first = True, False
         is_alone = all(each.ready for each in self.runners) and not self.draining
         if self.files and is_alone:
@@ -273,15 +278,21 @@ class Supervisor:
         if not self.packages.waiting or self.ending:
             return
         began = seconds_since_boot()
+        self.imported_at = min(self.imported_at, time.monotonic())
+        former = signal.signal(signal.SIGALRM, self._on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, IMPORT_TIMEOUT + 2 * self.slowest)
         with suppress(KeyboardInterrupt):
-            self.importing = self.packages.waiting[0]
-            signal.setitimer(signal.ITIMER_REAL, IMPORT_TIMEOUT)
-            self.packages.import_next()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        self.importing = ""
+            try:
+                self.importing = self.packages.waiting[0]
+                self.packages.import_next()
+            finally:
+                self.importing = ""
+        if signal.getsignal(signal.SIGALRM) == self._on_alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, former)
         # The package may have handlers and programs of its own, and another folder.
         self._catch_signals()
-        self.processes.keep(began)
+        self.processes.keep_programs(began)
         self._return_to_root()
         if not self.packages.waiting:
             self.loaded = {path for _, path in module_files()}
@@ -305,7 +316,9 @@ class Supervisor:
     def _is_shadowed(self) -> bool:
         """Return whether a changed file takes the place of an imported package."""
         paths = {os.path.relpath(path, self.root) for path in self.reloaded}
-        names = {path.partition(os.sep)[0].removesuffix(".py") for path in paths}
+        tops = {path.partition(os.sep)[0] for path in paths}
+        names = {t for t in tops if os.path.exists(f"{self.root}/{t}/__init__.py")}
+        names |= {top.removesuffix(".py") for top in tops if top.endswith(".py")}
         imported = [sys.modules[name] for name in names & sys.modules.keys()]
         return any(is_installed(str(getattr(m, "__file__", ""))) for m in imported)
 
@@ -314,7 +327,7 @@ class Supervisor:
         for runner in self.runners:
             runner.child.began = time.monotonic()
             runner.started = time.time() - 0.01
-            runner.start_at = 0
+            runner.start_at, runner.ready = 0, False
             self._stop(runner)
 
     def _start_children(self) -> None:
@@ -341,7 +354,7 @@ class Supervisor:
         # Temporary folders that packages made in this process belong to it.
         for each in list(cast(Any, weakref.finalize)._registry):
             each.atexit = False
-        for number in (*self.handled, signal.SIGALRM):
+        for number in self.handled:
             signal.signal(number, signal.SIG_DFL)
         for key in list(self.selector.get_map().values()):
             os.close(key.fd)
@@ -357,6 +370,7 @@ class Supervisor:
     def _stop_children(self) -> None:
         for runner in self.runners:
             self._stop(runner)
+        self.processes.end_programs_of_packages()
         while self.processes.dying and not self.hurry:
             self._wait(0.05)
 
