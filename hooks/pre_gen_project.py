@@ -42,11 +42,11 @@ def find_old_program():
 def find_bad_choice():
     # Cookiecutter takes the answers of a replay file as they are. cruft reads none.
     folder = Path(os.environ.get("PWD", ""), ANSWERS.get("_repo_dir", ""))
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         questions = json.loads((folder / "cookiecutter.json").read_text("utf-8"))
         for name, choices in questions.items():
             is_choice = isinstance(choices, list) and not name.startswith("_")
-            if is_choice and ANSWERS[name] not in choices:
+            if is_choice and ANSWERS.get(name, choices[0]) not in choices:
                 return f"{name} is {ANSWERS[name]!r}: use one of {', '.join(choices)}."
     if not isinstance(ANSWERS["docker"], bool):
         return f"docker is {ANSWERS['docker']!r}: use true or false, without quotes."

@@ -121,7 +121,8 @@ def _secret_key(path: Path) -> str:
     if not os.access(path.parent, os.W_OK):
         message = "is not writable: run this as its owner, or move it away."
         raise ConfigError(f"{path.parent} {message}")
-    # Several processes may start together: the first link wins.
+    # Several processes may start together: the first link wins. Without links, the last
+    # file wins, and the others use their key until they start again.
     draft = path.with_suffix(f".{os.getpid()}")
     draft.touch(mode=0o600)
     draft.write_text(secrets.token_hex())
