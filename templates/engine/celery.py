@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 ENGINE_ERRORS = (KombuError, RedisError)
 REPLY_TIMEOUT = 0.5  # seconds that workers have to respond
+RECHECK_DELAY = 3.0  # seconds between two checks for pending migrations
 
 # In a thread, `--beat` ends with its worker. A process would outlive a worker that is
 # killed, and enqueue each job a second time.
@@ -260,7 +261,9 @@ class Worker:
         """
         celery = self.get_ready()
         with self.app.app_context():
-            check_readiness()  # It logs what is wrong; the jobs wait meanwhile.
+            # It logs what is wrong. A job that fails is listed in a table.
+            while check_readiness() == "migrations pending":
+                time.sleep(RECHECK_DELAY)
         concurrency = self.app.config["WORKER_CONCURRENCY"]
         options = ["--pool=threads", f"--concurrency={concurrency}"]
         options += ["--loglevel=WARNING", "--without-gossip", "--without-mingle"]

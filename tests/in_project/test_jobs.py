@@ -259,6 +259,19 @@ def test_worker_does_without_rejected_startup_options(
     assert poll(lambda: count(database, "effects") == 1, 15)
 
 
+def test_worker_waits_for_migrations(
+    app: Flask, database: Database, workers: Workers
+) -> None:
+    returned = "WHERE name = '0001_notes.sql' RETURNING name, checksum"
+    [row] = database.query(f"DELETE FROM schema_migrations {returned}")
+    workers.start()
+    give(app, 1, 0.0)
+    assert poll(lambda: "0001_notes.sql is pending" in workers.log.read_text())
+    assert count(database, "runs") == 0
+    database.query(f"INSERT INTO schema_migrations VALUES {row} RETURNING name")
+    assert poll(lambda: count(database, "effects") == 1)
+
+
 def test_worker_names_a_database_that_is_away_when_it_starts(
     app: Flask, database: Database, workers: Workers
 ) -> None:

@@ -107,9 +107,9 @@ class Processes:
 
     def __init__(self) -> None:
         self.dying: dict[int, tuple[float, signal.Signals, str]] = {}
-        # Daemons whose names were printed, and children from before `flask dev`
+        # These are daemons whose names were printed, and children from before.
         self.kept = _children()
-        self.of_packages: set[int] = set()  # programs that they start when imported
+        self.of_packages: set[int] = set()  # programs that packages have started
         if sys.platform == "linux":  # Orphans become children of this process.
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.settings: list[Any] = []  # of the terminal, if the standard input is one
@@ -156,6 +156,7 @@ class Processes:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
                 self.kept.discard(pid)
+                self.of_packages.discard(pid)
                 self._restore_terminal()
                 yield pid, None if self.dying.pop(pid, None) else status
 
