@@ -140,8 +140,9 @@ def test_filter_of_the_owner_applies_to_the_lines_of_requests(
     (logger if place == "logger" else handler).addFilter(is_no_health_check)
     for path in ("/healthz", "/items"):
         app.test_client().get(path)
-    [line] = stream.getvalue().splitlines()
-    assert json.loads(line)["path"] == "/items"
+    # On a busy machine, a slow connection adds a line to the log.
+    lines = map(json.loads, stream.getvalue().splitlines())
+    assert [line["path"] for line in lines if "path" in line] == ["/items"]
 
 
 def test_line_of_a_request_is_written_at_once(
