@@ -9,6 +9,25 @@ PING_AFTER_IDLE = 1.0  # seconds since a connection was returned
 PING_TIMEOUT = 1.0  # seconds
 
 
+# The hooks of the process must not keep the pools of former applications.
+pools: WeakSet["Pool"] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in list(pools):
+        pool.close()
+
+
+def _reset_all() -> None:
+    for pool in list(pools):
+        pool.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
+    os.register_at_fork(after_in_child=_reset_all)
+
+
 class FairSemaphore:
     """Let `size` threads in at a time, first come, first served.
 

@@ -85,25 +85,6 @@ class Pool:
         return None
 
 
-# The hooks of the process must not keep the pools of former applications.
-pools: WeakSet[Pool] = WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for pool in list(pools):
-        pool.close()
-
-
-def _reset_all() -> None:
-    for pool in list(pools):
-        pool.reset_after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # Windows has no fork.
-    os.register_at_fork(after_in_child=_reset_all)
-
-
 def init_app(app: Flask) -> None:
     """Let the contexts of `app` share a pool instead of connecting each."""
     app.extensions["pool"] = Pool(app.config)

@@ -1108,8 +1108,9 @@ def test_package_cannot_delay_the_end(site: Site, package: Path, text: str) -> N
 def test_save_is_served_though_a_package_cannot_be_imported_twice(
     site: Site, package: Path
 ) -> None:
-    lock = "import fcntl\nFILE = open('/tmp/{}', 'w')\nfcntl.flock(FILE, fcntl.LOCK_EX)"
-    write_package(site, package, lock.replace("/tmp/{}", str(package.parent / "lock")))
+    file = package.with_name("lock")
+    lock = f"import fcntl\nFILE = open({str(file)!r}, 'w')\nfcntl.flock(FILE, 2)"
+    write_package(site, package, lock)
     site.start()
     site.wait_for_line("The import of package hangs here: no more forks")
     site.reload()

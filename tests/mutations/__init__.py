@@ -122,7 +122,7 @@ DEFECTS = [
     ),
     Defect(
         words="A forked process uses its parent's connections",
-        file="templates/pool/psycopg2.py",
+        file="templates/parts/pool.py",
         old="    os.register_at_fork(after_in_child=_reset_all)",
         new="    pass",
         test="tests/core/test_pool.py"

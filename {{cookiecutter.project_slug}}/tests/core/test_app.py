@@ -12,7 +12,7 @@ from io import BytesIO, StringIO, TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from flask import Blueprint, Flask, abort, g, redirect, session
@@ -109,12 +109,18 @@ def test_request_is_logged(app: Flask, log: pytest.LogCaptureFixture) -> None:
     assert expected.items() <= line.items()
 
 
+def production_handler(stream: TextIO) -> logging.Handler:
+    """Return a handler of the log like that of production."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(RequestIdFilter())
+    return handler
+
+
 def test_production_log_has_the_fields_of_the_formatter(
     app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = logging.StreamHandler(stream := StringIO())
-    handler.setFormatter(JsonFormatter())
-    handler.addFilter(RequestIdFilter())
+    handler = production_handler(stream := StringIO())
     began = datetime.now(UTC) - timedelta(milliseconds=1)
     for others in ([], [logging.NullHandler()]):
         monkeypatch.setattr(logging.root, "handlers", [handler, *others])
@@ -131,9 +137,7 @@ def test_production_log_has_the_fields_of_the_formatter(
 def test_filter_of_the_owner_applies_to_the_lines_of_requests(
     app: Flask, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    handler = logging.StreamHandler(stream := StringIO())
-    handler.setFormatter(JsonFormatter())
-    handler.addFilter(RequestIdFilter())
+    handler = production_handler(stream := StringIO())
     monkeypatch.setattr(logging.root, "handlers", [handler])
     logger = logging.getLogger(JsonFormatter.__module__)
     monkeypatch.setattr(logger, "filters", [])
@@ -148,9 +152,7 @@ def test_filter_of_the_owner_applies_to_the_lines_of_requests(
 def test_line_of_a_request_is_written_at_once(
     app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = logging.StreamHandler(TextIOWrapper(written := BytesIO()))
-    handler.setFormatter(JsonFormatter())
-    handler.addFilter(RequestIdFilter())
+    handler = production_handler(TextIOWrapper(written := BytesIO()))
     monkeypatch.setattr(logging.root, "handlers", [handler])
     app.test_client().get("/items")
     assert b"GET /items 200 " in written.getvalue()
@@ -168,9 +170,7 @@ class SlowStream(StringIO):
 def test_lines_of_several_threads_are_whole(
     app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = logging.StreamHandler(stream := SlowStream())
-    handler.setFormatter(JsonFormatter())
-    handler.addFilter(RequestIdFilter())
+    handler = production_handler(stream := SlowStream())
     monkeypatch.setattr(logging.root, "handlers", [handler])
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(app.test_client().get, ["/items"] * 40))

@@ -83,7 +83,8 @@ def test_command_lists_the_files_before_a_rejected_one(
 ) -> None:
     (tmp_path / "migrations" / "0002_bad.sql").write_text("CREATE")
     output = runner.invoke(args=["migrate"]).output
-    assert "Applied 0001_made.sql\nError: 0002_bad.sql, line 1: " in output
+    last = output.rpartition("Applied ")[2]
+    assert last.startswith("0001_made.sql\nError: 0002_bad.sql, line 1: ")
 
 
 def test_command_lists_pending_migrations(runner: FlaskCliRunner) -> None:
@@ -599,7 +600,7 @@ def test_forgetting_no_name_applies_nothing(
 ) -> None:
     assert runner.invoke(args=["migrate", "--forget", ""]).exit_code == 1
     with app.app_context():
-        assert module.find_problem(empty) != ""
+        assert module.status(empty)["0001_made.sql"] == "Pending"
 
 
 def test_runners_that_start_together_apply_each_file_once(

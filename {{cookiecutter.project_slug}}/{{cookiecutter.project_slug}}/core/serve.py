@@ -136,6 +136,6 @@ def _stop_with_parent(stop_timeout: int) -> None:
     if parent := parent_process():
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-        # A worker that has just begun to handle the signal can lose it.
+        # granian ignores a signal that comes before its worker waits for one.
         time.sleep(stop_timeout)
         os._exit(1)
